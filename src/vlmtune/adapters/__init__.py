@@ -1,0 +1,1 @@
+"""LORA: wrap, merge, and files in PEFT's layout."""

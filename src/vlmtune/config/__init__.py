@@ -1,0 +1,1 @@
+"""WHAT TO RUN: the experiment file, its defaults and its checks."""

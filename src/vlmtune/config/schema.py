@@ -1,0 +1,157 @@
+"""The experiment file as typed values. One YAML file is one `Experiment`; every key is documented here once.
+
+`None` means "decided from the base model and the data" (see `recipes.py`); the resolved file in a run folder has no
+`None` left where a decision was made.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _number_from_text(value: Any) -> Any:
+    """PyYAML reads `5e-4` as text (YAML 1.1 wants `5.0e-4`); people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number_from_text)]
+Fraction = Annotated[float, BeforeValidator(_number_from_text), Field(gt=0, le=1)]
+Positive = Annotated[float, BeforeValidator(_number_from_text), Field(gt=0)]
+NonNegative = Annotated[float, BeforeValidator(_number_from_text), Field(ge=0)]
+
+ListLabels = Literal["prompt", "never", "drop-after-first-epoch"]
+ImagePosition = Literal["first", "last"]
+
+
+class Section(BaseModel):
+    """A part of the file. An unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class ModelSection(Section):
+    """Which model is made an expert."""
+
+    base: str = "builtin:tiny"
+    """A hub id, a local folder in the hub's layout, or `builtin:tiny`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    min_image_tokens: int | None = Field(default=None, ge=1)
+    max_image_tokens: int | None = Field(default=None, ge=1)
+    do_image_splitting: bool | None = None
+
+
+class DataSection(Section):
+    """Where the pictures are. A plain string in YAML stands for `source`."""
+
+    source: str = "builtin:digits"
+    """A folder of class folders, a CSV/JSONL/parquet file, a `datasets` folder, a hub id, or `builtin:digits`."""
+    revision: str | None = None
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    image_column: str | None = None
+    label_column: str | None = None
+    question_column: str | None = None
+    train_split: str | None = None
+    validation_split: str | None = None
+    test_split: str | None = None
+    validation_fraction: Fraction = 0.1
+    """Share of the training pictures held out, stratified, when the source has no validation split."""
+    test_fraction: Fraction = 0.2
+    """Share held out for the test when the source has no test split."""
+    fraction: Fraction = 1.0
+    """Share of the training pictures to learn from, stratified by label."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many training pictures, stratified by label."""
+    limit_validation: int | None = Field(default=None, ge=1)
+    limit_test: int | None = Field(default=None, ge=1)
+
+
+class TaskSection(Section):
+    """What is asked of a picture."""
+
+    kind: Literal["classify", "vqa"] = "classify"
+    labels: list[str] | None = None
+    """The closed set of stored labels, in the order they are listed. Default: from the data."""
+    label_names: dict[str, str | list[str]] | None = None
+    """Stored label -> the name the model is shown (or several surface forms, the first of which is trained on)."""
+    system_prompt: str | None = None
+    """May hold `{labels}`, replaced by the list of shown names."""
+    user_prompt: str | None = None
+    """May hold `{labels}`."""
+    list_labels: ListLabels | None = None
+    image_position: ImagePosition = "first"
+
+
+class AdapterSection(Section):
+    """What is learned. LoRA on `targets`, and whole `parts` trained fully; either may be empty."""
+
+    targets: list[str] | None = None
+    """Roles (attention, mlp, conv, connector, vision_attention, vision_mlp) or raw layer names (q_proj, w1…)."""
+    parts: list[str] | None = None
+    """Trained fully: connector, vision_tower, embeddings, language_model, everything."""
+    rank: int | None = Field(default=None, ge=1)
+    alpha: Positive | None = None
+    dropout: Annotated[float, BeforeValidator(_number_from_text), Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
+    learning_rate_factors: dict[str, NonNegative] = Field(default_factory=dict)
+    """Role or part -> factor on the learning rate."""
+
+
+class TrainSection(Section):
+    """How it is learned."""
+
+    epochs: Positive | None = None
+    max_steps: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    """Pictures in one micro-batch, which is one prefix tree."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    learning_rate: Positive | None = None
+    warmup_ratio: Annotated[float, BeforeValidator(_number_from_text), Field(ge=0, le=1)] = 0.05
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Number, Number] = (0.9, 0.999)
+    max_grad_norm: Positive = 1.0
+    loss: Literal["answer", "all"] = "answer"
+    """`all` also learns the prompt, as the older repos did; for comparison."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between validations. Default: ten times a run, at least once an epoch."""
+    save_every: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    augment: Literal["none", "flip-crop", "shift-rotate"] | None = None
+    feature_cache: Literal["auto", "on", "off"] = "auto"
+    checkpoint_activations: Literal["auto", "on", "off"] = "auto"
+
+
+class EvaluateSection(Section):
+    """How it is measured."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    mode: Literal["full", "argmax"] = "full"
+    """`full` scores every label; `argmax` proves the winner only, and is faster."""
+    batch_size: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Experiment(Section):
+    """One experiment: the whole YAML file."""
+
+    name: str | None = None
+    """The run folder's name. Default: the file's name."""
+    seed: int = Field(default=0, ge=0)
+    output_dir: str = "runs"
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=DataSection)
+    task: TaskSection = Field(default_factory=TaskSection)
+    adapter: AdapterSection = Field(default_factory=AdapterSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)

@@ -1,0 +1,1 @@
+"""EXAMPLES: pictures with their answers, whatever the source."""

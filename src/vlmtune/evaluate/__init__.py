@@ -1,0 +1,1 @@
+"""MEASURE: whole splits, metrics, statistics."""

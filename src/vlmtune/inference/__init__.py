@@ -1,0 +1,1 @@
+"""ASK: the prefix tree, label scoring, generation, Predictor."""

@@ -1,0 +1,1 @@
+"""NETWORKS: one readable file a network, behind one interface."""

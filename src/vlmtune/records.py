@@ -1,0 +1,127 @@
+"""Plain data that passes between the packages: no torch, no I/O beyond opening one image."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from vlmtune.errors import UnreadableImageError
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """A picture that is opened when it is needed: a file, or encoded bytes (a parquet cell, an upload).
+
+    Exactly one of ``path`` and ``data`` is set; ``name`` says in messages which picture it is.
+    """
+
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+    name: str = ""
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises UnreadableImageError."""
+        if self.data is not None:
+            return self.data
+        assert self.path is not None
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(self.path, error.strerror or str(error)) from error
+
+    def open(self) -> Image.Image:
+        """Decode to RGB, upright (EXIF orientation applied), transparency over white. Raises UnreadableImageError."""
+        from PIL import ImageOps
+
+        try:
+            image = Image.open(io.BytesIO(self.read()))
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                canvas = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(canvas, image)
+            return image.convert("RGB")
+        except UnreadableImageError:
+            raise
+        # Pillow raises OSError, SyntaxError, ValueError, struct.error and more, by format, on damaged input.
+        except Exception as error:
+            raise UnreadableImageError(self.name or self.path or "image", str(error)) from error
+
+    def digest(self) -> str:
+        """SHA-256 of the encoded bytes: the identity of a picture in caches and duplicate checks."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One picture with its accepted answers, and with a question where the task asks one.
+
+    ``answers`` holds the stored label (classification: exactly one) or every annotator's answer (VQA: up to ten).
+    ``id`` is unique and stable within a data set: a path relative to the source, or ``split/row``.
+    """
+
+    id: str
+    image: ImageSource
+    answers: tuple[str, ...]
+    question: str | None = None
+    question_type: str | None = None
+    answer_type: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The stored label of a classification example."""
+        return self.answers[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """The closed set of answers: stored names in a fixed order, and the text the model is shown and scored on.
+
+    ``shown[i]`` are the surface forms of ``stored[i]``: the first is listed in prompts and trained on, all are scored.
+    """
+
+    stored: tuple[str, ...]
+    shown: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def index(self, label: str) -> int:
+        """Position of a stored label. Raises ValueError if it is not in the set."""
+        return self.stored.index(label)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScores:
+    """One picture's result of the closed-set scorer.
+
+    ``log_probs[i]`` is log p(label i | picture, prompt) normalised over the label set; ``scores[i]`` the
+    unnormalised sum of token log-probabilities, end token included. ``log_probs`` and ``scores`` are None in
+    arg-max mode, which proves the winner without scoring every label.
+    """
+
+    prediction: str
+    log_prob: float
+    log_probs: tuple[float, ...] | None = None
+    scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One evaluated example. ``error`` is set, and ``prediction`` None, when its picture could not be read."""
+
+    id: str
+    truth: tuple[str, ...]
+    prediction: str | None
+    log_probs: tuple[float, ...] | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    image: str | None = None
+    question: str | None = None
+    question_type: str | None = None
+    answer_type: str | None = None

@@ -1,0 +1,1 @@
+"""PROMPTS: tokenizer, chat template, and a prompt cut into token segments."""

@@ -1,0 +1,1 @@
+"""LEARN: preflight, step, loop, checkpoints."""
