@@ -1,0 +1,195 @@
+"""Hand-written forward and backward passes of the operations that dominate activation memory.
+
+Autograd keeps every intermediate of a formula; these keep only what the backward pass cannot recompute
+cheaply. The network files (`rms_norm`, `swiglu`) and `adapters.lora` (`lora_linear`) call them. Where no gradient
+is asked for, each runs as plain operations and saves nothing. First-order gradients only.
+
+Compute types: reductions run in float32 (float64 for float64 input, so that gradcheck means something);
+results have the type of `x`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension (arXiv 1910.07467), rounded as transformers' Lfm2RMSNorm.
+
+    Args:
+        x: [..., D].
+        weight: [D]; cast to x's type if it is kept in another (a part trained in float32 under bfloat16).
+        eps: added to the mean square.
+
+    Returns:
+        [..., D] in x's type. For the backward pass x, weight and float32[..., 1] reciprocal roots are kept.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        out: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return out
+    return _rms_norm_forward(x, weight, eps)[0]
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, both [..., D] (arXiv 2002.05202); only the two inputs are kept for the backward pass."""
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        out: Tensor = _SwiGlu.apply(gate, up)  # type: ignore[no-untyped-call]
+        return out
+    return F.silu(gate).mul_(up)
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    dropout_mask: Tensor | None = None,
+) -> Tensor:
+    """x Wᵀ + bias + scale · ((x ∘ mask) Aᵀ) Bᵀ, a frozen linear layer with LoRA (arXiv 2106.09685).
+
+    Args:
+        x: [..., D_in], of weight's type.
+        weight: [D_out, D_in], frozen: it gets no gradient (if it asks for one, plain autograd runs instead).
+        bias: [D_out] or None, frozen likewise.
+        a: [R, D_in] and b: [D_out, R], usually float32. They are cast to x's type for the products; their
+            gradients come back in their own type.
+        scale: alpha / rank (alpha / √rank for rsLoRA). With dropout the caller folds 1 / (1 - p) into it.
+        dropout_mask: bool[..., D_in], true where x is kept for the low-rank branch; None keeps all.
+
+    Returns:
+        [..., D_out] in x's type. For the backward pass x, the mask and x Aᵀ ([..., R]) are kept.
+    """
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad)
+    frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+    if needs_grad and frozen:
+        out: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, dropout_mask)  # type: ignore[no-untyped-call]
+        return out
+    if torch.is_grad_enabled() and not frozen:
+        dropped = x if dropout_mask is None else x * dropout_mask
+        low = F.linear(dropped, a.to(x.dtype))
+        return F.linear(x, weight, bias) + F.linear(low, b.to(x.dtype)) * scale
+    return _lora_forward(x, weight, bias, a, b, scale, dropout_mask)[0]
+
+
+def _reduction_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.to(_reduction_dtype(x.dtype))
+    inverse_rms = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    # The rounding to x's type comes before the weight, as in the reference.
+    return (wide * inverse_rms).to(x.dtype).mul_(weight.to(x.dtype)), inverse_rms
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out, inverse_rms = _rms_norm_forward(x, weight, eps)
+        ctx.save_for_backward(x, weight, inverse_rms)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, inverse_rms = ctx.saved_tensors
+        grad = grad.to(inverse_rms.dtype)
+        normal = x.to(inverse_rms.dtype) * inverse_rms
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad * normal).flatten(0, -2).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            # d/dx of x·r, r = (mean x² + eps)^-1/2:  r · (g − n · mean(g · n)),  n = x·r, g = grad · weight
+            wide = grad * weight
+            mean = (wide * normal).mean(-1, keepdim=True)
+            grad_x = wide.addcmul_(normal, mean, value=-1).mul_(inverse_rms).to(x.dtype)
+        return grad_x, grad_weight, None
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        gate, up = ctx.saved_tensors
+        grad_gate = grad_up = None
+        if ctx.needs_input_grad[0]:
+            grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        if ctx.needs_input_grad[1]:
+            grad_up = F.silu(gate).mul_(grad)
+        return grad_gate, grad_up
+
+
+def _lora_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    dropout_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    out = F.linear(x, weight, bias)
+    low = F.linear(x if dropout_mask is None else x * dropout_mask, a.to(x.dtype))  # [..., R]
+    # Into the large product's own memory: no second [..., D_out].
+    out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.to(x.dtype).t(), alpha=scale)
+    return out, low
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        dropout_mask: Tensor | None,
+    ) -> Tensor:
+        out, low = _lora_forward(x, weight, bias, a, b, scale, dropout_mask)
+        ctx.scale = scale
+        # The casts of A and B are small and are made again; what is not needed for a gradient is not kept.
+        _, _, _, a_learns, b_learns, _, _ = ctx.needs_input_grad
+        mask = dropout_mask if a_learns or ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(x if a_learns else None, weight, a, b, low if b_learns else None, mask)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, low, mask = ctx.saved_tensors
+        scale: float = ctx.scale
+        grad_x = grad_a = grad_b = None
+        flat = grad.reshape(-1, grad.shape[-1])  # [N, D_out]
+        x_learns, _, _, a_learns, b_learns, _, _ = ctx.needs_input_grad
+        if b_learns:
+            grad_b = torch.mm(flat.t(), low.view(-1, low.shape[-1])).to(b.dtype).mul_(scale)
+        if not (x_learns or a_learns):
+            return None, None, None, None, grad_b, None, None
+        grad_low = torch.mm(flat, b.to(grad.dtype)).mul_(scale)  # [N, R]
+        flat_mask = None if mask is None else mask.reshape(-1, mask.shape[-1])
+        if a_learns:
+            kept = x.reshape(-1, x.shape[-1])
+            kept = kept if flat_mask is None else kept * flat_mask
+            grad_a = torch.mm(grad_low.t(), kept).to(a.dtype)
+        if x_learns:
+            grad_flat = torch.mm(flat, weight)
+            if flat_mask is None:
+                grad_flat.addmm_(grad_low, a.to(grad.dtype))
+            else:
+                grad_flat.add_(torch.mm(grad_low, a.to(grad.dtype)).mul_(flat_mask))
+            grad_x = grad_flat.view(*grad.shape[:-1], weight.shape[1])
+        return grad_x, None, None, grad_a, grad_b, None, None
