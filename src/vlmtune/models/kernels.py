@@ -78,6 +78,24 @@ def lora_linear(
     return _lora_forward(x, weight, bias, a, b, scale, dropout_mask)[0]
 
 
+def tree_conv(inputs: Tensor, previous: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Depthwise causal convolution of kernel size K over the branches of a prefix tree.
+
+    Each row is convolved with the K-1 rows before it *on its own path*, wherever in the packed order they lie.
+
+    Args:
+        inputs: [N, D]; the last R are the rows to convolve, those before them only looked back at.
+        previous: K-1 times int64[R]: where in `inputs` the row one, two, … steps back on the path is.
+        weight: [D, K], taps oldest first, as a causal Conv1d holds them.
+        bias: [D] or None.
+
+    Returns:
+        [R, D] in inputs' type. For the backward pass only inputs and weight are kept.
+    """
+    out: Tensor = _TreeConv.apply(inputs, weight, bias, *previous)  # type: ignore[no-untyped-call]
+    return out
+
+
 def _reduction_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -193,3 +211,47 @@ class _LoraLinear(torch.autograd.Function):
                 grad_flat.add_(torch.mm(grad_low, a.to(grad.dtype)).mul_(flat_mask))
             grad_x = grad_flat.view(*grad.shape[:-1], weight.shape[1])
         return grad_x, None, None, grad_a, grad_b, None, None
+
+
+class _TreeConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, *previous: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight, *previous)
+        taps = weight.to(inputs.dtype).t()  # [K, D]
+        num_rows = len(previous[0]) if previous else len(inputs)
+        out = inputs[len(inputs) - num_rows :] * taps[-1]
+        for step, rows in enumerate(previous, start=2):
+            out.addcmul_(inputs.index_select(0, rows), taps[-step])
+        return out if bias is None else out.add_(bias.to(inputs.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight, *previous = ctx.saved_tensors
+        taps = weight.to(grad.dtype).t()
+        num_before = len(inputs) - len(grad)
+        grad_inputs = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_inputs = torch.zeros_like(inputs)
+            grad_inputs[num_before:] = grad * taps[-1]
+            for step, rows in enumerate(previous, start=1):
+                _add_shifted(grad_inputs, grad * taps[-1 - step], rows, num_before - step)
+        if ctx.needs_input_grad[1]:
+            looked_at = [inputs[num_before:]] + [inputs.index_select(0, rows) for rows in previous]
+            columns = [(grad * seen).sum(0, dtype=_reduction_dtype(grad.dtype)) for seen in looked_at]
+            grad_weight = torch.stack(columns[::-1], dim=1).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0)
+        return grad_inputs, grad_weight, grad_bias, *(None for _ in previous)
+
+
+def _add_shifted(total: Tensor, part: Tensor, rows: Tensor, offset: int) -> None:
+    """total[rows] += part, in place (overwrites part), quickly where rows[i] is offset + i, as it is along chains."""
+    expected = torch.arange(offset, offset + len(rows), device=rows.device)
+    off_chain = (rows != expected).nonzero().squeeze(1)
+    if len(off_chain) * 4 < len(rows) and offset >= 0:
+        total.index_add_(0, rows[off_chain], part[off_chain])
+        part[off_chain] = 0
+        total[offset : offset + len(rows)] += part
+    else:
+        total.index_add_(0, rows, part)

@@ -1,0 +1,92 @@
+"""What every model family offers: pictures to features, tokens to embeddings, a prefix tree to hidden states.
+
+`inference/`, `train/` and `serve/` see only this. A family adds a subclass, an image processor and a rename table
+(`registry.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmtune.models.images import ProcessedImage
+from vlmtune.models.tree import Rows, State
+
+
+@dataclass
+class Decoded:
+    """What a decoder call gives back.
+
+    Attributes:
+        hidden: float[N, D], the final (normalised) hidden states of the rows that were marked `read`, in packed order.
+        state: the state after the last level, if it was asked for.
+    """
+
+    hidden: Tensor
+    state: State | None
+
+
+class VisionLanguageModel(nn.Module, ABC):
+    """A vision tower, a connector and a decoder that runs prefix trees."""
+
+    image_token_id: int
+
+    @abstractmethod
+    def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:
+        """Tower and connector: one float[T, D] a picture, T its `num_tokens`, in the decoder's embedding space."""
+
+    @abstractmethod
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """int64[R] -> float[R, D], scaled as the decoder wants its inputs."""
+
+    @abstractmethod
+    def decode(
+        self, embeddings: Tensor, levels: Sequence[Rows], state: State | None = None, *, want_state: bool = False
+    ) -> Decoded:
+        """Run new rows on top of a state: the one operation of a decoder.
+
+        Args:
+            embeddings: float[R, D], the rows of all levels in packed order (level by level, group by group).
+            levels: the tree; the first level hangs on ``state``.
+            state: what was run before; None starts from nothing, as one empty group.
+            want_state: also return the state after the last level, to be continued later.
+
+        Returns:
+            The hidden states of the rows marked `read`. Gradients flow to the embeddings and into ``state``.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float[N, D] -> float32[N, V]."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @abstractmethod
+    def config_dict(self) -> dict[str, Any]:
+        """The configuration as the checkpoint's `config.json` holds it (what `transformers` reads)."""
+
+    def embed(self, ids: Tensor, image_features: Sequence[Tensor]) -> Tensor:
+        """Embed tokens, with the features of pictures in the place of their placeholder tokens, in order.
+
+        Args:
+            ids: int64[R], holding `image_token_id` wherever a row is a picture's.
+            image_features: float[T, D] each; together as many rows as there are placeholders.
+
+        Returns:
+            float[R, D].
+        """
+        is_image = ids == self.image_token_id
+        num_places, num_features = int(is_image.sum()), sum(len(features) for features in image_features)
+        assert num_places == num_features, f"{num_places} image tokens for {num_features} image features"
+        embeddings = self.embed_tokens(torch.where(is_image, 0, ids))
+        if not num_places:
+            return embeddings
+        features = torch.cat(list(image_features)).to(embeddings.dtype)
+        return embeddings.masked_scatter(is_image[:, None].expand_as(embeddings), features)

@@ -1,0 +1,131 @@
+"""LFM2-VL: SigLIP2 NaFlex tower, pixel-unshuffle connector, LFM2 decoder.
+
+Parameter names are those of `transformers`' `Lfm2VlForConditionalGeneration`; the head is tied to the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.images import ProcessedImage
+from vlmtune.models.interface import Decoded, VisionLanguageModel
+from vlmtune.models.lfm2 import Lfm2Config, Lfm2Model
+from vlmtune.models.siglip2 import Siglip2Config, Siglip2VisionModel, encode_by_grid
+from vlmtune.models.tree import Rows, State
+
+
+@dataclass(frozen=True)
+class Lfm2VlConfig(ModelConfig):
+    """Field names are the checkpoint's."""
+
+    vision_config: Siglip2Config
+    text_config: Lfm2Config
+    model_type: str = "lfm2_vl"
+    image_token_id: int = 396
+    projector_hidden_act: str = "gelu"
+    projector_hidden_size: int = 2560
+    projector_bias: bool = True
+    projector_use_layernorm: bool = True
+    downsample_factor: int = 2  # side of the square of patches that becomes one image token
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Also reads the older spelling `model_type: lfm2-vl`, and `image_token_index`."""
+        values = {"vision_config": {}, "text_config": {}, **values, "model_type": "lfm2_vl"}
+        if "image_token_index" in values:
+            values.setdefault("image_token_id", values["image_token_index"])
+        return super().from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        values["text_config"] = self.text_config.to_dict()
+        # The pooling head is neither built nor saved.
+        values["vision_config"]["vision_use_head"] = False
+        return values | {"architectures": ["Lfm2VlForConditionalGeneration"], "tie_word_embeddings": True}
+
+
+class Lfm2VlProjector(nn.Module):
+    """Squares of patches to image tokens: pixel-unshuffle, then a two-layer MLP."""
+
+    def __init__(self, config: Lfm2VlConfig) -> None:
+        super().__init__()
+        self.factor = config.downsample_factor
+        channels = config.vision_config.hidden_size * self.factor**2
+        self.layer_norm = nn.LayerNorm(channels) if config.projector_use_layernorm else None
+        self.linear_1 = nn.Linear(channels, config.projector_hidden_size, bias=config.projector_bias)
+        self.linear_2 = nn.Linear(
+            config.projector_hidden_size, config.text_config.hidden_size, bias=config.projector_bias
+        )
+
+    def unshuffle(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """float[B, P, C] -> float[B, P / f², C * f²]; channels ordered (row in square, column in square, C)."""
+        (rows, columns), f = grid, self.factor
+        squares = features.view(len(features), rows // f, f, columns // f, f, -1).permute(0, 1, 3, 2, 4, 5)
+        return squares.reshape(len(features), rows * columns // f**2, -1)
+
+    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        x = self.unshuffle(features, grid)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        out: Tensor = self.linear_2(F.gelu(self.linear_1(x)))
+        return out
+
+
+class Lfm2VlModel(nn.Module):
+    """The three parts, under the names the checkpoint gives them."""
+
+    def __init__(self, config: Lfm2VlConfig) -> None:
+        super().__init__()
+        self.vision_tower = Siglip2VisionModel(config.vision_config)
+        self.multi_modal_projector = Lfm2VlProjector(config)
+        self.language_model = Lfm2Model(config.text_config)
+
+
+class Lfm2Vl(VisionLanguageModel):
+    """The whole model behind the one interface."""
+
+    def __init__(self, config: Lfm2VlConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_token_id = config.image_token_id
+        self.model = Lfm2VlModel(config)
+
+    def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:
+        tiles = [tile for image in images for tile in image.tiles]
+        features: list[Tensor] = [torch.empty(0)] * len(tiles)
+        for grid, (index, encoded) in encode_by_grid(self.model.vision_tower, tiles).items():
+            projected = self.model.multi_modal_projector(encoded, grid)
+            for tile, tokens in zip(index, projected.unbind(0), strict=True):
+                features[tile] = tokens
+        by_image, first = [], 0
+        for image in images:
+            by_image.append(torch.cat(features[first : first + len(image.tiles)]))
+            first += len(image.tiles)
+        return by_image
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.model.language_model.embed_tokens(ids)
+        return embedded
+
+    def decode(
+        self, embeddings: Tensor, levels: Sequence[Rows], state: State | None = None, *, want_state: bool = False
+    ) -> Decoded:
+        decoded: Decoded = self.model.language_model(embeddings, levels, state, want_state)
+        return decoded
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.model.language_model.embed_tokens.weight).float()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.language_model.embed_tokens.weight.device
+
+    def config_dict(self) -> dict[str, Any]:
+        return self.config.to_dict()
