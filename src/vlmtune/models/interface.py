@@ -46,7 +46,12 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def decode(
-        self, embeddings: Tensor, levels: Sequence[Rows], state: State | None = None, *, want_state: bool = False
+        self,
+        embeddings: Tensor,
+        levels: Sequence[Rows],
+        state: State | None = None,
+        *,
+        want_state: bool = False,
     ) -> Decoded:
         """Run new rows on top of a state: the one operation of a decoder.
 

@@ -19,7 +19,17 @@ from vlmtune.errors import WeightsError
 from vlmtune.models.configuration import ModelConfig
 from vlmtune.models.interface import Decoded
 from vlmtune.models.kernels import rms_norm, swiglu, tree_conv
-from vlmtune.models.tree import AttentionState, ConvState, Rows, RowSet, State, Tree, gather_rows, pad, take_groups
+from vlmtune.models.tree import (
+    AttentionState,
+    ConvState,
+    Rows,
+    RowSet,
+    State,
+    Tree,
+    gather_rows,
+    pad,
+    take_groups,
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +65,14 @@ class Lfm2Config(ModelConfig):
         if values.get("layer_types") is None:
             attention = values.get("full_attn_idxs")
             attention = range(num_layers) if attention is None else attention
-            values["layer_types"] = ["full_attention" if i in attention else "conv" for i in range(num_layers)]
+            values["layer_types"] = [
+                "full_attention" if i in attention else "conv" for i in range(num_layers)
+            ]
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         if rope.get("rope_type", "default") != "default":
-            raise WeightsError(f"config.json: rope_type '{rope['rope_type']}' is not supported; LFM2 uses 'default'.")
+            raise WeightsError(
+                f"config.json: rope_type '{rope['rope_type']}' is not supported; LFM2 uses 'default'."
+            )
         values["rope_theta"] = float(rope.get("rope_theta") or values.get("rope_theta") or cls.rope_theta)
         values["block_ffn_dim_multiplier"] = float(values.get("block_ffn_dim_multiplier") or 1.0)
         unknown = set(values["layer_types"]) - {"full_attention", "conv"}
@@ -245,7 +259,9 @@ class Lfm2Model(nn.Module):
             want_state=want_state,
             device=embeddings.device,
         )
-        rope = rope_angles(tree.full.positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype)
+        rope = rope_angles(
+            tree.full.positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype
+        )
         x, layer_states = embeddings, []
         for index, (layer, layer_state) in enumerate(zip(self.layers, state.layers, strict=True)):
             # From the last attention layer on, only rows that something reads are computed.
@@ -260,9 +276,7 @@ class Lfm2Model(nn.Module):
         return Decoded(hidden, State(layer_states, tree.end_valid, tree.end_positions, tree.end_lengths))
 
 
-def rope_angles(
-    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rope_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary embedding (arXiv 2104.09864): float[R, 1, d] each.
 
     Always computed in fp32: rounding the frequencies to bfloat16 moves late positions by whole radians.

@@ -115,7 +115,12 @@ class Lfm2Vl(VisionLanguageModel):
         return embedded
 
     def decode(
-        self, embeddings: Tensor, levels: Sequence[Rows], state: State | None = None, *, want_state: bool = False
+        self,
+        embeddings: Tensor,
+        levels: Sequence[Rows],
+        state: State | None = None,
+        *,
+        want_state: bool = False,
     ) -> Decoded:
         decoded: Decoded = self.model.language_model(embeddings, levels, state, want_state)
         return decoded

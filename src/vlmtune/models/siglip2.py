@@ -47,7 +47,9 @@ class Siglip2Embeddings(nn.Module):
         table = self.position_embedding.weight
         square = table.view(self.side, self.side, -1).permute(2, 0, 1)[None]
         # fp32: antialiased interpolation has no bfloat16 kernel on the CPU.
-        resized = F.interpolate(square.float(), size=grid, mode="bilinear", align_corners=False, antialias=True)
+        resized = F.interpolate(
+            square.float(), size=grid, mode="bilinear", align_corners=False, antialias=True
+        )
         return resized[0].flatten(1).T.to(table.dtype)
 
     def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -161,4 +163,3 @@ def encode_by_grid(
         grid: (index, tower(torch.stack([tiles[i][0] for i in index]).to(device, non_blocking=True), grid))
         for grid, index in members.items()
     }
-

@@ -62,7 +62,9 @@ class Rows:
         count = torch.tensor(lengths, dtype=torch.int64)
         last = [read_last] * num_groups if isinstance(read_last, int) else read_last
         row = torch.arange(width)
-        read = (row < count[:, None]) & (row >= count[:, None] - torch.tensor(last, dtype=torch.int64)[:, None])
+        read = (row < count[:, None]) & (
+            row >= count[:, None] - torch.tensor(last, dtype=torch.int64)[:, None]
+        )
         return cls(
             parent=torch.tensor(parent if parent is not None else [0] * num_groups, dtype=torch.int64),
             lengths=count,
@@ -71,11 +73,15 @@ class Rows:
         )
 
     @classmethod
-    def tree(cls, before: Sequence[Sequence[int]], *, parent: Sequence[int], read: Tensor | None = None) -> Rows:
+    def tree(
+        cls, before: Sequence[Sequence[int]], *, parent: Sequence[int], read: Tensor | None = None
+    ) -> Rows:
         """Branching groups, such as label tries: ``before[g][q]`` is the row before row q, or -1. All are read."""
         lengths = [len(group) for group in before]
         width = max(lengths, default=0)
-        padded = torch.tensor([list(group) + [-1] * (width - len(group)) for group in before], dtype=torch.int64)
+        padded = torch.tensor(
+            [list(group) + [-1] * (width - len(group)) for group in before], dtype=torch.int64
+        )
         count = torch.tensor(lengths, dtype=torch.int64)
         return cls(
             parent=torch.tensor(parent, dtype=torch.int64),
@@ -354,7 +360,9 @@ class Tree:
             levels=levels,
             positions=positions[kept].to(self.device),
             previous=[rows.to(self.device) for rows in before],
-            ends=torch.stack(ends, dim=1).to(self.device) if ends else torch.empty(len(end), 0, dtype=torch.int64),
+            ends=torch.stack(ends, dim=1).to(self.device)
+            if ends
+            else torch.empty(len(end), 0, dtype=torch.int64),
         )
 
     def _level_rows(self, level: int, cell: Tensor, where: slice) -> LevelRows:
