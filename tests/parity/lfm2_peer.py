@@ -68,9 +68,7 @@ def build_pair(seed: int = 0, **changes: Any) -> tuple[Any, Lfm2Vl]:
 def random_picture(grids: list[tuple[int, int]], seed: int) -> ProcessedImage:
     """Random patches for tiles of the given grids (in patches, both even)."""
     generator = torch.Generator().manual_seed(seed)
-    tiles = [
-        (torch.randn(rows * columns, 48, generator=generator), (rows, columns)) for rows, columns in grids
-    ]
+    tiles = [(torch.randn(rows * columns, 48, generator=generator), (rows, columns)) for rows, columns in grids]
     return ProcessedImage(tiles=tiles, text="", num_tokens=sum(r * c // 4 for r, c in grids))
 
 

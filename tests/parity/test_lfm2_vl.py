@@ -64,9 +64,7 @@ def test_every_vision_layer_matches() -> None:
         assert relative_error(step, theirs) < LAYER
 
 
-@pytest.mark.parametrize(
-    "kinds", [None, ["full_attention", "conv"], ["conv", "full_attention"], ["full_attention"]]
-)
+@pytest.mark.parametrize("kinds", [None, ["full_attention", "conv"], ["conv", "full_attention"], ["full_attention"]])
 def test_decoder_layers_and_logits_match_on_ragged_batches(kinds: list[str] | None) -> None:
     peer, ours = build_pair(layer_types=kinds)
     sequences = [random_ids(7, 1), random_ids(1, 2), random_ids(12, 3)]
@@ -90,11 +88,7 @@ def test_decoder_layers_and_logits_match_on_ragged_batches(kinds: list[str] | No
 def sequence_with_pictures(seed: int) -> tuple[list[int], list]:
     pictures = [random_picture([(4, 4)], seed), random_picture([(2, 4), (4, 2)], seed + 1)]
     ids = (
-        random_ids(4, seed)
-        + [IMAGE_TOKEN] * 4
-        + random_ids(2, seed + 1)
-        + [IMAGE_TOKEN] * 4
-        + random_ids(6, seed + 2)
+        random_ids(4, seed) + [IMAGE_TOKEN] * 4 + random_ids(2, seed + 1) + [IMAGE_TOKEN] * 4 + random_ids(6, seed + 2)
     )
     return ids, pictures
 
@@ -114,9 +108,7 @@ def test_loss_and_every_gradient_match_with_pictures_in_the_prompt() -> None:
     loss.backward()
 
     assert abs(loss.item() - theirs.item()) / theirs.item() < LOSS
-    expected = {
-        name: parameter.grad for name, parameter in peer.named_parameters() if parameter.grad is not None
-    }
+    expected = {name: parameter.grad for name, parameter in peer.named_parameters() if parameter.grad is not None}
     # A key bias shifts all scores of a query alike, so its true gradient is zero and both sides hold only rounding:
     # no gradient is held to more than a millionth of the largest one.
     floor = 1e-6 * max(grad.abs().max().item() for grad in expected.values())

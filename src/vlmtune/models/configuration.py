@@ -26,9 +26,7 @@ class ModelConfig:
             kind = hints[field.name]
             if isinstance(kind, type) and issubclass(kind, ModelConfig) and isinstance(value, dict):
                 value = kind.from_dict(value)
-            elif kind in (int, float, bool, str) and not isinstance(
-                value, (int, float) if kind is float else kind
-            ):
+            elif kind in (int, float, bool, str) and not isinstance(value, (int, float) if kind is float else kind):
                 raise WeightsError(
                     f"config.json: {field.name} is {value!r}; expected {kind.__name__}. Is the checkpoint damaged?"
                 )

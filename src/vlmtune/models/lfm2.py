@@ -65,14 +65,10 @@ class Lfm2Config(ModelConfig):
         if values.get("layer_types") is None:
             attention = values.get("full_attn_idxs")
             attention = range(num_layers) if attention is None else attention
-            values["layer_types"] = [
-                "full_attention" if i in attention else "conv" for i in range(num_layers)
-            ]
+            values["layer_types"] = ["full_attention" if i in attention else "conv" for i in range(num_layers)]
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         if rope.get("rope_type", "default") != "default":
-            raise WeightsError(
-                f"config.json: rope_type '{rope['rope_type']}' is not supported; LFM2 uses 'default'."
-            )
+            raise WeightsError(f"config.json: rope_type '{rope['rope_type']}' is not supported; LFM2 uses 'default'.")
         values["rope_theta"] = float(rope.get("rope_theta") or values.get("rope_theta") or cls.rope_theta)
         values["block_ffn_dim_multiplier"] = float(values.get("block_ffn_dim_multiplier") or 1.0)
         unknown = set(values["layer_types"]) - {"full_attention", "conv"}
@@ -246,9 +242,7 @@ class Lfm2Model(nn.Module):
             lengths=torch.zeros(1, dtype=torch.int64),
         )
 
-    def forward(
-        self, embeddings: Tensor, levels: Sequence[Rows], state: State | None, want_state: bool
-    ) -> Decoded:
+    def forward(self, embeddings: Tensor, levels: Sequence[Rows], state: State | None, want_state: bool) -> Decoded:
         """See `VisionLanguageModel.decode`."""
         state = state or self.empty_state(embeddings.dtype, embeddings.device)
         tree = Tree(
@@ -259,9 +253,7 @@ class Lfm2Model(nn.Module):
             want_state=want_state,
             device=embeddings.device,
         )
-        rope = rope_angles(
-            tree.full.positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype
-        )
+        rope = rope_angles(tree.full.positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype)
         x, layer_states = embeddings, []
         for index, (layer, layer_state) in enumerate(zip(self.layers, state.layers, strict=True)):
             # From the last attention layer on, only rows that something reads are computed.

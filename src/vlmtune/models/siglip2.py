@@ -47,13 +47,12 @@ class Siglip2Embeddings(nn.Module):
         table = self.position_embedding.weight
         square = table.view(self.side, self.side, -1).permute(2, 0, 1)[None]
         # fp32: antialiased interpolation has no bfloat16 kernel on the CPU.
-        resized = F.interpolate(
-            square.float(), size=grid, mode="bilinear", align_corners=False, antialias=True
-        )
+        resized = F.interpolate(square.float(), size=grid, mode="bilinear", align_corners=False, antialias=True)
         return resized[0].flatten(1).T.to(table.dtype)
 
     def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.patch_embedding(patches.to(self.patch_embedding.weight.dtype)) + self.positions(grid)
+        embedded: Tensor = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
+        return embedded + self.positions(grid)
 
 
 class Siglip2Attention(nn.Module):
@@ -119,9 +118,7 @@ class Siglip2VisionModel(nn.Module):
         self.encoder = Siglip2Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(
-        self, patches: Tensor, grid: tuple[int, int], intermediates: list[Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, patches: Tensor, grid: tuple[int, int], intermediates: list[Tensor] | None = None) -> Tensor:
         """Encode pictures that share one grid shape, so that nothing is padded.
 
         Args:

@@ -62,9 +62,7 @@ class Rows:
         count = torch.tensor(lengths, dtype=torch.int64)
         last = [read_last] * num_groups if isinstance(read_last, int) else read_last
         row = torch.arange(width)
-        read = (row < count[:, None]) & (
-            row >= count[:, None] - torch.tensor(last, dtype=torch.int64)[:, None]
-        )
+        read = (row < count[:, None]) & (row >= count[:, None] - torch.tensor(last, dtype=torch.int64)[:, None])
         return cls(
             parent=torch.tensor(parent if parent is not None else [0] * num_groups, dtype=torch.int64),
             lengths=count,
@@ -73,15 +71,11 @@ class Rows:
         )
 
     @classmethod
-    def tree(
-        cls, before: Sequence[Sequence[int]], *, parent: Sequence[int], read: Tensor | None = None
-    ) -> Rows:
+    def tree(cls, before: Sequence[Sequence[int]], *, parent: Sequence[int], read: Tensor | None = None) -> Rows:
         """Branching groups, such as label tries: ``before[g][q]`` is the row before row q, or -1. All are read."""
         lengths = [len(group) for group in before]
         width = max(lengths, default=0)
-        padded = torch.tensor(
-            [list(group) + [-1] * (width - len(group)) for group in before], dtype=torch.int64
-        )
+        padded = torch.tensor([list(group) + [-1] * (width - len(group)) for group in before], dtype=torch.int64)
         count = torch.tensor(lengths, dtype=torch.int64)
         return cls(
             parent=torch.tensor(parent, dtype=torch.int64),
@@ -300,9 +294,7 @@ class Tree:
             cells.append(cell)
             column_positions = torch.cat([column_positions[rows.parent], position], dim=1)
             self._column_positions.append(column_positions)
-            self._visible.append(
-                torch.cat([path[:, None, :].expand(-1, rows.width, -1), rows.visible], dim=2)
-            )
+            self._visible.append(torch.cat([path[:, None, :].expand(-1, rows.width, -1), rows.visible], dim=2))
 
             last = (rows.lengths - 1).clamp(min=0)[:, None]
             is_empty = rows.lengths == 0
@@ -342,7 +334,8 @@ class Tree:
         renumber = torch.zeros(len(previous), dtype=torch.int64)
         renumber[:bank] = torch.arange(bank)
         renumber[bank + kept] = torch.arange(bank, bank + len(kept))
-        before, ends = [], []
+        before: list[Tensor] = []
+        ends: list[Tensor] = []
         source, tail = bank + kept, end
         for _ in range(self.num_inputs):
             source = previous[source]
@@ -360,9 +353,7 @@ class Tree:
             levels=levels,
             positions=positions[kept].to(self.device),
             previous=[rows.to(self.device) for rows in before],
-            ends=torch.stack(ends, dim=1).to(self.device)
-            if ends
-            else torch.empty(len(end), 0, dtype=torch.int64),
+            ends=torch.stack(ends, dim=1).to(self.device) if ends else torch.empty(len(end), 0, dtype=torch.int64),
         )
 
     def _level_rows(self, level: int, cell: Tensor, where: slice) -> LevelRows:
@@ -391,9 +382,7 @@ class Tree:
             ),
         )
 
-    def mask(
-        self, level: int, row_set: RowSet, dtype: torch.dtype, repeat: int, window: int | None = None
-    ) -> Tensor:
+    def mask(self, level: int, row_set: RowSet, dtype: torch.dtype, repeat: int, window: int | None = None) -> Tensor:
         """The additive attention mask of one level: float[G, 1, repeat * Q, A + W], 0 or -inf.
 
         ``repeat`` is the number of query heads that share a key head: they are folded into the query rows, so that
@@ -420,7 +409,7 @@ class _Scatter(torch.autograd.Function):
         return packed.new_zeros(num_cells, packed.shape[1]).index_copy_(0, cells, packed)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
 
 
@@ -434,15 +423,15 @@ class _Gather(torch.autograd.Function):
         return source.index_select(0, rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.new_zeros(ctx.num_rows, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
 def pad(packed: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:
     """float[R, D] -> float[num_cells, D], zero where no row lies."""
-    return packed if cells is None else _Scatter.apply(packed, cells, num_cells)  # type: ignore[no-any-return, no-untyped-call]
+    return packed if cells is None else _Scatter.apply(packed, cells, num_cells)  # type: ignore[no-untyped-call]
 
 
 def gather_rows(source: Tensor, rows: Tensor | None) -> Tensor:
     """float[N, D], int64[R] distinct -> float[R, D]; the source itself for None."""
-    return source if rows is None else _Gather.apply(source, rows)  # type: ignore[no-any-return, no-untyped-call]
+    return source if rows is None else _Gather.apply(source, rows)  # type: ignore[no-untyped-call]
