@@ -35,6 +35,8 @@ class VisionLanguageModel(nn.Module, ABC):
     """A vision tower, a connector and a decoder that runs prefix trees."""
 
     image_token_id: int
+    num_tokens: int
+    """V, the size of the vocabulary."""
 
     @abstractmethod
     def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:

@@ -95,6 +95,7 @@ class Lfm2Vl(VisionLanguageModel):
         super().__init__()
         self.config = config
         self.image_token_id = config.image_token_id
+        self.num_tokens = config.text_config.vocab_size
         self.model = Lfm2VlModel(config)
 
     def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:
