@@ -1,8 +1,8 @@
 """Hand-written forward and backward passes of the operations that dominate activation memory.
 
 Autograd keeps every intermediate of a formula; these keep only what the backward pass cannot recompute
-cheaply. The network files (`rms_norm`, `swiglu`) and `adapters.lora` (`lora_linear`) call them. Where no gradient
-is asked for, each runs as plain operations and saves nothing. First-order gradients only.
+cheaply. The network files (`rms_norm`, `swiglu`) and `adapters.lora` (`lora_linear`) call them. Where no
+gradient is asked for, each runs as plain operations and saves nothing. First-order gradients only.
 
 Compute types: reductions run in float32 (float64 for float64 input, so that gradcheck means something);
 results have the type of `x`.
@@ -36,7 +36,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up, both [..., D] (arXiv 2002.05202); only the two inputs are kept for the backward pass."""
+    """silu(gate) · up, both [..., D] (arXiv 2002.05202); only the inputs are kept for the backward pass."""
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         out: Tensor = _SwiGlu.apply(gate, up)  # type: ignore[no-untyped-call]
         return out
