@@ -29,15 +29,20 @@ NonNegative = Annotated[float, BeforeValidator(_number_from_text), Field(ge=0)]
 ListLabels = Literal["prompt", "never", "drop-after-first-epoch"]
 ImagePosition = Literal["first", "last"]
 
+ROLES = ("attention", "mlp", "conv", "connector", "vision_attention", "vision_mlp")
+"""What LoRA targets may name besides raw layer names; a role covers the right layers in every model family."""
+PARTS = ("connector", "vision_tower", "embeddings", "language_model", "everything")
+"""What may be trained fully."""
+
 
 class Section(BaseModel):
     """A part of the file. An unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
-    """Which model is made an expert."""
+    """Which model is made an expert. A plain string in YAML stands for `base`."""
 
     base: str = "builtin:tiny"
     """A hub id, a local folder in the hub's layout, or `builtin:tiny`."""

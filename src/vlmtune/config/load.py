@@ -1,0 +1,153 @@
+"""An experiment file and its overrides as a checked `Experiment`, and back to YAML. Called by every command.
+
+Everything that is wrong with a file is reported at once, each with its line (or the override), the key, what was found
+and what was expected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, ScalarNode
+
+from vlmtune.config import yaml_source
+from vlmtune.config.checks import find_contradictions
+from vlmtune.config.reader import SHORTHANDS, Problem, Reader, text_keys
+from vlmtune.config.schema import Experiment
+from vlmtune.config.wording import KeyPath, type_errors
+from vlmtune.errors import ConfigError
+
+
+class InvalidExperimentError(ConfigError):
+    """All problems of one file, in its order."""
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        lines = [str(problem) for problem in problems]
+        many = f"{len(lines)} problems in {path}:\n"
+        super().__init__(lines[0] if len(lines) == 1 else many + "\n".join(f"  {line}" for line in lines))
+
+
+def load_experiment(path: Path | str, overrides: Sequence[str] = (), *, must_exist: bool = True) -> Experiment:
+    """Read and check one experiment.
+
+    Args:
+        path: a YAML file, or a run folder, which stands for its config.yaml.
+        overrides: `key=value` texts such as `train.learning_rate=1e-3`; the value is YAML.
+        must_exist: whether a data source or base model that is a local path has to be there.
+
+    Raises ConfigError (InvalidExperimentError for wrong values, all of them at once).
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "config.yaml"
+    top = yaml_source.read_mapping(file)
+    literal_keys = frozenset(text_keys(Experiment))
+    for override in overrides:
+        key, node = yaml_source.parse_override(override, literal_keys)
+        yaml_source.lay_over(top, key, node, SHORTHANDS)
+    experiment = _check(top, file, must_exist)
+    return experiment if experiment.name else experiment.model_copy(update={"name": file.stem})
+
+
+def dump(experiment: Experiment) -> str:
+    """YAML that `load_experiment` reads back as the same experiment: the schema's order, unset (None) keys left out."""
+    values = experiment.model_dump(mode="json", exclude_none=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Prompts of several lines as `|` blocks, which people can read and edit."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
+    return dumper.represent_scalar(yaml_source.STR_TAG, text, style="|" if "\n" in text.strip("\n") else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _check(top: MappingNode, file: Path, must_exist: bool) -> Experiment:
+    """Validate twice: once for everything that is wrong, once without the wrong keys, to check the rest together."""
+    reader = Reader(places={(): str(file)})
+    values = reader.value(top, Experiment, ())
+    failed = {path for path, _ in reader.problems}
+    for path, message in type_errors(values, reader.written):
+        if not any(path[: len(other)] == other for other in failed):
+            reader.report(path, message)
+    for path, _ in reader.problems:
+        _remove(values, path)
+    experiment = Experiment.model_validate(values)
+    failed = {path for path, _ in reader.problems}
+    for path, message in find_contradictions(experiment):
+        if not any(path[: len(other)] == other or other[: len(path)] == path for other in failed):
+            reader.report(path, message)
+    for key in (("data", "source"), ("model", "base")):
+        if key in reader.places and key not in failed:
+            try:
+                located = locate(getattr(getattr(experiment, key[0]), key[1]), file.parent, must_exist)
+            except ConfigError as error:
+                reader.report(key, str(error))
+            else:
+                setattr(getattr(experiment, key[0]), key[1], located)
+    if reader.problems:
+        raise InvalidExperimentError(file, [problem for _, problem in _in_order(reader)])
+    return experiment
+
+
+def _in_order(reader: Reader) -> list[tuple[KeyPath, Problem]]:
+    """By line; what came by override after the file."""
+
+    def line(item: tuple[KeyPath, Problem]) -> tuple[bool, int]:
+        name, _, number = item[1].place.rpartition(":")
+        is_override = not (name and number.isdigit()) or name.startswith("--set ")
+        return is_override, 0 if is_override else int(number)
+
+    return sorted(reader.problems, key=line)
+
+
+def locate(source: str, folder: Path, must_exist: bool = True) -> str:
+    """A local path as an absolute one, looked for in the current directory, then in the experiment file's folder.
+
+    `builtin:…` and names that can be on the hub (`owner/name`) are left as they are when nothing local has that name.
+
+    Raises ConfigError for what can only be a local path and is in neither place.
+    """
+    if source.startswith("builtin:"):
+        return source
+    path = Path(source).expanduser()
+    tried = [Path(os.path.abspath(path))]  # noqa: PTH100 - resolve() would follow links, and a run should keep its names
+    if not path.is_absolute():
+        tried.append(Path(os.path.abspath(folder / path)))  # noqa: PTH100
+    for candidate in dict.fromkeys(tried):
+        if candidate.exists():
+            return str(candidate)
+    if not must_exist or (_HUB_ID.fullmatch(source) and not source.lower().endswith(_DATA_SUFFIXES)):
+        return source
+    looked = " and ".join(str(candidate) for candidate in dict.fromkeys(tried))
+    raise ConfigError(
+        f"found '{source}', which is in neither the current directory nor the file's folder (looked at {looked}). "
+        "Expected a folder, a file, a hub id (owner/name) or a builtin: name."
+        if len(set(tried)) > 1
+        else f"found '{source}', but there is nothing at {looked}. "
+        "Expected a folder, a file, a hub id (owner/name) or a builtin: name."
+    )
+
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".yaml", ".yml", ".zip", ".safetensors")
+
+
+def _remove(values: Any, path: KeyPath) -> None:
+    """Take a wrong value out, so that its default stands in; a list loses the whole list, as a part would mislead."""
+    whole = next((depth for depth, part in enumerate(path) if isinstance(part, int)), len(path))
+    *parents, last = path[:whole]
+    for part in parents:
+        values = values.get(part) if isinstance(values, dict) else None
+    if isinstance(values, dict):
+        values.pop(last, None)
