@@ -123,7 +123,8 @@ class LabelScorer:
             if len(active) <= len(in_state) // 2:
                 state = state.select(torch.from_numpy(np.searchsorted(in_state, active)))
                 in_state = active
-            wanted = [search.most_promising(b, max(1, _WAVE_ROWS // len(active))) for b in active]
+            # In node order, which is the order of the rows.
+            wanted = [sorted(search.most_promising(b, max(1, _WAVE_ROWS // len(active)))) for b in active]
             paths = [self._edges.paths(nodes) for nodes in wanted]
             parent = np.searchsorted(in_state, active).tolist()
             before = [path_before for _, path_before, _ in paths]

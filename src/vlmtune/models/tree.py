@@ -58,7 +58,7 @@ class Rows:
             read_last: how many of each group's last rows are read; one number for all, or one a group.
             bidirectional: leading rows of each group that all see each other.
         """
-        num_groups, width = len(lengths), max(lengths, default=0)
+        num_groups, width = len(lengths), max(1, *lengths)
         count = torch.tensor(lengths, dtype=torch.int64)
         last = [read_last] * num_groups if isinstance(read_last, int) else read_last
         row = torch.arange(width)
@@ -74,7 +74,7 @@ class Rows:
     def tree(cls, before: Sequence[Sequence[int]], *, parent: Sequence[int], read: Tensor | None = None) -> Rows:
         """Branching groups, such as label tries: ``before[g][q]`` is the row before row q, or -1. All are read."""
         lengths = [len(group) for group in before]
-        width = max(lengths, default=0)
+        width = max(1, *lengths)
         padded = torch.tensor([list(group) + [-1] * (width - len(group)) for group in before], dtype=torch.int64)
         count = torch.tensor(lengths, dtype=torch.int64)
         return cls(
@@ -376,7 +376,7 @@ class Tree:
             rows=where,
             cells=None if len(cell) == num_groups * width else cell.to(self.device),
             shape=(num_groups, width),
-            visible=visible[group, row].view(num_groups, width, -1),
+            visible=visible[group, row].view(num_groups, width, visible.shape[2]),
             positions=(self._column_positions[level][group, visible.shape[2] - rows.width + row]).view(
                 num_groups, width
             ),

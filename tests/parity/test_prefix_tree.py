@@ -1,0 +1,199 @@
+"""The prefix tree against the plain way: every sample run whole, by our own model and by transformers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.parity.lfm2_peer import IMAGE_TOKEN, VOCABULARY, build_pair, peer_pixels, random_picture
+from tests.parity.tolerances import GRADIENT, LOSS, MODEL
+from vlmtune.inference.generation import generate
+from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.models.images import ProcessedImage
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.text.trie import LabelTrie
+from vlmtune.train.step import Answer, Sample, sample_loss
+
+pytestmark = pytest.mark.parity
+
+END = 3
+relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@functools.cache
+def pair() -> tuple[Any, Lfm2Vl]:
+    return build_pair()
+
+
+tokens = st.lists(st.integers(6, VOCABULARY - 1), min_size=1, max_size=5)
+grids = st.lists(st.tuples(st.sampled_from([2, 4]), st.sampled_from([2, 4, 6])), min_size=1, max_size=2)
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> tuple[list[int], ProcessedImage]:
+    """A sample's own part of the prompt: text, a picture of one or two tiles, text."""
+    picture = random_picture(draw(grids), draw(st.integers(0, 10_000)))
+    before = draw(st.lists(st.integers(6, VOCABULARY - 1), max_size=2))
+    return before + [IMAGE_TOKEN] * picture.num_tokens + draw(tokens), picture
+
+
+@st.composite
+def batches(
+    draw: st.DrawFn, max_answers: int
+) -> tuple[list[int], list[tuple[list[int], ProcessedImage, list[Answer]]]]:
+    # The prefix may be empty, or shorter than the convolution's kernel.
+    prefix = draw(st.lists(st.integers(6, VOCABULARY - 1), max_size=8))
+    samples = []
+    for _ in range(draw(st.integers(1, 4))):
+        ids, picture = draw(prompts())
+        answers = [
+            Answer(
+                [*draw(st.lists(st.integers(6, VOCABULARY - 1), max_size=4)), END], draw(st.sampled_from([1.0, 0.3]))
+            )
+            for _ in range(draw(st.integers(1, max_answers)))
+        ]
+        samples.append((ids, picture, answers))
+    return prefix, samples
+
+
+def peer_loss(peer: Any, prefix: list[int], samples: list[tuple[list[int], ProcessedImage, list[Answer]]]) -> Tensor:
+    """Every answer with its whole prompt through transformers, one at a time."""
+    total = torch.zeros(())
+    for ids, picture, answers in samples:
+        for answer in answers:
+            whole = prefix + ids + answer.ids
+            logits = peer(input_ids=torch.tensor([whole]), **peer_pixels([picture])).logits[0]
+            predicted = logits[len(whole) - len(answer.ids) - 1 : -1]
+            total = total + answer.weight * F.cross_entropy(predicted, torch.tensor(answer.ids), reduction="sum")
+    return total
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("max_answers", [1, 3])
+def test_loss_and_gradients_equal_running_every_sample_whole(max_answers: int) -> None:
+    peer, ours = pair()
+
+    @relaxed
+    @given(batches(max_answers))
+    def check(batch: tuple[list[int], list[tuple[list[int], ProcessedImage, list[Answer]]]]) -> None:
+        prefix, drawn = batch
+        theirs = peer_loss(peer, prefix, drawn)
+        theirs.backward()
+        features = ours.encode_images([picture for _, picture, _ in drawn])
+        samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
+        step = sample_loss(ours, prefix, samples)
+        step.total.backward()
+        assert step.total.item() == pytest.approx(theirs.item(), rel=LOSS)
+        assert step.weight == pytest.approx(sum(a.weight * len(a.ids) for _, _, answers in drawn for a in answers))
+        expected = gradients(peer)
+        floor = 1e-6 * max(grad.abs().max().item() for grad in expected.values())
+        for name, grad in gradients(ours).items():
+            error = (grad - expected[name]).abs().max().item()
+            assert error <= max(GRADIENT * expected[name].abs().max().item(), floor), name
+
+    check()
+
+
+def test_loss_on_everything_equals_the_older_recipe() -> None:
+    peer, ours = pair()
+    prefix, picture = [7, 8, 9], random_picture([(4, 4)], 1)
+    drawn = [
+        ([*[IMAGE_TOKEN] * 4, 10, 11], picture, [Answer([20, END])]),
+        ([12, *[IMAGE_TOKEN] * 4], picture, [Answer([21, END])]),
+    ]
+    theirs = torch.zeros(())
+    for ids, own, answers in drawn:
+        whole = prefix + ids + answers[0].ids
+        logits = peer(input_ids=torch.tensor([whole]), **peer_pixels([own])).logits[0]
+        theirs = theirs + F.cross_entropy(logits[:-1], torch.tensor(whole[1:]), reduction="sum")
+    features = ours.encode_images([own for _, own, _ in drawn])
+    step = sample_loss(ours, prefix, [Sample(i, [f], a) for (i, _, a), f in zip(drawn, features, strict=True)], "all")
+    assert step.total.item() == pytest.approx(theirs.item(), rel=LOSS)
+    assert step.weight == sum(len(prefix) + len(ids) + 1 for ids, _, _ in drawn)
+
+
+@st.composite
+def label_sets(draw: st.DrawFn) -> list[list[list[int]]]:
+    """Labels that share first tokens, that prefix one another, of one token, and some with two surface forms."""
+    sequence = st.lists(st.integers(6, 9), min_size=1, max_size=3)
+    forms = draw(st.lists(sequence, min_size=2, max_size=10, unique_by=tuple))
+    labels = [[[*form, END]] for form in forms]
+    if draw(st.booleans()) and len(labels) > 2:
+        labels[0] += labels.pop()
+    return labels
+
+
+@torch.no_grad()
+def peer_scores(peer: Any, prompt: list[int], picture: ProcessedImage, labels: list[list[list[int]]]) -> Tensor:
+    scores = []
+    for forms in labels:
+        by_form = []
+        for form in forms:
+            whole = torch.tensor([prompt + form])
+            log_probs = peer(input_ids=whole, **peer_pixels([picture])).logits[0].log_softmax(-1)
+            by_form.append(log_probs[len(prompt) - 1 : -1].gather(1, torch.tensor(form)[:, None]).sum())
+        scores.append(torch.stack(by_form).logsumexp(0))
+    return torch.stack(scores)
+
+
+@relaxed
+@given(label_sets(), st.lists(prompts(), min_size=1, max_size=3), st.lists(st.integers(6, 96), max_size=4))
+def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(
+    labels: list[list[list[int]]], drawn: list[tuple[list[int], ProcessedImage]], prefix: list[int]
+) -> None:
+    peer, ours = pair()
+    scorer = LabelScorer(ours, prefix, LabelTrie.build(labels))
+    with torch.no_grad():
+        features = ours.encode_images([picture for _, picture in drawn])
+    questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
+    scores, best = scorer.score(questions), scorer.best(questions)
+    for row, (ids, picture) in enumerate(drawn):
+        theirs = peer_scores(peer, prefix + ids, picture, labels)
+        assert (scores[row] - theirs).abs().max().item() <= MODEL * theirs.abs().max().item()
+        assert best[row].label == int(scores[row].argmax())
+        assert best[row].score == pytest.approx(scores[row].max().item(), rel=MODEL)
+
+
+def test_a_label_that_prefixes_another_is_told_apart_by_its_end_token() -> None:
+    _, ours = pair()
+    bee, beetle = [10, END], [10, 11, END]
+    scorer = LabelScorer(ours, [7], LabelTrie.build([[bee], [beetle]]))
+    question = Question([8, 9], [])
+    scores = scorer.score([question])[0]
+    with torch.no_grad():
+        from vlmtune.models.tree import Rows
+
+        hidden = ours.decode(ours.embed_tokens(torch.tensor([7, 8, 9, 10])), [Rows.chains([4])]).hidden
+        after_bee = ours.logits(hidden).log_softmax(-1)[0]
+    assert (scores[0] - scores[1]).item() < (after_bee[END] - after_bee[11]).item() + 50  # both are finite
+    assert scores[0].isfinite() and scores[1].isfinite() and scores[0] != scores[1]
+
+
+def test_batched_generation_equals_one_at_a_time_and_transformers() -> None:
+    peer, ours = pair()
+    prefix = [7, 8, 9]
+    drawn = [
+        ([*[IMAGE_TOKEN] * 4, 10], random_picture([(4, 4)], 5)),
+        ([11, *[IMAGE_TOKEN] * 6, 12, 13], random_picture([(4, 6)], 6)),
+    ]
+    scorer = LabelScorer(ours, prefix, LabelTrie.build([[[6, END]]]))
+    with torch.no_grad():
+        features = ours.encode_images([picture for _, picture in drawn])
+    questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
+    together = generate(ours, scorer.prefix_state(), questions, stop=[])
+    for (ids, picture), answer in zip(drawn, together, strict=True):
+        whole = torch.tensor([prefix + ids])
+        theirs = peer.generate(whole, max_new_tokens=32, do_sample=False, eos_token_id=None, **peer_pixels([picture]))
+        assert answer == theirs[0, whole.shape[1] :].tolist()
