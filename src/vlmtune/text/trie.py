@@ -1,20 +1,25 @@
-"""The labels' token sequences as a trie in flat arrays: shared beginnings are stored, and later computed, once."""
+"""A trie over the token sequences of a closed set of labels, as flat arrays.
+
+In: each label's surface forms as tokens, end token included. Out: the nodes that the label scorer hangs on every
+picture's state, so that tokens shared by several labels are run once. No torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
 class LabelTrie:
-    """Nodes in an order in which parents come before children; the root, before any token, is -1.
+    """N nodes; a node's parent always has a smaller number. The root is no node: it is written -1.
 
     Attributes:
-        token: the token that leads to each node.
-        parent: the node before each node, or -1.
-        depth: tokens from the root to each node, itself included; at least 1.
-        leaf: node -> (label, surface form) of the sequence that ends there.
+        token: the token of each node.
+        parent: the node before it, -1 at the root.
+        depth: 0 for a first token.
+        leaf: node -> (label, form) for the nodes that end a sequence; exactly the nodes without children.
     """
 
     token: tuple[int, ...]
@@ -23,37 +28,65 @@ class LabelTrie:
     leaf: dict[int, tuple[int, int]]
 
     @classmethod
-    def build(cls, labels: Sequence[Sequence[Sequence[int]]]) -> LabelTrie:
-        """A trie of ``labels[i][j]``, the tokens of surface form j of label i, end token included.
+    def build(cls, sequences: Sequence[Sequence[Sequence[int]]]) -> LabelTrie:
+        """Build the trie of ``sequences[label][form]``, each a non-empty list of tokens.
+
+        Two forms of one label with the same tokens count once: their probability must not be added twice.
 
         Raises:
-            ValueError: for an empty sequence, for a sequence that two forms share, and for one that another
-                continues (every sequence must end in a token that nothing follows: the end token).
+            ValueError: for a label without forms, an empty form, two labels with the same tokens, or a form that is
+                a proper prefix of another (which cannot be when every form ends with the end token).
         """
         token: list[int] = []
         parent: list[int] = []
         depth: list[int] = []
         leaf: dict[int, tuple[int, int]] = {}
-        found: dict[tuple[int, int], int] = {}
-        for label, forms in enumerate(labels):
-            for form, sequence in enumerate(forms):
-                if not sequence:
-                    raise ValueError(f"label {label}, form {form} has no tokens")
+        child: dict[tuple[int, int], int] = {}
+        inner: set[int] = set()
+        for label, forms in enumerate(sequences):
+            if not forms:
+                raise ValueError(f"label {label} has no surface form")
+            for form, tokens in enumerate(forms):
+                if not tokens:
+                    raise ValueError(f"form {form} of label {label} has no tokens")
                 node = -1
-                for step in sequence:
-                    if node in leaf:
-                        raise ValueError(f"label {label}, form {form} continues another label's end")
-                    key = (node, step)
-                    if key not in found:
-                        found[key] = len(token)
-                        depth.append(1 if node < 0 else depth[node] + 1)
-                        token.append(step)
-                        parent.append(node)
-                    node = found[key]
-                if node in leaf or node in parent:
-                    raise ValueError(f"label {label}, form {form} has the same tokens as, or begins, another label")
-                leaf[node] = (label, form)
+                for step, value in enumerate(tokens):
+                    inner.add(node)
+                    before, node = node, child.get((node, value), len(token))
+                    if node == len(token):
+                        child[before, value] = node
+                        token.append(value)
+                        parent.append(before)
+                        depth.append(step)
+                other = leaf.setdefault(node, (label, form))[0]
+                if other != label:
+                    raise ValueError(f"labels {other} and {label} have the same tokens")
+        for node in leaf.keys() & inner:
+            label, form = leaf[node]
+            raise ValueError(f"form {form} of label {label} is the beginning of another form: the end token is missing")
         return cls(tuple(token), tuple(parent), tuple(depth), leaf)
 
     def __len__(self) -> int:
+        """Number of nodes."""
         return len(self.token)
+
+    @cached_property
+    def children(self) -> dict[int, tuple[int, ...]]:
+        """Node -> its children in rising order; -1 holds the first tokens. Leaves have none and are left out."""
+        lists: dict[int, list[int]] = {}
+        for node, before in enumerate(self.parent):
+            lists.setdefault(before, []).append(node)
+        return {node: tuple(nodes) for node, nodes in lists.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """L: labels are numbered 0 … L-1."""
+        return 1 + max((label for label, _ in self.leaf.values()), default=-1)
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from a first token down to ``node``, which is the last."""
+        nodes = []
+        while node >= 0:
+            nodes.append(node)
+            node = self.parent[node]
+        return nodes[::-1]
