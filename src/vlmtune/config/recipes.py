@@ -1,0 +1,137 @@
+"""What is decided when an experiment leaves a key out: one table, by base model and number of training pictures.
+
+In: an `Experiment` with `None`s and the counts of its data. Out: the same experiment with every decision in place,
+which is what a run folder's config.yaml records. A value that the file sets is never changed. Called by `train`,
+`evaluate`, `preflight` and `config show`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlmtune.config.schema import Experiment
+
+Kind = Literal["tiny", "lora"]
+"""Of the base model: `tiny` learns in a few hundred steps at a high rate, the real ones (`lora`) need a low one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """A value that depends on a count: that of the first step whose limit is not exceeded; the last has no limit."""
+
+    count: Literal["num_train", "num_labels"]
+    steps: tuple[tuple[int | None, Any], ...]
+
+    def value(self, counts: dict[str, int]) -> Any:
+        """The value for these counts."""
+        return next(value for limit, value in self.steps if limit is None or counts[self.count] <= limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One row: the key, its value for either kind of base model, and why."""
+
+    key: str
+    tiny: Any
+    lora: Any
+    reason: str
+
+
+ALL_LINEAR = ["attention", "mlp", "conv", "connector"]
+
+# fmt: off
+TABLE: tuple[Choice, ...] = (
+    Choice("adapter.targets", ALL_LINEAR, ALL_LINEAR,
+           "every linear layer of the decoder, MLPs above all (LoRA Without Regret), and the connector"),
+    Choice("adapter.parts", [], [],
+           "LoRA alone unless the file asks for whole parts"),
+    Choice("adapter.rank", 16, 16,
+           "16 to 32 loses nothing against full fine-tuning on sets of this size"),
+    Choice("train.learning_rate", 2e-3, 2e-4,
+           "about ten times that of full fine-tuning; small networks take a larger one"),
+    Choice("train.batch_size", 16, 16,
+           "one prefix tree: the shared prompt is paid once a batch, and 16 answers are still a noisy enough gradient"),
+    Choice("train.epochs",
+           Ladder("num_train", ((200, 30), (1_000, 12), (5_000, 5), (None, 3))),
+           Ladder("num_train", ((200, 20), (1_000, 10), (5_000, 5), (None, 3))),
+           "few pictures need more passes for the same number of steps"),
+    Choice("train.augment", "none", "none",
+           "which changes keep a label true depends on the pictures: digits may not be flipped"),
+    Choice("task.list_labels",
+           Ladder("num_labels", ((0, "never"), (64, "prompt"), (None, "never"))),
+           Ladder("num_labels", ((0, "never"), (256, "prompt"), (None, "never"))),
+           "the list helps a base model choose; a long one fills the context, and the scorer is closed-set without it"),
+    Choice("evaluate.batch_size", 64, 16,
+           "no gradients are kept, so more fits than in training"),
+)
+
+# Where no LoRA is left (adapter.parts alone), whole weights move and need smaller steps than LoRA's.
+WHOLE_PARTS: tuple[Choice, ...] = (
+    Choice("train.learning_rate", 1e-3, 2e-5,
+           "whole weights at a tenth of LoRA's rate; the tiny base was itself pretrained at 1.5e-3"),
+)
+# fmt: on
+
+ALPHA_PER_RANK = 2
+"""LoRA's alpha when only the rank is known: α = 2r scales the update by 2 at every rank."""
+VALIDATIONS_PER_RUN = 10
+"""Enough points for a curve; an epoch has at least one."""
+
+
+def kind_of(base: str) -> Kind:
+    """Which column of the table a base model reads."""
+    return "tiny" if base.startswith("builtin:") else "lora"
+
+
+def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind | None = None) -> Experiment:
+    """Decide every key that was left out.
+
+    Args:
+        experiment: as loaded; not changed.
+        num_train: training pictures after `data.fraction` and `data.limit`.
+        num_labels: size of the label set; 0 for open answers.
+        kind: the column of the table. Default: from `model.base`; a fine-tuned tiny model's folder needs it said.
+
+    Returns a new experiment. Applying it again changes nothing.
+    """
+    counts = {"num_train": num_train, "num_labels": num_labels}
+    column = kind or kind_of(experiment.model.base)
+    decided = experiment.model_copy(deep=True)
+    if decided.adapter.targets is None and decided.adapter.parts:
+        decided.adapter.targets = []  # `parts: [connector]` means the connector alone
+    table = TABLE if decided.adapter.targets != [] else (*WHOLE_PARTS, *TABLE)
+    for choice in table:
+        value = getattr(choice, column)
+        _fill(decided, choice.key, value.value(counts) if isinstance(value, Ladder) else value)
+    assert decided.adapter.rank is not None
+    _fill(decided, "adapter.alpha", float(ALPHA_PER_RANK * decided.adapter.rank))
+    if experiment.train.epochs is None and decided.train.max_steps is not None:
+        # Asked for in steps: as many passes as those take.
+        decided.train.epochs = float(math.ceil(decided.train.max_steps / steps_per_epoch(decided, num_train)))
+    every = min(max(1, num_steps(decided, num_train) // VALIDATIONS_PER_RUN), steps_per_epoch(decided, num_train))
+    _fill(decided, "train.eval_every", every)
+    _fill(decided, "train.save_every", decided.train.eval_every)
+    return decided
+
+
+def steps_per_epoch(experiment: Experiment, num_train: int) -> int:
+    """Optimizer steps in one pass; a last, smaller batch counts. `train.batch_size` must be decided."""
+    assert experiment.train.batch_size is not None, "apply() first"
+    return max(1, math.ceil(num_train / (experiment.train.batch_size * experiment.train.gradient_accumulation)))
+
+
+def num_steps(experiment: Experiment, num_train: int) -> int:
+    """Optimizer steps of the whole run: `train.epochs` passes, cut at `train.max_steps`. Both must be decided."""
+    assert experiment.train.epochs is not None, "apply() first"
+    # Rounded before the ceiling: 3 × 0.1 epochs are not a step more than 0.3.
+    steps = max(1, math.ceil(round(experiment.train.epochs * steps_per_epoch(experiment, num_train), 6)))
+    return min(steps, experiment.train.max_steps or steps)
+
+
+def _fill(experiment: Experiment, key: str, value: Any) -> None:
+    section_name, name = key.split(".")
+    section = getattr(experiment, section_name)
+    if getattr(section, name) is None:
+        setattr(section, name, list(value) if isinstance(value, list) else value)
