@@ -1,0 +1,190 @@
+"""An evaluation folder: evaluation.json, predictions.parquet, thumbnails.parquet. Written whole or not at all.
+
+`evaluate` writes it; `report`, `compare` and `calibration` need nothing else. No torch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlmtune.errors import DataError, RunFolderError
+from vlmtune.evaluate.predictions import COLUMNS, PredictionTable, from_arrow, to_arrow
+
+FACTS_FILE = "evaluation.json"
+PREDICTIONS_FILE = "predictions.parquet"
+THUMBNAILS_FILE = "thumbnails.parquet"
+THUMBNAIL_SIDE = 96
+
+_REQUIRED_FACTS = ("name", "task", "labels", "data")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """An evaluation folder in memory. ``facts`` is evaluation.json; ``thumbnails`` maps an id to JPEG bytes."""
+
+    facts: dict[str, Any]
+    predictions: PredictionTable
+    thumbnails: dict[str, bytes] = field(default_factory=dict, repr=False)
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.facts["name"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.predictions.labels
+
+
+def write_evaluation(
+    folder: Path | str,
+    facts: Mapping[str, Any],
+    predictions: PredictionTable,
+    thumbnails: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write an evaluation folder under a temporary name beside it, then rename; an older one there is replaced.
+
+    Raises RunFolderError if the place cannot be written, or holds something that is not an evaluation.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / FACTS_FILE).exists() and any(folder.iterdir()):
+        raise RunFolderError(f"{folder} exists and is not an evaluation folder. Name another place, or remove it.")
+    facts = {**facts, "labels": list(predictions.labels)}
+    missing = [key for key in _REQUIRED_FACTS if key not in facts]
+    assert not missing, f"facts lack {missing}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot write {folder}: {error.strerror}. Free the disk or name another place."
+        ) from error
+    try:
+        pq.write_table(to_arrow(predictions), temporary / PREDICTIONS_FILE, compression="zstd")
+        pq.write_table(_thumbnail_table(thumbnails or {}), temporary / THUMBNAILS_FILE)
+        text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
+        (temporary / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
+        _replace_folder(temporary, folder)
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot write {folder}: {error.strerror}. Free the disk or name another place."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def read_evaluation(folder: Path | str) -> Evaluation:
+    """Read an evaluation folder strictly.
+
+    Raises RunFolderError naming the file for a missing or damaged file, a missing column or key, a label outside the
+    list, a repeated id, or rows whose probabilities do not fit the labels.
+    """
+    folder = Path(folder)
+    facts = _read_facts(folder)
+    labels = tuple(facts["labels"])
+    table = _read_parquet(folder / PREDICTIONS_FILE, COLUMNS)
+    try:
+        predictions = from_arrow(table, labels)
+    except DataError as error:
+        raise RunFolderError(f"{folder / PREDICTIONS_FILE}: {error}") from error
+    thumbnails: dict[str, bytes] = {}
+    if (folder / THUMBNAILS_FILE).exists():
+        rows = _read_parquet(folder / THUMBNAILS_FILE, ("id", "jpeg"))
+        thumbnails = dict(zip(rows["id"].to_pylist(), rows["jpeg"].to_pylist(), strict=True))
+    return Evaluation(facts, predictions, thumbnails, folder)
+
+
+def is_evaluation(folder: Path | str) -> bool:
+    """Whether a folder holds an evaluation."""
+    return (Path(folder) / FACTS_FILE).is_file()
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A JPEG of at most 96 px a side. Pictures smaller than that keep their size."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+def thumbnail_rows(predictions: PredictionTable, max_wrong: int = 500, max_right: int = 20) -> NDArray[np.int64]:
+    """Rows whose pictures a report shows: the mistakes (the most confident first if capped), and some right ones."""
+    wrong = np.flatnonzero(~predictions.correct & predictions.readable)
+    if len(wrong) > max_wrong and predictions.log_probs is not None:
+        confidence = predictions.log_probs[wrong, predictions.prediction[wrong]]
+        wrong = wrong[np.argsort(-confidence, kind="stable")]
+    right = np.flatnonzero(predictions.correct)
+    if len(right) > max_right:
+        right = right[np.linspace(0, len(right) - 1, max_right).round().astype(np.int64)]
+    return np.sort(np.concatenate([wrong[:max_wrong], right])).astype(np.int64)
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / FACTS_FILE
+    if not path.is_file():
+        raise RunFolderError(
+            f"{folder} is not an evaluation folder: it has no {FACTS_FILE}. "
+            "Give a folder that `vlmtune evaluate` wrote, such as runs/NAME/evaluation/test."
+        )
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise RunFolderError(f"{path}: not readable as JSON ({error}). Run `vlmtune evaluate` again.") from error
+    if not isinstance(facts, dict):
+        raise RunFolderError(f"{path}: expected a JSON object, found {type(facts).__name__}.")
+    missing = [key for key in _REQUIRED_FACTS if key not in facts]
+    if missing:
+        raise RunFolderError(f"{path}: missing {', '.join(missing)}. Run `vlmtune evaluate` again.")
+    return facts
+
+
+def _read_parquet(path: Path, columns: Iterable[str]) -> pa.Table:
+    if not path.is_file():
+        raise RunFolderError(f"{path} is missing. Run `vlmtune evaluate` again.")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{path}: damaged ({reason}). Run `vlmtune evaluate` again.") from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise RunFolderError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.column_names)}.")
+    return table
+
+
+def _thumbnail_table(thumbnails: Mapping[str, bytes]) -> pa.Table:
+    return pa.table(
+        {"id": pa.array(list(thumbnails), pa.string()), "jpeg": pa.array(list(thumbnails.values()), pa.binary())}
+    )
+
+
+def _replace_folder(temporary: Path, folder: Path) -> None:
+    """Rename over an older folder: the older one is moved aside first, since rename refuses a folder with content."""
+    if not folder.exists():
+        temporary.replace(folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    folder.replace(aside / "old")
+    try:
+        temporary.replace(folder)
+    except OSError:
+        (aside / "old").replace(folder)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,167 @@
+"""Intervals and paired tests for comparing models on the same pictures. Arrays in, numbers out; no torch.
+
+Called by `metrics`, `compare` and the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+def wilson_interval(successes: ArrayLike, trials: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """Score interval of a proportion (Wilson 1927), elementwise; (nan, nan) where there were no trials.
+
+    Unlike the normal approximation it stays inside [0, 1] and holds its coverage at 0 %, 100 % and small counts.
+    """
+    k, n = np.broadcast_arrays(np.asarray(successes, float), np.asarray(trials, float))
+    z2 = float(stats.norm.isf((1 - confidence) / 2)) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = k / n
+        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+        low = np.where(k == 0, 0.0, centre - half)  # exact ends: rounding would leave 1e-17
+        high = np.where(k == n, 1.0, centre + half)
+    empty = n == 0
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def mcnemar(only_first: int, only_second: int, method: Literal["mid-p", "exact"] = "mid-p") -> float:
+    """Two-sided p-value that two models are right equally often, from the pictures where exactly one is right.
+
+    Mid-p (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91) keeps the level without the conservatism
+    of the exact binomial test.
+    """
+    total = only_first + only_second
+    if total == 0:
+        return 1.0
+    fewer = min(only_first, only_second)
+    exact = min(1.0, 2 * float(stats.binom.cdf(fewer, total, 0.5)))
+    if method == "exact":
+        return exact
+    if only_first == only_second:
+        return 1.0 - float(stats.binom.pmf(fewer, total, 0.5))
+    return 2 * float(stats.binom.cdf(fewer, total, 0.5)) - float(stats.binom.pmf(fewer, total, 0.5))
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm's step-down adjusted p-values (1979), in the order given: reject where they are below the level."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    steps = np.minimum(1.0, p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted
+
+
+def paired_difference_interval(
+    only_first: int, only_second: int, num_pairs: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of accuracy(second) - accuracy(first) on the same pictures (Bonett and Price 2012, eq. 6).
+
+    A Wald interval after adding one to each discordant count: sound even where no picture changed.
+    """
+    z = float(stats.norm.isf((1 - confidence) / 2))
+    total = num_pairs + 2
+    gained, lost = (only_second + 1) / total, (only_first + 1) / total
+    half = z * np.sqrt((gained + lost - (gained - lost) ** 2) / total)
+    return max(-1.0, float(gained - lost - half)), min(1.0, float(gained - lost + half))
+
+
+def bootstrap_means(
+    values: Floats, num_resamples: int = 1000, seed: int = 0, chunk: int = 2_000_000
+) -> NDArray[np.float64]:
+    """Means of resampled rows; every column sees the same resamples, so columns may be subtracted.
+
+    Args:
+        values: float64[N, R], one row a picture, one column a run.
+
+    Returns:
+        float64[num_resamples, R].
+    """
+    rng = np.random.default_rng(seed)
+    num = len(values)
+    means = np.empty((num_resamples, values.shape[1]))
+    step = max(1, chunk // max(num, 1))
+    for start in range(0, num_resamples, step):
+        stop = min(start + step, num_resamples)
+        rows = rng.integers(0, num, size=(stop - start, num), dtype=np.int32)
+        for column in range(values.shape[1]):
+            means[start:stop, column] = values[:, column][rows].mean(axis=1)
+    return means
+
+
+def bootstrap_counts(
+    truth: NDArray[np.int64],
+    predictions: NDArray[np.int64],
+    num_labels: int,
+    statistic: Callable[[Floats, Floats, Floats], Floats],
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Floats:
+    """Resample pictures and recompute a statistic of each run's class counts, all runs on the same resamples.
+
+    Pictures with equal truth and equal predictions in every run are interchangeable, so resampling N pictures is one
+    multinomial draw over the distinct combinations: exact, and far fewer numbers than N.
+
+    Args:
+        truth: int64[N]. predictions: int64[N, R], -1 for an unreadable picture.
+        statistic: (hits, support, predicted), each float64[K, L] for K resamples -> float64[K].
+
+    Returns:
+        float64[num_resamples, R].
+    """
+    combined = np.column_stack([truth, predictions])
+    cells, counts = np.unique(combined, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    result = np.empty((num_resamples, predictions.shape[1]))
+    step = max(1, 4_000_000 // len(cells))
+    for start in range(0, num_resamples, step):
+        stop = min(start + step, num_resamples)
+        weights = rng.multinomial(len(truth), counts / len(truth), size=stop - start).astype(np.float64)
+        support = _sum_by(weights, cells[:, 0], num_labels)
+        for run in range(predictions.shape[1]):
+            guess = cells[:, run + 1]
+            hits = _sum_by(weights, np.where(guess == cells[:, 0], guess, -1), num_labels)
+            result[start:stop, run] = statistic(hits, support, _sum_by(weights, guess, num_labels))
+    return result
+
+
+def macro_f1_from_counts(hits: Floats, support: Floats, predicted: Floats) -> Floats:
+    """float64[K] mean F1 over the classes that occur in truth or prediction, from float64[K, L] counts."""
+    total = support + predicted
+    present = total > 0
+    f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=present)
+    scores: Floats = f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+    return scores
+
+
+def balanced_accuracy_from_counts(hits: Floats, support: Floats, predicted: Floats) -> Floats:
+    """float64[K] mean recall over the classes that occur in the truth, from float64[K, L] counts."""
+    present = support > 0
+    recall = np.divide(hits, support, out=np.zeros_like(hits), where=present)
+    scores: Floats = recall.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+    return scores
+
+
+def percentile_interval(samples: Floats, confidence: float = 0.95) -> tuple[float, float]:
+    """The middle part of bootstrap samples."""
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(samples, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _sum_by(weights: Floats, groups: NDArray[Any], num_groups: int) -> Floats:
+    """Sum columns of float64[K, C] by group (-1: left out), giving float64[K, num_groups]."""
+    from scipy.sparse import csr_array
+
+    kept = np.flatnonzero(groups >= 0)
+    member = csr_array((np.ones(len(kept)), (kept, groups[kept])), shape=(len(groups), num_groups))
+    summed: Floats = np.asarray(weights @ member)
+    return summed
