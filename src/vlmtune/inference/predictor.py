@@ -1,0 +1,178 @@
+"""The one way to ask a model about pictures: evaluation, validation inside training, prediction and serving.
+
+In: pictures (and questions). Out: label scores or answers, in order. A picture's prompt is built, tokenised and
+encoded here and nowhere else; training takes its samples from here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from vlmtune.config.schema import TaskSection
+from vlmtune.data.loading import read_ahead
+from vlmtune.errors import UnreadableImageError, UserError
+from vlmtune.inference.generation import Sampling, generate
+from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.models.images import ProcessedImage
+from vlmtune.models.registry import OpenedModel
+from vlmtune.records import ImageSource, LabelScores, LabelSet
+from vlmtune.text.prompt import PromptBuilder
+from vlmtune.text.trie import LabelTrie
+
+Result = TypeVar("Result")
+
+# Decoder rows in one batch: large enough that matrix products run at full rate, small enough for a laptop.
+_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Query:
+    """A picture, and the question about it where the task asks one."""
+
+    image: ImageSource
+    question: str | None = None
+
+
+class Predictor:
+    """A model with a task: what to ask, and the closed set of answers if there is one.
+
+    Args:
+        opened: the model with its tokenizer and image processor; put in evaluation mode by each call.
+        task: prompts and how labels are listed.
+        labels: the closed set, or None for open answers.
+        batch_size: pictures at once; None decides from the length of prompt and labels.
+    """
+
+    def __init__(
+        self, opened: OpenedModel, task: TaskSection, labels: LabelSet | None = None, batch_size: int | None = None
+    ) -> None:
+        self.opened = opened
+        self.task = task
+        self.labels = labels
+        self.batch_size = batch_size
+        self.prompt = PromptBuilder(opened.tokenizer, task, labels)
+        self._rest_of_prompt: dict[tuple[str | None, str], list[int]] = {}
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """The tokens every prompt of this task begins with; run once for all pictures."""
+        return self.prompt.shared_prefix()
+
+    @cached_property
+    def trie(self) -> LabelTrie:
+        """The labels' tokens. Raises UserError if there is no label set, or if two labels have the same tokens."""
+        if self.labels is None:
+            raise UserError("This task has no label set: give task.labels, or ask open questions.")
+        sequences = [[self.prompt.answer_tokens(form) for form in forms] for forms in self.labels.shown]
+        try:
+            return LabelTrie.build(sequences)
+        except ValueError as error:
+            raise UserError(f"task.labels: {error}. Labels must differ in the text the model is shown.") from error
+
+    def process(self, query: Query) -> ProcessedImage:
+        """Open and prepare one picture. Raises UnreadableImageError. Safe to call from several threads."""
+        return self.opened.processor.process(query.image.open())
+
+    def rest_of_prompt(self, processed: ProcessedImage, question: str | None = None) -> list[int]:
+        """The prompt's tokens after the shared prefix, image placeholders included."""
+        key = (question, processed.text)
+        if key not in self._rest_of_prompt:
+            if len(self._rest_of_prompt) > 4096:
+                self._rest_of_prompt.clear()
+            ids = self.prompt.build(question, processed.text).ids
+            assert ids[: len(self.prefix)] == self.prefix
+            self._rest_of_prompt[key] = ids[len(self.prefix) :]
+        return self._rest_of_prompt[key]
+
+    def encode(self, processed: list[ProcessedImage]) -> list[Tensor]:
+        """float[T, D] features of each picture."""
+        return self.opened.model.encode_images(processed)
+
+    def classify(
+        self, queries: Iterable[Query], mode: Literal["full", "argmax"] = "full"
+    ) -> Iterator[LabelScores | UnreadableImageError]:
+        """The closed-set result of every picture, in order; an unreadable one yields its error.
+
+        Args:
+            queries: pictures.
+            mode: ``full`` gives every label's log-probability; ``argmax`` the exact winner only, faster, with its
+                unnormalised score as `log_prob`.
+        """
+        assert self.labels is not None
+        scorer = LabelScorer(self.opened.model, self.prefix, self.trie)
+        for outcomes, questions in self._batches(queries, len(self.trie)):
+            results: list[LabelScores] = []
+            if questions and mode == "full":
+                scores = scorer.score(questions)
+                log_probs = scores.double().log_softmax(-1)
+                for row in range(len(questions)):
+                    best = int(scores[row].argmax())
+                    results.append(
+                        LabelScores(
+                            prediction=self.labels.stored[best],
+                            log_prob=float(log_probs[row, best]),
+                            log_probs=tuple(log_probs[row].tolist()),
+                            scores=tuple(scores[row].tolist()),
+                        )
+                    )
+            elif questions:
+                results = [
+                    LabelScores(prediction=self.labels.stored[winner.label], log_prob=winner.score)
+                    for winner in scorer.best(questions)
+                ]
+            yield from _fill(outcomes, results)
+
+    def answer(
+        self, queries: Iterable[Query], sampling: Sampling | None = None
+    ) -> Iterator[str | UnreadableImageError]:
+        """An open answer to every question, in order; an unreadable picture yields its error."""
+        tokenizer, model = self.opened.tokenizer, self.opened.model
+        prefix_state = LabelScorer(model, self.prefix, LabelTrie((), (), (), {})).prefix_state()
+        for outcomes, questions in self._batches(queries, 0):
+            tokens = generate(model, prefix_state, questions, [tokenizer.end_id], sampling) if questions else []
+            yield from _fill(outcomes, [tokenizer.decode(answer).strip() for answer in tokens])
+
+    def _batches(
+        self, queries: Iterable[Query], rows_per_picture: int
+    ) -> Iterator[tuple[list[UnreadableImageError | None], list[Question]]]:
+        """Batches of pictures: for each, its error or None, and the questions of those without."""
+        self.opened.model.eval()
+        outcomes: list[UnreadableImageError | None] = []
+        processed: list[ProcessedImage] = []
+        prompts: list[list[int]] = []
+        for query, result in read_ahead(self.process, queries):
+            if isinstance(result, UnreadableImageError):
+                outcomes.append(result)
+            else:
+                outcomes.append(None)
+                processed.append(result)
+                prompts.append(self.rest_of_prompt(result, query.question))
+            size = self.batch_size
+            if size is None:
+                longest = max((len(prompt) for prompt in prompts), default=1) + rows_per_picture
+                size = max(1, min(128, _BATCH_ROWS // longest))
+            if len(outcomes) >= size:
+                yield outcomes, self._questions(processed, prompts)
+                outcomes, processed, prompts = [], [], []
+        if outcomes:
+            yield outcomes, self._questions(processed, prompts)
+
+    def _questions(self, processed: list[ProcessedImage], prompts: list[list[int]]) -> list[Question]:
+        with torch.inference_mode():
+            features = self.encode(processed) if processed else []
+        return [Question(ids, [picture]) for ids, picture in zip(prompts, features, strict=True)]
+
+
+def _fill(
+    outcomes: list[UnreadableImageError | None], results: list[Result]
+) -> Iterator[Result | UnreadableImageError]:
+    """Results back in the order of the pictures, errors in their places."""
+    remaining = iter(results)
+    for outcome in outcomes:
+        yield next(remaining) if outcome is None else outcome

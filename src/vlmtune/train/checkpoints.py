@@ -1,0 +1,134 @@
+"""Checkpoints of a run: adapter, optimizer, random state and position, written whole or not at all.
+
+`step-000100/` holds the adapter in PEFT's layout (`adapters.files`) beside `optimizer.safetensors` and `state.json`.
+Nothing is pickled. A checkpoint is written under a temporary name and renamed; `best` is a link beside `checkpoints/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vlmtune.adapters.files import load_adapter, save_adapter
+from vlmtune.adapters.lora import AdapterPlan
+from vlmtune.errors import RunFolderError
+
+_FOLDER = "checkpoints"
+_PREFIX = "step-"
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps taken.
+        micro_batch: micro-batches consumed.
+        seconds: time spent training so far, over all sessions.
+        best_accuracy: best validation accuracy, and the step it was measured at.
+        history: (step, accuracy) of every validation.
+    """
+
+    step: int = 0
+    micro_batch: int = 0
+    seconds: float = 0.0
+    best_accuracy: float = -1.0
+    best_step: int = 0
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / _FOLDER / f"{_PREFIX}{step:06d}"
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    found = (run / _FOLDER).glob(f"{_PREFIX}*") if (run / _FOLDER).is_dir() else []
+    return sorted(path for path in found if path.name.removeprefix(_PREFIX).isdigit())
+
+
+def save_checkpoint(
+    run: Path,
+    progress: Progress,
+    model: nn.Module,
+    plan: AdapterPlan,
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    base: str,
+) -> Path:
+    """Write a checkpoint of the current step; returns its folder.
+
+    Args:
+        names: the trainable parameters' names, in the optimizer's order.
+        base: the base model's source, noted in the adapter's files.
+    """
+    target = checkpoint_path(run, progress.step)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_adapter(temporary, model, plan, base)
+    tensors: dict[str, torch.Tensor] = {"rng.torch": torch.get_rng_state()}
+    steps: dict[str, float] = {}
+    states = list(optimizer.state_dict()["state"].items())
+    for index, values in states:
+        for key, value in values.items():
+            if key == "step":
+                steps[names[index]] = float(value)
+            else:
+                tensors[f"{key}.{names[index]}"] = value.contiguous().cpu()
+    save_file(tensors, temporary / "optimizer.safetensors")
+    record = {"progress": asdict(progress), "optimizer_steps": steps}
+    (temporary / "state.json").write_text(json.dumps(record, indent=1) + "\n")
+    if target.exists():  # the same step, reached again after a resume
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    return target
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str]
+) -> Progress:
+    """Restore adapter, optimizer and random state. Raises RunFolderError for an incomplete checkpoint."""
+    for name in ("state.json", "optimizer.safetensors"):
+        if not (folder / name).is_file():
+            raise RunFolderError(f"{folder}: '{name}' is missing, so this checkpoint cannot be resumed from.")
+    load_adapter(folder, model)
+    record = json.loads((folder / "state.json").read_text())
+    tensors = load_file(folder / "optimizer.safetensors")
+    state: dict[int, dict[str, Any]] = {}
+    for index, name in enumerate(names):
+        if name not in record["optimizer_steps"]:
+            continue
+        values: dict[str, Any] = {"step": torch.tensor(record["optimizer_steps"][name])}
+        for key in ("exp_avg", "exp_avg_sq"):
+            values[key] = tensors[f"{key}.{name}"]
+        state[index] = values
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng.torch"])
+    progress = Progress(**record["progress"])
+    progress.history = [(int(step), float(accuracy)) for step, accuracy in progress.history]
+    return progress
+
+
+def mark_best(run: Path, checkpoint: Path) -> None:
+    """Point `best` at a checkpoint, atomically."""
+    link = run / ".best.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.relative_to(run))
+    os.replace(link, run / "best")
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the best one."""
+    best = (run / "best").resolve() if (run / "best").exists() else None
+    for path in list_checkpoints(run)[:-keep]:
+        if path.resolve() != best:
+            shutil.rmtree(path)
