@@ -32,6 +32,10 @@ class WeightsError(UserError):
     """A checkpoint whose tensors do not fit its configuration, or whose files are damaged."""
 
 
+class TokenizerError(UserError):
+    """A checkpoint's tokenizer or chat template that cannot be used: a missing file or token, a template that fails."""
+
+
 class AdapterError(UserError):
     """A LoRA target that matches nothing, or an adapter that does not belong to the model."""
 
