@@ -1,0 +1,247 @@
+"""Evaluations of the same pictures, side by side: paired tests, paired bootstrap, classes and pictures that flipped.
+
+Called by `vlmtune compare` and the report. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmtune.errors import DataError
+from vlmtune.evaluate.files import Evaluation
+from vlmtune.evaluate.metrics import brier_scores, filled_log_probs, measure, negative_log_likelihoods
+from vlmtune.evaluate.predictions import PredictionTable
+from vlmtune.evaluate.statistics import (
+    balanced_accuracy_from_counts,
+    bootstrap_counts,
+    bootstrap_means,
+    holm,
+    macro_f1_from_counts,
+    mcnemar,
+    paired_difference_interval,
+    percentile_interval,
+)
+
+NUM_SHOWN = 5
+SIGNIFICANCE = 0.05
+_COUNT_STATISTICS = {"macro_f1": macro_f1_from_counts, "balanced_accuracy": balanced_accuracy_from_counts}
+
+
+def compare(evaluations: Sequence[Evaluation], num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Compare two or more evaluations of the same pictures; JSON-ready.
+
+    ``pairs`` holds every pair in the order given (differences are second minus first), with mid-p and exact McNemar
+    p-values, Holm-adjusted over all pairs. ``bootstrap`` intervals resample pictures, the same for every run.
+
+    Raises DataError for fewer than two evaluations, repeated names, or different pictures, truths or labels, and says
+    which differ.
+    """
+    tables = align(evaluations)
+    figures = [dict(e.facts.get("metrics") or measure(e.predictions)) for e in evaluations]
+    correct = np.column_stack([table.correct for table in tables])
+    pairs = [
+        _pair(evaluations[i].name, evaluations[j].name, tables[i], tables[j], correct[:, i], correct[:, j])
+        for i, j in combinations(range(len(tables)), 2)
+    ]
+    adjusted = holm([pair["p_value"] for pair in pairs])
+    for pair, p_holm in zip(pairs, adjusted, strict=True):
+        pair["p_holm"] = float(p_holm)
+        pair["is_significant"] = bool(p_holm < SIGNIFICANCE)
+    for metric, samples in _bootstrap(tables, num_resamples, seed).items():
+        for pair, (i, j) in zip(pairs, combinations(range(len(tables)), 2), strict=True):
+            low, high = percentile_interval(samples[:, j] - samples[:, i])
+            difference = figures[j][metric] - figures[i][metric]
+            pair["bootstrap"][metric] = {"difference": difference, "interval": [low, high]}
+    return {
+        "num_examples": len(tables[0]),
+        "num_labels": len(tables[0].labels),
+        "runs": [_run(e, f) for e, f in zip(evaluations, figures, strict=True)],
+        "pairs": pairs,
+        "num_resamples": num_resamples,
+        "confidence": 0.95,
+    }
+
+
+def align(evaluations: Sequence[Evaluation]) -> list[PredictionTable]:
+    """The tables with the first one's order of pictures and of labels. Raises DataError as `compare` does."""
+    if len(evaluations) < 2:
+        raise DataError(f"A comparison needs two or more evaluations, found {len(evaluations)}.")
+    names = [e.name for e in evaluations]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(
+            f"Two evaluations have the same name: {', '.join(repeated)}. Names must differ to tell them apart."
+        )
+    first = evaluations[0]
+    tables = [first.predictions]
+    for other in evaluations[1:]:
+        _refuse_other_labels(first, other)
+        rows = _matching_rows(first, other)
+        tables.append(_relabel(other.predictions.take(rows), first.labels))
+        changed = np.flatnonzero(tables[-1].truth != first.predictions.truth)
+        if len(changed):
+            raise DataError(
+                f"'{first.name}' and '{other.name}' give different true labels to {len(changed)} pictures: "
+                f"{_listed(first.predictions.ids[changed])}. Evaluate both on the same data."
+            )
+    return tables
+
+
+def same_examples(first: Evaluation, second: Evaluation) -> bool:
+    """Whether two evaluations may be compared picture by picture."""
+    a, b = first.predictions, second.predictions
+    if len(a) != len(b) or set(a.labels) != set(b.labels):
+        return False
+    truth_a = dict(zip(a.ids, (a.labels[t] for t in a.truth), strict=True))
+    return truth_a == dict(zip(b.ids, (b.labels[t] for t in b.truth), strict=True))
+
+
+def _run(evaluation: Evaluation, figures: dict[str, Any]) -> dict[str, Any]:
+    keys = ("num_examples", "num_correct", "num_unreadable", "accuracy", "accuracy_interval", "macro_f1")
+    more = ("weighted_f1", "balanced_accuracy", "nll", "brier", "ece", "seconds_per_example")
+    facts = evaluation.facts
+    data = facts.get("data") or {}
+    return {
+        "name": evaluation.name,
+        **{key: figures.get(key) for key in (*keys, *more)},
+        "seconds": facts.get("seconds"),
+        "num_tokens": facts.get("num_tokens"),
+        "limit": data.get("limit"),
+        "mode": facts.get("mode"),
+    }
+
+
+def _pair(
+    first: str,
+    second: str,
+    a: PredictionTable,
+    b: PredictionTable,
+    right_a: NDArray[np.bool_],
+    right_b: NDArray[np.bool_],
+) -> dict[str, Any]:
+    gained, lost = right_b & ~right_a, right_a & ~right_b
+    num, only_b, only_a = len(a), int(gained.sum()), int(lost.sum())
+    low, high = paired_difference_interval(only_a, only_b, num)
+    return {
+        "first": first,
+        "second": second,
+        "difference": (only_b - only_a) / num,
+        "difference_interval": [low, high],
+        "both_right": int((right_a & right_b).sum()),
+        "only_first": only_a,
+        "only_second": only_b,
+        "both_wrong": int((~right_a & ~right_b).sum()),
+        "p_value": mcnemar(only_a, only_b),
+        "p_exact": mcnemar(only_a, only_b, "exact"),
+        "bootstrap": {},
+        **_class_changes(a, right_a, right_b),
+        "flipped_to_right": [str(i) for i in a.ids[gained]],
+        "flipped_to_wrong": [str(i) for i in a.ids[lost]],
+    }
+
+
+def _class_changes(a: PredictionTable, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> dict[str, Any]:
+    """Classes whose recall changed, the largest change first, each with its own test, Holm-adjusted over classes."""
+    num_labels = len(a.labels)
+    gained = np.bincount(a.truth[right_b & ~right_a], minlength=num_labels)
+    lost = np.bincount(a.truth[right_a & ~right_b], minlength=num_labels)
+    support = np.bincount(a.truth, minlength=num_labels)
+    hits = np.bincount(a.truth[right_a], minlength=num_labels)
+    tested = np.flatnonzero(support)
+    adjusted = np.ones(num_labels)
+    adjusted[tested] = holm([mcnemar(int(lost[i]), int(gained[i])) for i in tested])
+    changes = [
+        {
+            "label": a.labels[i],
+            "support": int(support[i]),
+            "recall_first": hits[i] / support[i],
+            "recall_second": (hits[i] + gained[i] - lost[i]) / support[i],
+            "difference": (int(gained[i]) - int(lost[i])) / int(support[i]),
+            "p_holm": float(adjusted[i]),
+            "is_significant": bool(adjusted[i] < SIGNIFICANCE),
+        }
+        for i in tested
+    ]
+    better = sorted((c for c in changes if c["difference"] > 0), key=lambda c: -c["difference"])
+    worse = sorted((c for c in changes if c["difference"] < 0), key=lambda c: c["difference"])
+    return {"classes_gained": better, "classes_lost": worse}
+
+
+def _bootstrap(tables: Sequence[PredictionTable], num_resamples: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """float64[num_resamples, R] of each metric that every run has."""
+    guesses = np.column_stack([table.prediction for table in tables])
+    samples = {
+        name: bootstrap_counts(tables[0].truth, guesses, len(tables[0].labels), statistic, num_resamples, seed)
+        for name, statistic in _COUNT_STATISTICS.items()
+    }
+    if all(table.log_probs is not None for table in tables):
+        nll, brier = [], []
+        for table in tables:
+            log_probs = filled_log_probs(table)
+            nll.append(negative_log_likelihoods(log_probs, table.truth))
+            brier.append(brier_scores(log_probs, table.truth))
+        means = bootstrap_means(np.column_stack(nll + brier), num_resamples, seed)
+        samples["nll"], samples["brier"] = means[:, : len(tables)], means[:, len(tables) :]
+    return samples
+
+
+def _refuse_other_labels(first: Evaluation, other: Evaluation) -> None:
+    a, b = set(first.labels), set(other.labels)
+    if a != b:
+        parts = _both_sides(first.name, sorted(a - b), other.name, sorted(b - a))
+        raise DataError(
+            f"'{first.name}' and '{other.name}' have different label sets: {parts}. They cannot be compared."
+        )
+
+
+def _matching_rows(first: Evaluation, other: Evaluation) -> NDArray[np.int64]:
+    """Rows of ``other`` in the order of ``first``. Raises DataError where a picture is in one of them only."""
+    row_of = {example: row for row, example in enumerate(other.predictions.ids)}
+    known = set(first.predictions.ids)
+    missing = [i for i in first.predictions.ids if i not in row_of]
+    extra = [i for i in other.predictions.ids if i not in known]
+    if missing or extra:
+        parts = _both_sides(first.name, missing, other.name, extra)
+        raise DataError(
+            f"'{first.name}' ({_described(first)}) and '{other.name}' ({_described(other)}) were measured on different "
+            f"pictures: {parts}. Evaluate both on the same split with the same limit."
+        )
+    return np.asarray([row_of[i] for i in first.predictions.ids], dtype=np.int64)
+
+
+def _relabel(table: PredictionTable, labels: tuple[str, ...]) -> PredictionTable:
+    """The same table with its labels in another order."""
+    if table.labels == labels:
+        return table
+    old_of_new = np.asarray([table.labels.index(label) for label in labels])
+    new_of_old = np.append(np.argsort(old_of_new), -1)  # the last entry serves position -1: unreadable
+    return PredictionTable(
+        labels=labels,
+        ids=table.ids,
+        images=table.images,
+        truth=new_of_old[table.truth],
+        prediction=new_of_old[table.prediction],
+        log_probs=None if table.log_probs is None else table.log_probs[:, old_of_new],
+        seconds=table.seconds,
+        errors=table.errors,
+    )
+
+
+def _both_sides(first: str, only_first: Sequence[str], second: str, only_second: Sequence[str]) -> str:
+    sides = ((first, only_first), (second, only_second))
+    return "; ".join(f"{len(only)} only in '{name}' ({_listed(only)})" for name, only in sides if len(only))
+
+
+def _listed(names: Sequence[Any] | NDArray[np.object_]) -> str:
+    return ", ".join(str(name) for name in names[:NUM_SHOWN]) + (", …" if len(names) > NUM_SHOWN else "")
+
+
+def _described(evaluation: Evaluation) -> str:
+    data = evaluation.facts.get("data") or {}
+    limit = f", limit {data['limit']}" if data.get("limit") else ""
+    return f"{data.get('source', '?')}, {data.get('split', '?')}, {len(evaluation.predictions)} pictures{limit}"

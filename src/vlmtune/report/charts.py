@@ -1,0 +1,171 @@
+"""The report's charts as SVG. Each takes plain numbers and returns markup; tables of the same numbers are the template's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from vlmtune.report.svg import Canvas, Plot, Point, smoothed, thinned
+from vlmtune.report.wording import count, interval, number, percent
+
+MOST_CLASSES = 120
+NUM_COLOURS = 6
+_ROW = 54
+
+
+def colour(index: int) -> str:
+    """The CSS class of a run's colour; the first is the baseline's grey."""
+    return f"s{index % NUM_COLOURS}"
+
+
+def accuracy_bars(runs: Sequence[dict[str, Any]], chance: float | None) -> Markup:
+    """A bar a run with its interval. runs: {"name", "metrics", "series"}."""
+    width, left, right = 460.0, 2.0, 452.0
+    height = _ROW * len(runs) + 34
+    canvas = Canvas(width, height, "Accuracy of each run with its 95% interval")
+
+    def x(share: float) -> float:
+        return left + share * (right - left)
+
+    bottom = _ROW * len(runs) + 8
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        canvas.line(x(share), 6, x(share), bottom, "grid")
+        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
+        canvas.text(x(share), bottom + 17, percent(share, 0), "tick", anchor)
+    for row, run in enumerate(runs):
+        top = _ROW * row + 8
+        figures = run["metrics"]
+        accuracy = figures["accuracy"] or 0.0
+        canvas.text(left, top + 15, _shortened(run["name"], 34), "label")
+        canvas.text(right, top + 15, percent(figures["accuracy"]), "value", "end")
+        canvas.rect(left, top + 22, right - left, 18, "track", radius=3)
+        title = f"{run['name']}: {percent(accuracy)} ({interval(figures['accuracy_interval'])})"
+        canvas.rect(left, top + 22, max(1.0, x(accuracy) - left), 18, f"bar {run['series']}", radius=3, title=title)
+        if figures["accuracy_interval"]:
+            low, high = (x(v) for v in figures["accuracy_interval"])
+            for css in ("whisker-halo", "whisker"):
+                canvas.line(low, top + 31, high, top + 31, css)
+                canvas.line(low, top + 26, low, top + 36, css)
+                canvas.line(high, top + 26, high, top + 36, css)
+    if chance:
+        canvas.line(x(chance), 6, x(chance), bottom, "chance")
+    return canvas.render()
+
+
+def loss_curves(series: Sequence[dict[str, Any]]) -> Markup:
+    """Training loss against step. series: {"name", "series", "loss": [(step, loss)…]}; faint raw, strong smoothed."""
+    drawn = [(s["series"], thinned(s["loss"])) for s in series if s["loss"]]
+    everything = [p for _, points in drawn for p in points if math.isfinite(p[1])]
+    top = max(y for _, y in everything)
+    plot = Plot("Training loss against step", (0, max(x for x, _ in everything)), (0, top * 1.05))
+    plot.axes("optimizer step", "loss", count, lambda v: f"{v:g}")
+    for css, points in drawn:
+        finite = [p for p in points if math.isfinite(p[1])]
+        plot.curve(finite, f"curve raw {css}")
+        plot.curve(smoothed(finite), f"curve {css}")
+    return plot.canvas.render()
+
+
+def validation_curves(series: Sequence[dict[str, Any]]) -> Markup:
+    """Validation accuracy against step, the best point marked. series: {"name", "series", "validation": [(step, acc)…]}."""
+    drawn: list[tuple[str, list[Point]]] = [(s["series"], list(s["validation"])) for s in series if s["validation"]]
+    everything = [p for _, points in drawn for p in points]
+    low = min(y for _, y in everything)
+    floor = max(0.0, math.floor((low - 0.02) * 10) / 10)
+    plot = Plot("Validation accuracy against step", (0, max(x for x, _ in everything)), (floor, 1.0))
+    plot.axes("optimizer step", "validation accuracy", count, lambda v: percent(v, 0))
+    for css, points in drawn:
+        plot.curve(points, f"curve {css}")
+        for step, accuracy in points if len(points) <= 60 else []:
+            plot.canvas.dot(plot.x(step), plot.y(accuracy), 2.6, f"dot {css}", f"step {step:g}: {percent(accuracy)}")
+        step, accuracy = max(points, key=lambda p: p[1])
+        plot.canvas.dot(plot.x(step), plot.y(accuracy), 6, f"ring {css}", f"best, step {step:g}: {percent(accuracy)}")
+    return plot.canvas.render()
+
+
+def reliability(series: Sequence[dict[str, Any]]) -> Markup:
+    """Accuracy against confidence in bins of equally many pictures. series: {"series", "bins"}."""
+    plot = Plot("Accuracy against stated confidence", (0, 1), (0, 1), height=330)
+    plot.axes("stated probability", "share right", lambda v: percent(v, 0), lambda v: percent(v, 0))
+    plot.curve([(0, 0), (1, 1)], "ideal")
+    for entry in series:
+        plot.curve([(b["confidence"], b["accuracy"]) for b in entry["bins"]], f"curve thin {entry['series']}")
+        for b in entry["bins"]:
+            if b["accuracy_interval"]:
+                plot.whisker(b["confidence"], *b["accuracy_interval"], f"error {entry['series']}")
+            title = f"{b['count']} pictures: stated {percent(b['confidence'])}, right {percent(b['accuracy'])}"
+            plot.canvas.dot(plot.x(b["confidence"]), plot.y(b["accuracy"]), 3.6, f"dot {entry['series']}", title)
+    return plot.canvas.render()
+
+
+def risk_coverage(series: Sequence[dict[str, Any]]) -> Markup:
+    """Share wrong among the most confident answers. series: {"series", "coverage", "risk"}."""
+    highest = max(max(entry["risk"]) for entry in series)
+    plot = Plot("Share wrong against share answered", (0, 1), (0, max(0.02, highest * 1.08)), height=330)
+    digits = 0 if highest > 0.05 else 1
+    plot.axes("share answered, surest first", "share wrong", lambda v: percent(v, 0), lambda v: percent(v, digits))
+    for entry in series:
+        plot.curve(list(zip(entry["coverage"], entry["risk"], strict=True)), f"curve {entry['series']}")
+    return plot.canvas.render()
+
+
+def heatmap_classes(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which classes a heat map shows: all of them, or the most confused where there are too many to read."""
+    if len(confusion) <= MOST_CLASSES:
+        return np.arange(len(confusion))
+    wrong = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * np.diag(confusion)
+    return np.sort(np.argsort(-wrong, kind="stable")[:100])
+
+
+def confusion_heatmap(confusion: NDArray[np.int64], labels: Sequence[str]) -> Markup:
+    """Rows are truth, columns predictions; shade is the share of the row. Right and wrong have different hues."""
+    num = len(labels)
+    longest = max(len(label) for label in labels)
+    size = max(7.0, min(12.0, 700 / num)) if num > 24 else 12.0
+    cell = max(8.4, min(44.0, 430 / num)) if num <= 24 else max(8.4, 760 / num)
+    margin = min(longest, 18) * size * 0.58 + 12
+    side = cell * num
+    canvas = Canvas(margin + side + 8, margin + side + 26, "Confusion matrix: truth in rows, predictions in columns")
+    canvas.rect(margin, margin, side, side, "ground")
+    totals = np.maximum(confusion.sum(axis=1), 1)
+    for row, column in np.argwhere(confusion):
+        amount = int(confusion[row, column])
+        share = amount / totals[row]
+        kind = "right" if row == column else "wrong"
+        opacity = 0.08 + 0.92 * share if kind == "right" else 0.16 + 0.84 * math.sqrt(share)
+        title = f"{labels[row]} called {labels[column]}: {amount} of {totals[row]} ({percent(share)})"
+        x, y = margin + column * cell, margin + row * cell
+        gap = 1.0 if cell > 14 else 0.4
+        data = f'data-t="{row}" data-p="{column}"'
+        canvas.rect(x + gap / 2, y + gap / 2, cell - gap, cell - gap, f"cell {kind}", opacity, cell / 12, title, data)
+        if num <= 24:
+            strong = " strong" if opacity > 0.55 else ""
+            canvas.text(
+                x + cell / 2, y + cell / 2 + 4, str(amount), f"amount{strong}", "middle", size=min(12, cell * 0.45)
+            )
+    for index, label in enumerate(labels):
+        middle = margin + (index + 0.5) * cell
+        canvas.text(margin - 5, middle + size * 0.36, _shortened(label, 18), "tick", "end", size=size)
+        canvas.text(middle + size * 0.36, margin - 5, _shortened(label, 18), "tick", turn=-90, size=size)
+    canvas.text(margin + side / 2, margin + side + 20, "predicted →  (truth in rows)", "name", "middle")
+    return canvas.render()
+
+
+def class_bar(recall: float | None, span: Sequence[float] | None) -> Markup:
+    """A table cell's bar with its interval."""
+    if recall is None or span is None:
+        return Markup("")
+    canvas = Canvas(100, 12, f"recall {number(recall, 2)}, interval {number(span[0], 2)} to {number(span[1], 2)}")
+    canvas.rect(0, 3, 100, 6, "track", radius=2)
+    canvas.rect(0, 3, 100 * recall, 6, "bar main", radius=2)
+    canvas.line(100 * span[0], 6, 100 * span[1], 6, "whisker")
+    return canvas.render()
+
+
+def _shortened(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,0 +1,113 @@
+"""What a report is made of: the files of run folders, read leniently where a run is unfinished, strictly where damaged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlmtune.errors import RunFolderError
+from vlmtune.evaluate.compare import same_examples
+from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation
+
+BASELINE_NAMES = ("baseline", "base", "zero-shot", "zero_shot")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run folder without its evaluations. Files that are not there yet are empty."""
+
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    config: str = ""
+
+
+def read_run(folder: Path | str) -> RunRecord:
+    """Read run.json, metrics.jsonl, preflight.json and config.yaml.
+
+    Raises RunFolderError for a folder with none of them, and for a damaged file, with its line.
+    """
+    folder = Path(folder)
+    files = ("run.json", "metrics.jsonl", "config.yaml", "evaluation")
+    if not any((folder / name).exists() for name in files):
+        raise RunFolderError(
+            f"{folder} is not a run folder: it has none of {', '.join(files)}. Give a folder that `vlmtune train` wrote."
+        )
+    facts = _read_json(folder / "run.json")
+    lines = _read_lines(folder / "metrics.jsonl")
+    config = folder / "config.yaml"
+    return RunRecord(
+        name=str(facts.get("name") or folder.resolve().name),
+        facts=facts,
+        train=_latest(line for line in lines if line.get("kind") == "train"),
+        validation=_latest(line for line in lines if line.get("kind") == "validation"),
+        warnings=_warnings(_read_json(folder / "preflight.json")),
+        config=config.read_text(encoding="utf-8") if config.exists() else "",
+    )
+
+
+def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
+    """The evaluations of a run that may stand side by side, baseline first, then by time; and the names left out.
+
+    The newest test evaluation decides which pictures the report is about; those of other pictures are left out.
+    """
+    folders = sorted(path for path in (run_folder / "evaluation").glob("*") if is_evaluation(path))
+    found = [read_evaluation(path) for path in folders]
+    if not found:
+        return [], []
+    found.sort(key=lambda e: str(e.facts.get("created", "")))
+    tuned = [e for e in found if not is_baseline(e)] or found
+    on_test = [e for e in tuned if (e.facts.get("data") or {}).get("split") == "test"] or tuned
+    subject = on_test[-1]
+    kept = [e for e in found if e is not subject and same_examples(subject, e)]
+    left_out = [e.name for e in found if e is not subject and e not in kept]
+    return sorted([*kept, subject], key=lambda e: (not is_baseline(e), e is subject)), left_out
+
+
+def is_baseline(evaluation: Evaluation) -> bool:
+    """Whether this is the base model as it was before fine-tuning."""
+    return evaluation.name.lower() in BASELINE_NAMES or evaluation.facts.get("is_baseline") is True
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{path}: not readable as JSON ({error}). Restore or remove the file.") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{path}: expected a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every line of metrics.jsonl; an unfinished last line (a run killed while writing) is passed over."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    result = []
+    for index, line in enumerate(lines):
+        try:
+            result.append(json.loads(line))
+        except ValueError as error:
+            if index == len(lines) - 1 and not line.endswith("\n"):
+                break
+            raise RunFolderError(f"{path}:{index + 1}: not readable as JSON ({error}). Remove this line.") from error
+    return result
+
+
+def _latest(lines: Any) -> list[dict[str, Any]]:
+    """One line a step, the last written: a resumed run repeats the steps after its checkpoint."""
+    by_step = {line["step"]: line for line in lines if "step" in line}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _warnings(preflight: dict[str, Any]) -> list[str]:
+    """Warnings may be texts or objects with a message."""
+    found = preflight.get("warnings") or []
+    return [str(entry.get("message", entry)) if isinstance(entry, dict) else str(entry) for entry in found]

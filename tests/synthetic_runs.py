@@ -1,0 +1,169 @@
+"""Evaluation and run folders drawn from a random number generator, for tests of figures, comparisons and reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vlmtune.evaluate.files import Evaluation, PredictionTable, read_evaluation, thumbnail, thumbnail_rows
+from vlmtune.evaluate.files import write_evaluation as write_folder
+from vlmtune.evaluate.metrics import measure
+
+
+def label_names(num_labels: int) -> tuple[str, ...]:
+    if num_labels == 10:
+        return ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return tuple(f"class {index:03d}" for index in range(num_labels))
+
+
+def random_table(
+    num: int = 200,
+    num_labels: int = 10,
+    skill: float = 4.0,
+    seed: int = 0,
+    num_unreadable: int = 0,
+    has_probabilities: bool = True,
+    data_seed: int = 0,
+) -> PredictionTable:
+    """Predictions of a model whose logit of the true label is `skill` higher on average.
+
+    Two tables with one `data_seed` have the same pictures, of which the same are hard.
+    """
+    data = np.random.default_rng(data_seed)
+    truth = data.integers(0, num_labels, num)
+    hard = data.normal(size=num)
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(num, num_labels))
+    logits[np.arange(num), truth] += skill - hard
+    logits[np.arange(num), (truth + 3) % num_labels] += 0.8  # one class is often taken for another
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    prediction = log_probs.argmax(axis=1)
+    errors = np.full(num, None, dtype=object)
+    prediction[:num_unreadable] = -1
+    log_probs[:num_unreadable] = np.nan
+    errors[:num_unreadable] = "truncated file"
+    ids = np.asarray([f"test/{row:06d}" for row in range(num)], dtype=object)
+    return PredictionTable(
+        labels=label_names(num_labels),
+        ids=ids,
+        images=np.asarray([f"{name}.png" for name in ids], dtype=object),
+        truth=truth.astype(np.int64),
+        prediction=prediction.astype(np.int64),
+        log_probs=log_probs.astype(np.float32) if has_probabilities else None,
+        seconds=rng.uniform(0.01, 0.02, num).astype(np.float32),
+        errors=errors,
+    )
+
+
+def facts(name: str, table: PredictionTable, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": f"runs/{name}",
+        "base": "builtin:tiny",
+        "checkpoint": None if name == "baseline" else "checkpoints/step-000100",
+        "data": {
+            "source": "builtin:digits",
+            "split": "test",
+            "num_examples": len(table),
+            "limit": None,
+            "left_out": [],
+        },
+        "task": "classify",
+        "labels": list(table.labels),
+        "mode": "full" if table.log_probs is not None else "argmax",
+        "seconds": float(table.seconds.sum()),
+        "created": "2026-11-21T05:00:00+00:00",
+        "versions": {"vlmtune": "0.1.0"},
+        "metrics": measure(table),
+        **more,
+    }
+
+
+def in_memory(name: str, table: PredictionTable, **more: Any) -> Evaluation:
+    return Evaluation(facts(name, table, **more), table)
+
+
+def write_evaluation(folder: Path, name: str, table: PredictionTable, with_thumbnails: bool = True) -> Evaluation:
+    thumbnails = {}
+    if with_thumbnails:
+        thumbnails = {str(table.ids[row]): picture(table, row) for row in thumbnail_rows(table)}
+    write_folder(folder, facts(name, table), table, thumbnails)
+    return read_evaluation(folder)
+
+
+def picture(table: PredictionTable, row: int) -> bytes:
+    """A drawn stand-in: the true position as a figure on a tinted ground with noise."""
+    rng = np.random.default_rng(row)
+    ground = rng.integers(150, 250, 3) + rng.integers(-30, 5, (96, 96, 1)) + np.zeros((96, 96, 3), dtype=int)
+    image = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
+    ImageDraw.Draw(image).text((30, 22), str(table.truth[row]), fill=(30, 30, 60), font_size=44)
+    return thumbnail(image)
+
+
+def write_run(folder: Path, name: str, seed: int = 0, num_steps: int = 100, final: float = 0.95) -> Path:
+    """run.json, metrics.jsonl, preflight.json and config.yaml as `vlmtune train` writes them."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for step in range(1, num_steps + 1):
+        done = step / num_steps
+        lines.append(
+            {
+                "kind": "train",
+                "step": step,
+                "epoch": 5 * done,
+                "loss": float(2.4 * np.exp(-4 * done) + 0.08 + 0.15 * rng.random()),
+                "lr": 2e-3 * (1 - done),
+                "grad_norm": 1.0,
+                "samples": 16 * step,
+                "samples_per_s": 90.0,
+                "seconds": 0.7 * step,
+            }
+        )
+        if step % (num_steps // 10) == 0:
+            accuracy = 0.55 + (final - 0.55) * (1 - np.exp(-4 * done))
+            loss = float(2.1 * np.exp(-4 * done) + 0.12)
+            lines.append(
+                {
+                    "kind": "validation",
+                    "step": step,
+                    "accuracy": float(accuracy),
+                    "loss": loss,
+                    "num": 140,
+                    "seconds": 2,
+                }
+            )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = {
+        "name": name,
+        "base": "builtin:tiny",
+        "seed": 0,
+        "data": {"train": 1293, "validation": 144, "test": 360},
+        "trainable_parameters": 180_224,
+        "total_parameters": 3_412_992,
+        "started": "2026-11-21T04:00:00+00:00",
+        "finished": "2026-11-21T04:01:15+00:00",
+        "seconds": 75.0,
+        "versions": {"vlmtune": "0.1.0", "torch": "2.13.0"},
+        "labels": list(label_names(10)),
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+    warnings = ["2 pictures stand in both train and test: train/0012.png, test/0007.png"]
+    (folder / "preflight.json").write_text(json.dumps({"warnings": warnings}))
+    (folder / "config.yaml").write_text("model:\n  base: builtin:tiny\ndata:\n  source: builtin:digits\n")
+    return folder
+
+
+def demo(root: Path, skills: Sequence[float] = (1.6, 3.6, 6.0), **table: Any) -> list[Path]:
+    """Three evaluations of the same pictures: baseline, tuned_10, tuned_100."""
+    folders = []
+    for seed, (name, skill) in enumerate(zip(("baseline", "tuned_10", "tuned_100"), skills, strict=True)):
+        folder = root / "evaluation" / name
+        write_evaluation(folder, name, random_table(skill=skill, seed=seed + 1, **table))
+        folders.append(folder)
+    return folders
