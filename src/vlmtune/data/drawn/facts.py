@@ -1,0 +1,30 @@
+"""What is true of a drawn picture: plain data that captions, labels and questions are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object in a picture; its centre in 0..1 from the top left."""
+
+    name: str
+    color: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`label` names the picture in one word; a picture of several objects has none.
+
+    ``writing`` is "printed" or "handwritten" for a character, else empty. ``place`` is a background's word, or a colour's.
+    """
+
+    kind: str
+    label: str | None
+    things: tuple[Thing, ...] = ()
+    place: str = ""
+    writing: str = ""
+    color: str = ""
