@@ -1,0 +1,201 @@
+"""Families of models, and the one function that opens any of them.
+
+In: a name as `source.locate` takes it. Out: model, tokenizer and image processor, ready. `adapters.open` calls it for
+everything above, because a run folder is a model too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from vlmtune.errors import UserError, WeightsError, unknown_name
+from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.images import ProcessedImage
+from vlmtune.models.interface import VisionLanguageModel
+from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor
+from vlmtune.models.source import locate
+from vlmtune.models.weights import NameTable, load_strict, read_checkpoint
+from vlmtune.text.tokenizer import Tokenizer
+
+# Below this a CPU gains nothing from bfloat16, and float32 spares every question about rounding.
+_SMALL_MODEL = 100_000_000
+
+
+class ImageProcessor(Protocol):
+    """A picture to what the network takes."""
+
+    def process(self, image: Image.Image) -> ProcessedImage: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of checkpoints needs: one entry here, one network file, one image processor."""
+
+    name: str
+    read_config: Callable[[dict[str, Any]], ModelConfig]
+    build: Callable[[Any], VisionLanguageModel]
+    open_processor: Callable[..., ImageProcessor]
+    names: NameTable
+
+
+@dataclass
+class OpenedModel:
+    """A model with all it takes to ask it something.
+
+    Attributes:
+        source: the name it was opened by; folder: where its files are.
+        config: `config.json` as it stands in the folder.
+    """
+
+    model: VisionLanguageModel
+    tokenizer: Tokenizer
+    processor: ImageProcessor
+    family: Family
+    source: str
+    folder: Path
+    config: dict[str, Any]
+
+
+LFM2_VL = Family(
+    name="lfm2_vl",
+    read_config=Lfm2VlConfig.from_dict,
+    build=Lfm2Vl,
+    open_processor=Lfm2VlImageProcessor.from_folder,
+    names=NameTable(
+        renames=(
+            # Saved as a decoder with its own head inside: `language_model.model.layers…`, `language_model.lm_head`.
+            (r"^(?:model\.)?language_model\.lm_head\.", "lm_head."),
+            (r"^(?:model\.)?language_model\.model\.", "model.language_model."),
+            # Saved without the outer module's prefix.
+            (r"^(?=(?:vision_tower|multi_modal_projector|language_model)\.)", "model."),
+            # Saved when the tower was wrapped in one more module.
+            (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+        ),
+        dropped=(
+            r"model\.vision_tower\.head\..*",  # a pooling head that LFM2-VL does not read
+            r"model\.vision_tower\.embeddings\.position_ids",  # 0, 1, 2, … in older files
+        ),
+        tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
+    ),
+)
+
+FAMILIES: Mapping[str, Family] = {"lfm2_vl": LFM2_VL, "lfm2-vl": LFM2_VL}
+"""`model_type` of a config.json -> family; the spelling with a hyphen is that of older checkpoints."""
+
+
+def open_model(
+    source: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    image_overrides: Mapping[str, Any] | None = None,
+) -> OpenedModel:
+    """Open a plain model (a folder or hub id with config.json and weights, or `builtin:tiny`), in evaluation mode.
+
+    Args:
+        source, revision: see `source.locate`.
+        dtype: ``auto``, ``float32`` or ``bfloat16``; see `choose_dtype`.
+        device: ``auto`` (a CUDA device if there is one) or a torch device.
+        image_overrides: settings of the image processor that are not None: min_image_tokens, max_image_tokens,
+            do_image_splitting.
+
+    Raises:
+        UserError: source not found, unknown family or device. WeightsError: files that do not fit.
+    """
+    folder = locate(source, revision)
+    config = read_config(folder)
+    family = family_of(config, str(folder))
+    place = choose_device(device)
+    with torch.device("meta"):
+        model = family.build(family.read_config(config))
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    load_strict(
+        model,
+        read_checkpoint(folder),
+        family.names,
+        dtype=choose_dtype(dtype, place, num_parameters),
+        device=place,
+        origin=str(folder),
+    )
+    overrides = {key: value for key, value in (image_overrides or {}).items() if value is not None}
+    return OpenedModel(
+        model=model.eval(),
+        tokenizer=Tokenizer.from_folder(folder),
+        processor=family.open_processor(folder, **overrides),
+        family=family,
+        source=source,
+        folder=folder,
+        config=config,
+    )
+
+
+def build_on_meta(config: dict[str, Any], origin: str = "config.json") -> VisionLanguageModel:
+    """The network of a config.json without memory for its parameters: to count and to name them."""
+    family = family_of(config, origin)
+    with torch.device("meta"):
+        return family.build(family.read_config(config))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json. Raises UserError if there is none, WeightsError if it cannot be parsed."""
+    path = folder / "config.json"
+    if not path.is_file():
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
+        raise UserError(f"{folder}: not a model's folder: expected config.json, found {found}.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path}: not valid JSON ({error}). Download or copy it again.") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: expected a JSON object, found {type(config).__name__}.")
+    return config
+
+
+def family_of(config: Mapping[str, Any], origin: str) -> Family:
+    """The family a config.json names. Raises UserError listing the known ones."""
+    model_type = config.get("model_type")
+    if model_type is None:
+        raise UserError(f"{origin}: config.json has no 'model_type'. Known families: {', '.join(sorted(FAMILIES))}.")
+    if model_type not in FAMILIES:
+        raise UserError(f"{origin}: {unknown_name('model family', str(model_type), FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises UserError for a device that torch does not know or have."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device '{device}' is not available here ({reason}). Use auto, cpu or cuda.") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device, num_parameters: int) -> torch.dtype:
+    """``auto`` is bfloat16 where the hardware multiplies it fast and the model is large enough to gain."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if num_parameters < _SMALL_MODEL:
+        return torch.float32
+    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 there."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capability = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(capability.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return False
