@@ -1,0 +1,81 @@
+"""`vlmtune config`: an experiment's file as vlmtune reads it, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.config import recipes
+from vlmtune.config.load import InvalidExperimentError, dump, load_experiment
+from vlmtune.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def show(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    as_written: Annotated[
+        bool, typer.Option("--as-written", help="Leave undecided what the file leaves out; reads no data.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Print the experiment as it would run: overrides laid over, every left-out key decided.
+
+    The data is counted for that, as the number of training pictures decides the number of epochs.
+    """
+    experiment = load_experiment(config, set_ or ())
+    if not as_written:
+        from vlmtune.data.splits import load_splits
+
+        splits = load_splits(experiment.data, experiment.task, experiment.seed)
+        experiment = recipes.apply(
+            experiment, num_train=len(splits.train), num_labels=len(splits.labels) if splits.labels else 0
+        )
+    if json_:
+        from vlmtune.cli.console import print_json
+
+        print_json(experiment)
+    else:
+        print(dump(experiment), end="")
+
+
+@app.command()
+def validate(
+    config: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Experiments' YAML files.")],
+    set_: SetOption = None,
+    skip_paths: Annotated[
+        bool, typer.Option("--skip-paths", help="Do not ask that local data and models are there.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Check files without running anything: all errors at once, each with line and key. Exit 1 if there is one."""
+    results = []
+    errors: list[ConfigError] = []
+    for path in config:
+        try:
+            load_experiment(path, set_ or (), must_exist=not skip_paths)
+            problems: list[dict[str, str]] = []
+        except InvalidExperimentError as error:
+            errors.append(error)
+            problems = [
+                {"place": problem.place, "key": problem.key, "message": problem.message} for problem in error.problems
+            ]
+        except ConfigError as error:
+            errors.append(error)
+            problems = [{"place": str(path), "key": "", "message": str(error)}]
+        results.append({"file": str(path), "valid": not problems, "problems": problems})
+        if not problems and not json_:
+            print(f"{path}: valid")
+    if json_:
+        from vlmtune.cli.console import print_json
+
+        print_json(results)
+        if errors:
+            raise typer.Exit(1)
+    elif errors:
+        raise ConfigError("\n".join(str(error) for error in errors))

@@ -1,0 +1,183 @@
+"""What commands print: results to stdout (tables, JSON), progress and notes to stderr.
+
+Called by every command; lower packages get a callback, never a console.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+LINE_EVERY_S = 10.0
+"""Seconds between lines of progress where there is no terminal to redraw."""
+
+
+def stderr_console() -> Console:
+    """Where progress, notes and warnings go."""
+    return Console(stderr=True, highlight=False)
+
+
+def stdout_console() -> Console:
+    """Where results go. Without a terminal a table is as wide as its content, not cut at 80 columns."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value to stdout: dataclasses and pydantic models as objects, paths as text, NaN as null."""
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """Print a table to stdout; columns of numbers are aligned to the right."""
+    cells = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        is_number = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    stdout_console().print(table)
+
+
+class ProgressBar:
+    """Progress with samples a second and time left: a bar in a terminal, elsewhere a line every ten seconds.
+
+    Use as a context manager; `advance` or `update` as work is done, `note` for what stands beside the figures.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        total: float | None,
+        *,
+        unit: str = "samples",
+        console: Console | None = None,
+        line_every_s: float = LINE_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._description, self._total, self._unit = description, total, unit
+        self._console = console or stderr_console()
+        self._line_every_s, self._clock = line_every_s, clock
+        self._done = self._first = 0.0
+        self._note = ""
+        self._started = self._last_line = clock()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = self._clock()
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _RateColumn(self._unit, self.rate),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._description, total=self._total, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._print_line()
+
+    def start_at(self, done: float) -> None:
+        """Continue a resumed job: `done` was finished before and does not count towards the rate."""
+        self._done = self._first = done
+        self.update(done)
+
+    def advance(self, num: float = 1, note: str | None = None) -> None:
+        """Count `num` more as done."""
+        self.update(self._done + num, note)
+
+    def update(self, done: float, note: str | None = None) -> None:
+        """Say how much is done in all, and what to show beside it, such as "loss 0.31"."""
+        self._done = done
+        if note is not None:
+            self._note = note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=self._note)
+        elif self._clock() - self._last_line >= self._line_every_s:
+            self._print_line()
+
+    def message(self, text: str) -> None:
+        """Print a line that stays, above the bar."""
+        self._console.print(text, markup=False)
+
+    def rate(self) -> float:
+        """Units a second since the start of this session; 0 before the first."""
+        elapsed = self._clock() - self._started
+        return (self._done - self._first) / elapsed if elapsed > 0 else 0.0
+
+    def _print_line(self) -> None:
+        self._last_line = self._clock()
+        rate = self.rate()
+        parts = [f"{_count(self._done)}/{_count(self._total)}" if self._total is not None else _count(self._done)]
+        parts.append(f"{rate:.1f} {self._unit}/s")
+        if self._total is not None and self._total > self._done and rate > 0:
+            parts.append(f"{_duration((self._total - self._done) / rate)} left")
+        else:
+            parts.append(f"{_duration(self._clock() - self._started)}")
+        if self._note:
+            parts.append(self._note)
+        self._console.print(f"{self._description}: {', '.join(parts)}", markup=False, soft_wrap=True)
+
+
+class _RateColumn(ProgressColumn):
+    """Units a second over the whole session, which is what the time left is judged by."""
+
+    def __init__(self, unit: str, rate: Callable[[], float]) -> None:
+        super().__init__()
+        self._unit, self._rate = unit, rate
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self._rate():.1f} {self._unit}/s")
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _plain(value: Any) -> Any:
+    """Anything a command hands over as JSON's own types."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return [_plain(item) for item in items]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # a numpy scalar or array
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
