@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmtune.errors import WeightsError
+from vlmtune.models.attention import attention
 from vlmtune.models.configuration import ModelConfig
 from vlmtune.models.interface import Decoded
 from vlmtune.models.kernels import rms_norm, swiglu, tree_conv
@@ -320,11 +320,11 @@ def attend(
         padded = pad(q[new.rows].flatten(1), new.cells, num_groups * width)
         # Query heads that share a key head become rows of one query: keys and values are never repeated.
         folded = padded.view(num_groups, width, num_kv_heads, share, head_dim).permute(0, 2, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(
+        mixed = attention(
             folded.reshape(num_groups, num_kv_heads, share * width, head_dim),
             state.keys,
             state.values,
-            attn_mask=tree.mask(level, queries, q.dtype, share),
+            tree.mask(level, queries, q.dtype, share),
         )
         mixed = mixed.view(num_groups, num_kv_heads, share, width, head_dim).permute(0, 3, 1, 2, 4)
         outputs.append(gather_rows(mixed.reshape(num_groups * width, num_heads * head_dim), new.cells))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlmtune.models.attention import attention
 from vlmtune.models.configuration import ModelConfig
 
 
@@ -70,7 +71,7 @@ class Siglip2Attention(nn.Module):
         B, P, D = x.shape
         heads = (B, P, self.num_heads, D // self.num_heads)
         q, k, v = (proj(x).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, H, P, d]
+        mixed = attention(q, k, v)  # [B, H, P, d]
         out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(B, P, D))
         return out
 
