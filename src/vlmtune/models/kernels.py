@@ -55,7 +55,7 @@ def lora_linear(
     """x Wᵀ + bias + scale · ((x ∘ mask) Aᵀ) Bᵀ, a frozen linear layer with LoRA (arXiv 2106.09685).
 
     Args:
-        x: [..., D_in], of weight's type.
+        x: [..., D_in], of weight's type unless autocast is on.
         weight: [D_out, D_in], frozen: it gets no gradient (if it asks for one, plain autograd runs instead).
         bias: [D_out] or None, frozen likewise.
         a: [R, D_in] and b: [D_out, R], usually float32. They are cast to x's type for the products; their
@@ -64,8 +64,12 @@ def lora_linear(
         dropout_mask: bool[..., D_in], true where x is kept for the low-rank branch; None keeps all.
 
     Returns:
-        [..., D_out] in x's type. For the backward pass x, the mask and x Aᵀ ([..., R]) are kept.
+        [..., D_out] in x's type, or in autocast's. For the backward pass x, the mask and x Aᵀ ([..., R]) are kept.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        # What autocast does to a plain linear layer: the products run in its type.
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad)
     frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
     if needs_grad and frozen:
@@ -149,6 +153,12 @@ class _SwiGlu(torch.autograd.Function):
         return grad_gate, grad_up
 
 
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The type of matrix products with x: its own, or autocast's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def _lora_forward(
     x: Tensor,
     weight: Tensor,
@@ -158,10 +168,12 @@ def _lora_forward(
     scale: float,
     dropout_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    out = F.linear(x, weight, bias)
-    low = F.linear(x if dropout_mask is None else x * dropout_mask, a.to(x.dtype))  # [..., R]
+    dtype = _product_dtype(x)
+    x = x.to(dtype)
+    out = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+    low = F.linear(x if dropout_mask is None else x * dropout_mask, a.to(dtype))  # [..., R]
     # Into the large product's own memory: no second [..., D_out].
-    out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.to(x.dtype).t(), alpha=scale)
+    out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.to(dtype).t(), alpha=scale)
     return out, low
 
 
@@ -178,8 +190,9 @@ class _LoraLinear(torch.autograd.Function):
         dropout_mask: Tensor | None,
     ) -> Tensor:
         out, low = _lora_forward(x, weight, bias, a, b, scale, dropout_mask)
-        ctx.scale = scale
-        # The casts of A and B are small and are made again; what is not needed for a gradient is not kept.
+        ctx.scale, ctx.x_dtype = scale, x.dtype
+        # The casts of A and B are small and are made again; what is not needed for a gradient is not kept. x is kept
+        # as it came, which several layers share, not as autocast would have it.
         _, _, _, a_learns, b_learns, _, _ = ctx.needs_input_grad
         mask = dropout_mask if a_learns or ctx.needs_input_grad[0] else None
         ctx.save_for_backward(x if a_learns else None, weight, a, b, low if b_learns else None, mask)
@@ -190,6 +203,7 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low, mask = ctx.saved_tensors
         scale: float = ctx.scale
+        dtype = grad.dtype
         grad_x = grad_a = grad_b = None
         flat = grad.reshape(-1, grad.shape[-1])  # [N, D_out]
         x_learns, _, _, a_learns, b_learns, _, _ = ctx.needs_input_grad
@@ -197,19 +211,19 @@ class _LoraLinear(torch.autograd.Function):
             grad_b = torch.mm(flat.t(), low.view(-1, low.shape[-1])).to(b.dtype).mul_(scale)
         if not (x_learns or a_learns):
             return None, None, None, None, grad_b, None, None
-        grad_low = torch.mm(flat, b.to(grad.dtype)).mul_(scale)  # [N, R]
+        grad_low = torch.mm(flat, b.to(dtype)).mul_(scale)  # [N, R]
         flat_mask = None if mask is None else mask.reshape(-1, mask.shape[-1])
         if a_learns:
-            kept = x.reshape(-1, x.shape[-1])
+            kept = x.reshape(-1, x.shape[-1]).to(dtype)
             kept = kept if flat_mask is None else kept * flat_mask
             grad_a = torch.mm(grad_low.t(), kept).to(a.dtype)
         if x_learns:
-            grad_flat = torch.mm(flat, weight)
+            grad_flat = torch.mm(flat, weight.to(dtype))
             if flat_mask is None:
-                grad_flat.addmm_(grad_low, a.to(grad.dtype))
+                grad_flat.addmm_(grad_low, a.to(dtype))
             else:
-                grad_flat.add_(torch.mm(grad_low, a.to(grad.dtype)).mul_(flat_mask))
-            grad_x = grad_flat.view(*grad.shape[:-1], weight.shape[1])
+                grad_flat.add_(torch.mm(grad_low, a.to(dtype)).mul_(flat_mask))
+            grad_x = grad_flat.view(*grad.shape[:-1], weight.shape[1]).to(ctx.x_dtype)
         return grad_x, None, None, grad_a, grad_b, None, None
 
 

@@ -7,7 +7,6 @@ Nothing is pickled. A checkpoint is written under a temporary name and renamed; 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,13 +88,11 @@ def save_checkpoint(
     (temporary / "state.json").write_text(json.dumps(record, indent=1) + "\n")
     if target.exists():  # the same step, reached again after a resume
         shutil.rmtree(target)
-    os.replace(temporary, target)
+    temporary.replace(target)
     return target
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str]
-) -> Progress:
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str]) -> Progress:
     """Restore adapter, optimizer and random state. Raises RunFolderError for an incomplete checkpoint."""
     for name in ("state.json", "optimizer.safetensors"):
         if not (folder / name).is_file():
@@ -123,7 +120,7 @@ def mark_best(run: Path, checkpoint: Path) -> None:
     link = run / ".best.tmp"
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.relative_to(run))
-    os.replace(link, run / "best")
+    link.replace(run / "best")
 
 
 def prune(run: Path, keep: int) -> None:

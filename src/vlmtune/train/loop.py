@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from vlmtune.adapters.lora import AdapterPlan, apply_adapter, merged, parameter_groups
+from vlmtune.config.recipes import num_steps
 from vlmtune.config.schema import Experiment
 from vlmtune.data.augment import Augmentation
 from vlmtune.data.loading import read_ahead
-from vlmtune.data.sources import Splits
+from vlmtune.data.splits import Splits
 from vlmtune.errors import DataError, RunFolderError, UnreadableImageError, UserError
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.models.images import ProcessedImage
@@ -59,15 +60,6 @@ class Report:
     accuracy: float | None
 
 
-def steps_in_run(experiment: Experiment, num_train: int) -> int:
-    """Optimizer steps of the whole run: the epochs' pictures, or `max_steps` if that is fewer."""
-    train = experiment.train
-    assert train.epochs is not None and train.batch_size is not None
-    per_step = train.batch_size * train.gradient_accumulation
-    steps = max(1, math.ceil(train.epochs * num_train / per_step))
-    return min(steps, train.max_steps) if train.max_steps else steps
-
-
 class Trainer:
     """One run.
 
@@ -101,16 +93,17 @@ class Trainer:
             )
             self.later_predictor = Predictor(opened, without, splits.labels, experiment.evaluate.batch_size)
         self.augmentation = Augmentation.named(experiment.train.augment or "none")
-        self.num_steps = steps_in_run(experiment, len(splits.train))
+        self.num_steps = num_steps(experiment, len(splits.train))
         train = experiment.train
         assert train.learning_rate is not None
-        groups = parameter_groups(self.model, self.plan, train.learning_rate, experiment.adapter.learning_rate_factors)
-        self.optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
+        groups = parameter_groups(self.plan, train.learning_rate, train.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, betas=train.betas)
+        self.plan.attach(self.optimizer)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-        by_identity = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        name_of = {id(parameter): name for name, parameter in self.plan.parameters.items()}
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.names = [by_identity[id(p)] for p in self.parameters]
+        self.names = [name_of[id(p)] for p in self.parameters]
         self.progress = Progress()
         self.unreadable: dict[str, str] = {}
 
@@ -181,7 +174,9 @@ class Trainer:
         places = (
             (number, index, epoch)
             for _, (number, members) in zip(
-                range(remaining), micro_batches(len(examples), train.batch_size, self.experiment.seed, first), strict=False
+                range(remaining),
+                micro_batches(len(examples), train.batch_size, self.experiment.seed, first),
+                strict=False,
             )
             for index, epoch in members
         )
@@ -210,7 +205,9 @@ class Trainer:
                     yield step
                     step = []
 
-    def _step(self, micro: list[list[tuple[Example, int, ProcessedImage]]]) -> tuple[float, float, int, float]:
+    def _step(
+        self, micro: list[list[tuple[Example, int, ProcessedImage]]], *, learn: bool = True
+    ) -> tuple[float, float, int, float]:
         """One optimizer step: (mean loss a token, gradient norm before clipping, pictures, tokens learned)."""
         train = self.experiment.train
         factor = learning_rate_factor(self.progress.step, self.num_steps, train.warmup_ratio, train.schedule)
@@ -223,7 +220,7 @@ class Trainer:
             for predictor in {id(p): p for p in (self.predictor, self.later_predictor)}.values():
                 own = [item for item in batch if self._predictor(item[1]) is predictor]
                 if own:
-                    prepared.append((predictor, own, [self._answers(predictor, example) for example, _, _ in own]))
+                    prepared.append((predictor, own, [self.answers(predictor, example) for example, _, _ in own]))
         placeholders = [
             [Sample(p.rest_of_prompt(image, e.question), [], a) for (e, _, image), a in zip(own, answers, strict=True)]
             for p, own, answers in prepared
@@ -232,24 +229,37 @@ class Trainer:
             loss_weight(samples, predictor.prefix, train.loss)
             for (predictor, _, _), samples in zip(prepared, placeholders, strict=True)
         )
+        total = self._backward(prepared, placeholders, total_weight)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
+        if learn:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total / max(total_weight, 1e-12), norm, sum(len(batch) for batch in micro), total_weight
+
+    def _backward(self, prepared: list[Any], samples_by_part: list[list[Sample]], total_weight: float) -> float:
+        """Losses and gradients of the parts of one step, each one tree; the summed loss."""
+        train = self.experiment.train
         total = 0.0
-        for (predictor, own, _), samples in zip(prepared, placeholders, strict=True):
+        for (predictor, own, _), samples in zip(prepared, samples_by_part, strict=True):
             with autocast(self.model.device, self.experiment.model.dtype):
                 features = self._features([image for _, _, image in own])
                 for sample, picture in zip(samples, features, strict=True):
                     sample.features = [picture]
-                step_loss = sample_loss(self.model, predictor.prefix, samples, train.loss)
-            if not math.isfinite(step_loss.total.item()):
+                loss = sample_loss(self.model, predictor.prefix, samples, train.loss)
+            value = loss.total.item()
+            if not math.isfinite(value):
                 raise UserError(
                     f"The loss is not finite at step {self.progress.step + 1}. Lower train.learning_rate "
                     f"({train.learning_rate}), or set model.dtype: float32."
                 )
-            (step_loss.total / total_weight).backward()  # type: ignore[no-untyped-call]
-            total += step_loss.total.item()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total / max(total_weight, 1e-12), norm, sum(len(batch) for batch in micro), total_weight
+            (loss.total / total_weight).backward()  # type: ignore[no-untyped-call]
+            total += value
+        return total
+
+    def trial_step(self) -> None:
+        """One step's work without its effect: for measuring time and memory."""
+        self.model.train()
+        self._step(next(self._steps()), learn=False)
 
     def _predictor(self, epoch: int) -> Predictor:
         return self.predictor if epoch == 0 else self.later_predictor
@@ -258,7 +268,8 @@ class Trainer:
         """Picture features, with a graph only where something before the decoder learns."""
         return self.predictor.encode(images)
 
-    def _answers(self, predictor: Predictor, example: Example) -> list[Answer]:
+    def answers(self, predictor: Predictor, example: Example) -> list[Answer]:
+        """What an example teaches: the label's first surface form, end token last."""
         labels = self.splits.labels
         text = example.answers[0] if labels is None else labels.shown[labels.index(example.label)][0]
         return [Answer(predictor.prompt.answer_tokens(text))]
@@ -319,9 +330,9 @@ def describe_run(trainer: Trainer, folder: RunFolder, started: str) -> dict[str,
         "environment": environment(),
         "data": trainer.splits.description,
         "labels": list(labels.stored) if labels else None,
-        "trainable_parameters": sum(p.numel() for p in trainer.parameters),
-        "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "adapted_layers": trainer.plan.summary(),
+        "trainable_parameters": trainer.plan.num_trainable,
+        "total_parameters": trainer.plan.num_total,
+        "learned": trainer.plan.describe()["matches"],
         "num_steps": trainer.num_steps,
         "started": started,
         "finished": now() if trainer.progress.step == trainer.num_steps else None,

@@ -1,4 +1,4 @@
-"""Which number formats a run computes in: the trained values stay fp32, the products run in bfloat16 where that is fast."""
+"""Number formats of a run: what is trained stays fp32, products run in bfloat16 where that is fast."""
 
 from __future__ import annotations
 

@@ -56,8 +56,7 @@ class RunFolder:
         target = self.path / name
         temporary = target.with_name(f".{target.name}.tmp")
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-        return target
+        return temporary.replace(target)
 
     def write_json(self, name: str, value: Any) -> Path:
         return self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

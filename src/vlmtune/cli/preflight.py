@@ -1,0 +1,39 @@
+"""`vlmtune preflight`: everything `train` checks before its first step, without training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from vlmtune.cli.console import print_json, stdout_console
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.config.load import load_experiment
+
+if TYPE_CHECKING:
+    from vlmtune.train.preflight import Preflight
+
+_STYLE = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
+
+
+def preflight(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Check an experiment: what LoRA reaches, what is learned, tokens, labels, pictures, time and memory."""
+    from vlmtune.train.loop import Trainer
+    from vlmtune.train.preflight import preflight as check
+    from vlmtune.train.prepare import load_data, open_base
+
+    resolved, splits = load_data(load_experiment(config, set_ or ()))
+    findings = check(Trainer(resolved, open_base(resolved.model), splits))
+    if json_:
+        print_json(findings.to_dict())
+    else:
+        print_findings(findings, stdout_console())
+    findings.raise_errors()
+
+
+def print_findings(findings: Preflight, console: Console) -> None:
+    """One line a finding, marked by how it stands."""
+    for finding in findings.findings:
+        mark, colour = _STYLE[finding.level]
+        console.print(Text.assemble((f"{mark} ", colour), (f"{finding.name}: ", "bold"), finding.message))

@@ -1,0 +1,94 @@
+"""`vlmtune train`: an experiment file into a run folder."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vlmtune.cli.console import ProgressBar, print_json, stderr_console
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.config.load import load_experiment
+from vlmtune.config.schema import Experiment
+
+
+def train(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Fine-tune a model on your pictures.
+
+    Checks everything first (see `preflight`), then trains with validation by label accuracy, evaluates the best
+    checkpoint on the test split, and renders the report. The run folder holds all of it.
+    """
+    experiment = load_experiment(config, set_ or ())
+    result = run_training(experiment, resume=resume)
+    if json_:
+        print_json(result)
+    else:
+        print(f"{result['run']}: best validation accuracy {_percent(result['best_accuracy'])}")
+        if result["test_accuracy"] is not None:
+            print(f"test accuracy {_percent(result['test_accuracy'])}, base {_percent(result['base_accuracy'])}")
+        print(f"report: {result['report']}")
+
+
+def run_training(experiment: Experiment, *, resume: bool = False, with_base: bool = True) -> dict[str, Any]:
+    """Preflight, training, evaluation of the best checkpoint and of the base, report. Returns what `--json` prints.
+
+    Args:
+        experiment: as loaded; left-out keys are decided here.
+        resume: continue the run in its folder.
+        with_base: also evaluate the base model, for the comparison in the report.
+    """
+    from vlmtune.cli.evaluate import run_evaluation
+    from vlmtune.cli.preflight import print_findings
+    from vlmtune.report.render import render
+    from vlmtune.train.loop import Trainer, describe_run
+    from vlmtune.train.preflight import preflight
+    from vlmtune.train.prepare import load_data, open_base
+    from vlmtune.train.run_folder import RunFolder, now
+
+    console = stderr_console()
+    resolved, splits = load_data(experiment)
+    folder = RunFolder.create(resolved, resume=resume)
+    opened = open_base(resolved.model)
+    trainer = Trainer(resolved, opened, splits)
+    checks = preflight(trainer)
+    folder.write_json("preflight.json", checks.to_dict())
+    print_findings(checks, console)
+    checks.raise_errors()
+    started = now()
+    folder.write_json("run.json", describe_run(trainer, folder, started))
+    with ProgressBar(f"train {resolved.name}", trainer.num_steps, unit="steps", console=console) as bar:
+
+        def watch(report: Any) -> None:
+            accuracy = "" if report.accuracy is None else f", validation {_percent(report.accuracy)}"
+            bar.update(report.step, f"{report.samples_per_s:.0f} pictures/s, loss {report.loss:.3f}{accuracy}")
+
+        trainer.watch = watch
+        progress = trainer.run(folder, resume=resume)
+    folder.write_json("run.json", describe_run(trainer, folder, started))
+    result: dict[str, Any] = {
+        "run": str(folder.path),
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "best_accuracy": progress.best_accuracy if progress.history else None,
+        "best_step": progress.best_step,
+        "test_accuracy": None,
+        "base_accuracy": None,
+        "unreadable": len(trainer.unreadable),
+    }
+    del trainer, opened
+    if splits.test and splits.labels:
+        tuned = run_evaluation(resolved, splits, checkpoint=folder.path / "best", folder=folder.path)
+        result["test_accuracy"] = tuned.accuracy
+        if with_base:
+            result["base_accuracy"] = run_evaluation(resolved, splits, checkpoint=None, folder=folder.path).accuracy
+    result["report"] = str(render(folder.path))
+    return result
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,225 @@
+"""What is checked before the first step, and said loudly: what will be learned, from what, and at what cost.
+
+In: a `Trainer` that has not begun. Out: findings, for `preflight.json` and for the terminal. `train` runs it first.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from vlmtune.data.loading import read_ahead
+from vlmtune.errors import DataError, UnreadableImageError
+from vlmtune.inference.predictor import Predictor, Query
+from vlmtune.records import Example
+from vlmtune.train.loop import Trainer
+
+_NUM_SHOWN = 3
+_NUM_MEASURED = 32
+# Reading every byte of a large set takes minutes; `vlmtune data check` has no such limit.
+_MAX_DIGESTS = 20_000
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, how it stands, and in words what was found."""
+
+    name: str
+    level: Level
+    message: str
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """All findings of a run."""
+
+    findings: list[Finding]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"findings": [asdict(finding) for finding in self.findings]}
+
+    def raise_errors(self) -> None:
+        """Raises DataError with every finding that forbids the run."""
+        errors = [finding.message for finding in self.findings if finding.level == "error"]
+        if errors:
+            raise DataError("preflight found:\n" + "\n".join(f"  {message}" for message in errors))
+
+
+def preflight(trainer: Trainer) -> Preflight:
+    """Run every check. Nothing is learned: a trial step leaves weights and random state as they were."""
+    findings = [
+        *_adapter(trainer),
+        *_targets(trainer),
+        *_tokens(trainer),
+        *_labels(trainer),
+        *_pictures(trainer),
+        *_cost(trainer),
+    ]
+    return Preflight(findings)
+
+
+def _adapter(trainer: Trainer) -> list[Finding]:
+    plan = trainer.plan
+    share = 100 * plan.num_trainable / plan.num_total
+    findings = [
+        Finding("learned", "ok", f"{plan.num_trainable:,} parameters learn, {share:.2f} % of {plan.num_total:,}")
+    ]
+    for match in plan.matches:
+        towers = ", ".join(f"{count} in the {tower}" for tower, count in match.towers.items() if count)
+        what = "parameters" if match.kind == "part" else "layers"
+        findings.append(Finding("learned", "ok", f"{match.kind} '{match.pattern}': {what} {towers}"))
+    return findings
+
+
+def _targets(trainer: Trainer) -> list[Finding]:
+    """The supervised tokens of a few examples, decoded back to text."""
+    findings = []
+    tokenizer = trainer.opened.tokenizer
+    for example in trainer.splits.train[:_NUM_SHOWN]:
+        answer = trainer.answers(trainer.predictor, example)[0]
+        decoded = tokenizer.decode(answer.ids, skip_special_tokens=False)
+        findings.append(Finding("target", "ok", f"{example.id}: learns {decoded!r} ({len(answer.ids)} tokens)"))
+    labels = trainer.splits.labels
+    names = [forms[0] for forms in labels.shown] if labels else []
+    merged = [w for name in names if (w := trainer.predictor.prompt.boundary_warning(name, tokenizer.image_token))]
+    if merged:
+        findings.append(Finding("target", "warning", merged[0] + f" ({len(merged)} labels)"))
+    unknown = [name for name in names if tokenizer.decode(tokenizer.encode(name)).strip() != name.strip()]
+    if unknown:
+        findings.append(
+            Finding("target", "warning", f"the tokenizer cannot write these labels exactly: {', '.join(unknown[:5])}")
+        )
+    return findings
+
+
+def _tokens(trainer: Trainer) -> list[Finding]:
+    """Image tokens, prompt lengths, how much of them is shared, and what two options would change."""
+    counts, rests = [], []
+    example = None
+    for candidate, processed in _read_some(trainer):
+        counts.append(processed.num_tokens)
+        rests.append(len(trainer.predictor.rest_of_prompt(processed, candidate.question)))
+        example = (candidate, processed)
+    if example is None:
+        return []
+    prefix, mean_rest = len(trainer.predictor.prefix), sum(rests) / len(rests)
+    shared = prefix / (prefix + mean_rest)
+    findings = [
+        Finding("image tokens", "ok", f"{min(counts)} to {max(counts)} a picture (of {len(counts)} looked at)"),
+        Finding(
+            "prompt",
+            "ok",
+            f"{prefix} tokens shared by all pictures and {mean_rest:.0f} of a picture's own: "
+            f"{100 * shared:.0f} % of a prompt runs once a batch",
+        ),
+    ]
+    task, batch_size = trainer.experiment.task, trainer.experiment.train.batch_size
+    assert batch_size is not None
+    now = prefix / batch_size + mean_rest
+    options: dict[str, dict[str, str]] = {"task.list_labels: never": {"list_labels": "never"}}
+    if task.image_position == "first":
+        options["task.image_position: last"] = {"image_position": "last"}
+    for option, change in options.items():
+        other = Predictor(trainer.opened, task.model_copy(update=change), trainer.splits.labels)
+        rest = len(other.rest_of_prompt(example[1], example[0].question))
+        saved = 1 - (len(other.prefix) / batch_size + rest) / now
+        if saved > 0.05:
+            findings.append(Finding("prompt", "ok", f"{option} would save {100 * saved:.0f} % of the decoder's rows"))
+    return findings
+
+
+def _read_some(trainer: Trainer) -> Any:
+    examples = trainer.splits.train[:: max(1, len(trainer.splits.train) // _NUM_MEASURED)]
+    for example, result in read_ahead(lambda e: trainer.predictor.process(Query(e.image)), examples):
+        if not isinstance(result, UnreadableImageError):
+            yield example, result
+
+
+def _labels(trainer: Trainer) -> list[Finding]:
+    splits, labels = trainer.splits, trainer.splits.labels
+    sizes = f"{len(splits.train)} training, {len(splits.validation)} validation and {len(splits.test)} test pictures"
+    if labels is None:
+        return [Finding("data", "ok", sizes)]
+    counts = Counter(example.label for example in splits.train)
+    findings = [
+        Finding(
+            "data",
+            "ok",
+            f"{sizes}; {len(labels)} labels, {min(counts.values())} to {max(counts.values())} training pictures each",
+        )
+    ]
+    absent = [label for label in labels.stored if not counts[label]]
+    if absent:
+        more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+        findings.append(Finding("data", "warning", f"no training picture has the label {', '.join(absent[:8])}{more}"))
+    if max(counts.values()) > 10 * min(counts.values()):
+        findings.append(Finding("data", "warning", "the largest class has over ten times the pictures of the smallest"))
+    if not splits.validation:
+        findings.append(Finding("data", "warning", "no validation pictures: the last checkpoint will count as best"))
+    return findings
+
+
+def _pictures(trainer: Trainer) -> list[Finding]:
+    """Unreadable files, and pictures that are in training and in test (or validation) at once."""
+    splits = trainer.splits
+    parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
+    examples = [(part, example) for part, members in parts.items() for example in members]
+    looked_at = examples[:: max(1, -(-len(examples) // _MAX_DIGESTS))]
+
+    def identify(item: tuple[str, Example]) -> str:
+        return item[1].image.digest()
+
+    where: dict[str, tuple[str, str]] = {}
+    unreadable, repeated = [], []
+    for (part, example), digest in read_ahead(identify, looked_at, num_threads=4):
+        if isinstance(digest, UnreadableImageError):
+            unreadable.append(example.id)
+        elif digest in where and where[digest][0] != part:
+            repeated.append((where[digest], (part, example.id)))
+        else:
+            where.setdefault(digest, (part, example.id))
+    findings = []
+    if len(looked_at) < len(examples):
+        findings.append(
+            Finding(
+                "pictures", "ok", f"{len(looked_at)} of {len(examples)} files compared; `vlmtune data check` reads all"
+            )
+        )
+    if unreadable:
+        findings.append(Finding("pictures", "warning", f"{len(unreadable)} files cannot be read: {unreadable[:5]}"))
+    if repeated:
+        (part, name), (other, twin) = repeated[0]
+        findings.append(
+            Finding(
+                "pictures",
+                "warning",
+                f"{len(repeated)} pictures are in two splits at once (byte for byte), such as {name} ({part}) and "
+                f"{twin} ({other}): the test would flatter the model",
+            )
+        )
+    return findings or [Finding("pictures", "ok", "no file is in two splits")]
+
+
+def _cost(trainer: Trainer) -> list[Finding]:
+    """Time and memory of the run, from one trial step that is thrown away."""
+    state = torch.get_rng_state()
+    started = time.perf_counter()
+    trainer.trial_step()
+    seconds = time.perf_counter() - started
+    torch.set_rng_state(state)
+    minutes = seconds * trainer.num_steps / 60
+    if torch.cuda.is_available() and trainer.model.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        # ru_maxrss is in KiB on Linux and in bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    estimate = f"{trainer.num_steps} steps of about {seconds:.2f} s, {minutes:.1f} minutes without validation"
+    return [Finding("cost", "ok", f"{estimate}; {peak:.1f} GiB at the peak so far")]
