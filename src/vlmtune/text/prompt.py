@@ -1,20 +1,24 @@
 """A task's prompt as tokens: rendered by the chat template, the picture's placeholder spelled out, tokenised once.
 
-Training, scoring and generation all take their tokens from here. The prompt's tokens and an answer's are made apart:
-the answer starts a new turn line, so that a prompt's tokens are always a prefix of prompt-and-answer.
+Training, scoring and generation all take their tokens from here. A prompt's tokens are always a prefix of those of
+prompt and answer together, and what all prompts of a task begin with is known, so that it is run once.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from vlmtune.config.schema import TaskSection
-from vlmtune.errors import UserError
+from vlmtune.errors import ConfigError, DataError, TokenizerError
 from vlmtune.records import LabelSet
 from vlmtune.text.defaults import (
     CLASSIFY_SYSTEM_PROMPT,
     CLASSIFY_USER_PROMPT,
+    LABELS_PLACEHOLDER,
     QUESTION_PLACEHOLDER,
     VQA_SYSTEM_PROMPT,
     VQA_USER_PROMPT,
@@ -22,92 +26,219 @@ from vlmtune.text.defaults import (
 )
 from vlmtune.text.tokenizer import Tokenizer
 
+# Beginnings of every kind that pre-tokenizers tell apart: letters, digits, punctuation, other scripts.
+_PROBES = ("What is it", "a", "0", "?", "(", "'s", "É", "漢", "—")
+_IMAGE_START = "<|image_start|>"
+_TILE_NAME = re.compile(r"<\|img_[^|]*\|>")
+
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """A whole prompt up to where the answer begins; image placeholders are `Tokenizer.image_token_id`."""
+    """A whole prompt up to where the answer begins.
+
+    Attributes:
+        ids: the tokens.
+        image_token_id: the token that stands for one image feature.
+    """
 
     ids: list[int]
+    image_token_id: int
+
+    @property
+    def image_mask(self) -> list[bool]:
+        """True where an image feature takes the token's place."""
+        return [token == self.image_token_id for token in self.ids]
 
 
 class PromptBuilder:
-    """Builds the prompts of one task.
+    """Builds the prompts of one task. Safe to use from several threads.
 
     Args:
         tokenizer: the checkpoint's.
-        task: prompts, how labels are listed, and where the picture stands.
+        task: prompts, how labels are listed, and where the picture stands. The list is left out only if
+            ``list_labels`` is "never".
         labels: the closed set, for `{labels}`; None for open answers.
+
+    Raises:
+        ConfigError: if a prompt lacks what the task needs or holds a special token, or a label does.
+        TokenizerError: if the chat template has no place for the picture or for the system prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, task: TaskSection, labels: LabelSet | None) -> None:
         self.tokenizer = tokenizer
         self.task = task
-        is_listed = task.list_labels != "never" and labels is not None
-        names = [forms[0] for forms in labels.shown] if labels is not None and is_listed else None
-        system, user = (
+        default_system, default_user = (
             (CLASSIFY_SYSTEM_PROMPT, CLASSIFY_USER_PROMPT)
             if task.kind == "classify"
             else (VQA_SYSTEM_PROMPT, VQA_USER_PROMPT)
         )
-        self.system = fill_labels(system if task.system_prompt is None else task.system_prompt, names)
-        self.user = fill_labels(user if task.user_prompt is None else task.user_prompt, names)
-        if task.kind == "vqa" and QUESTION_PLACEHOLDER not in self.user:
-            raise UserError(
-                f"task.user_prompt: a question task needs {QUESTION_PLACEHOLDER} in it; found {self.user!r}."
+        system = default_system if task.system_prompt is None else task.system_prompt
+        user = default_user if task.user_prompt is None else task.user_prompt
+        self.lists_labels = LABELS_PLACEHOLDER in system + user and task.list_labels != "never"
+        """Whether the prompt holds the class list by `{labels}`; one written out by hand is not known of."""
+        if self.lists_labels and labels is None:
+            raise ConfigError(
+                f"The prompt lists the labels ({LABELS_PLACEHOLDER}), but the task has none. Give task.labels, "
+                "or set task.list_labels: never."
             )
+        if task.kind == "vqa" and QUESTION_PLACEHOLDER not in user:
+            raise ConfigError(
+                f"task.user_prompt: a question task needs {QUESTION_PLACEHOLDER} in it; found {user!r}. "
+                f"For example: 'Answer briefly: {QUESTION_PLACEHOLDER}'."
+            )
+        names = [forms[0] for forms in labels.shown] if labels is not None and self.lists_labels else None
+        self.system = fill_labels(system, names)
+        self.user = fill_labels(user, names)
+        self.asks_question = QUESTION_PLACEHOLDER in self.user
+        self._any_control_token = re.compile("|".join(map(re.escape, sorted(tokenizer.control_tokens))))
+        for key, text in (("task.system_prompt", system), ("task.user_prompt", user)):
+            if found := self._control_token(text):
+                raise ConfigError(f"{key}: holds the special token '{found}', which the chat template adds by itself.")
+        for form in (form for forms in labels.shown for form in forms) if labels is not None else ():
+            if found := self._control_token(form):
+                raise ConfigError(f"task.label_names: '{form}' holds the special token '{found}'. Show another name.")
+        self._render = lru_cache(maxsize=4096)(self._render_around_picture)
+        self._system_content: str | list[dict[str, str]] = self.system
+        self._check_template()
 
     def text(self, question: str | None, image_text: str) -> str:
-        """The prompt as the tokenizer sees it, image placeholders spelled out."""
-        user = self.user if question is None else self.user.replace(QUESTION_PLACEHOLDER, question)
-        content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": user}]
-        if self.task.image_position == "last":
-            content.reverse()
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if self.system:
-            messages.insert(0, {"role": "system", "content": self.system})
-        rendered = self.tokenizer.render(messages, add_generation_prompt=True)
-        image_token = self.tokenizer.image_token
-        if rendered.count(image_token) != 1:
-            raise UserError(
-                f"The prompt must hold one picture; found {rendered.count(image_token)} '{image_token}' in it. "
-                f"Take '{image_token}' out of task.system_prompt and task.user_prompt."
-            )
-        return rendered.replace(image_token, image_text)
+        """The prompt as the tokenizer sees it, image placeholders spelled out. Arguments as in `build`."""
+        before, after = self._render(question)
+        return before + image_text + after
 
     def build(self, question: str | None, image_text: str) -> PromptTokens:
         """The whole prompt of one sample.
 
         Args:
-            question: for question tasks.
+            question: where the user prompt holds `{question}`, else None.
             image_text: the processor's placeholder for the picture (`ProcessedImage.text`).
+
+        Raises:
+            DataError: if a question is missing, has no place in the prompt, or holds a special token.
+            TokenizerError: if the tokenizer lacks a token that names tiles.
         """
-        return PromptTokens(self.tokenizer.encode(self.text(question, image_text)))
+        self._check_tiles(image_text)
+        return PromptTokens(self.tokenizer.encode(self.text(question, image_text)), self.tokenizer.image_token_id)
 
     def shared_prefix(self) -> list[int]:
-        """The leading tokens that every prompt of the task has, whatever the picture and the question."""
-        # Two prompts as different as prompts can be: what they share, all share. The token before the first
-        # difference might merge with what follows in a third prompt, unless it is special: so it is left out.
-        first = self.build("0 ?", "\n").ids
-        second = self.build("Aa!", "§").ids
-        shared = 0
-        while shared < min(len(first), len(second)) and first[shared] == second[shared]:
-            shared += 1
-        return first[: max(0, shared - 1)]
+        """The leading tokens that every prompt of the task has, whatever the picture and the question.
+
+        Ends before the picture's first token or before the question, whichever stands first; may be empty.
+        """
+        pictures = [self.tokenizer.image_token]
+        if _IMAGE_START in self.tokenizer.control_tokens:
+            pictures.append(_IMAGE_START + self.tokenizer.image_token)
+        questions = _PROBES if self.asks_question else (None,)
+        prompts = [self.tokenizer.encode(self.text(q, p)) for q in questions for p in pictures]
+        shared = _common_prefix(prompts)
+        before_picture = self.tokenizer.encode(self._render(questions[0])[0])
+        # Where a question comes next and not the picture, some word might still merge with the last token.
+        return prompts[0][:shared] if shared == len(before_picture) else prompts[0][: max(0, shared - 1)]
 
     def answer_tokens(self, answer: str) -> list[int]:
-        """An answer's tokens, the end token last. Raises UserError for an empty answer."""
-        if not answer.strip():
-            raise UserError("An answer is empty. Every example needs one, and every label a name.")
-        return [*self.tokenizer.encode(answer), self.tokenizer.end_id]
+        """An answer's tokens after the prompt, the end token last.
 
-    def boundary_warning(self, answer: str, image_text: str) -> str | None:
-        """A sentence if the tokenizer would merge the prompt's end with the answer's beginning, else None."""
-        prompt = self.text("?", image_text)
-        apart = self.tokenizer.encode(prompt) + self.tokenizer.encode(answer)
-        together = self.tokenizer.encode(prompt + answer)
-        if apart == together:
-            return None
-        return (
-            f"The tokenizer merges the end of the prompt with the answer '{answer}': trained and scored apart, it is "
-            "not what the base model has seen. End the prompt with a line break or a special token."
+        Raises:
+            DataError: if the answer is empty, holds a special token, or merges with the end of the prompt.
+        """
+        if not answer.strip():
+            raise DataError("An answer is empty. Every example needs one, and every label a name.")
+        if found := self._control_token(answer):
+            raise DataError(f"The answer {answer!r} holds the special token '{found}'. Write it in another way.")
+        # Special tokens never merge with their neighbours: what stands after the last one is all that matters.
+        head = self.tokenizer.encode(self._tail)
+        ids = self.tokenizer.encode(self._tail + answer + self.tokenizer.end_token)
+        if ids[: len(head)] != head:
+            raise DataError(
+                f"The answer {answer!r} merges with the end of the prompt ({self._tail!r}) into other tokens, so it "
+                "cannot be scored after the prompt. Take away the white space before it."
+            )
+        return ids[len(head) :]
+
+    def check_answer_boundary(self, answer: str) -> str | None:
+        """A sentence if the chat template writes this answer otherwise than it is trained and scored, else None.
+
+        Raises DataError as `answer_tokens` does.
+        """
+        self.answer_tokens(answer)
+        question = _PROBES[0] if self.asks_question else None
+        prompt = self.text(question, self.tokenizer.image_token)
+        expected = prompt + answer + self.tokenizer.end_token
+        found = self.tokenizer.render(
+            [*self._messages(question), {"role": "assistant", "content": answer}], add_generation_prompt=False
         )
+        if found.startswith(expected):
+            return None
+        # The tail from where they part, with a little of what they share.
+        parted = max(0, _common_prefix([found, expected]) - 20)
+        return (
+            f"The chat template writes a finished turn as …{found[parted:]!r}, but the answer {answer!r} is trained "
+            f"and scored as …{expected[parted:]!r}: not quite what the base model has seen."
+        )
+
+    def _messages(self, question: str | None) -> list[dict[str, Any]]:
+        if self.asks_question and (question is None or not question.strip()):
+            raise DataError(f"The prompt asks a question ({QUESTION_PLACEHOLDER}), but this picture has none.")
+        if question is not None and not self.asks_question:
+            raise DataError(
+                f"The question {question!r} has no place in the prompt {self.user!r}. Put {QUESTION_PLACEHOLDER} into "
+                "task.user_prompt, or set task.kind: vqa."
+            )
+        if question is not None and (found := self._control_token(question)):
+            raise DataError(f"The question {question!r} holds the special token '{found}'. Write it in another way.")
+        user = self.user.replace(QUESTION_PLACEHOLDER, question.strip()) if question is not None else self.user
+        content = [{"type": "image"}, {"type": "text", "text": user}]
+        if self.task.image_position == "last":
+            content.reverse()
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self._system_content})
+        return messages
+
+    def _render_around_picture(self, question: str | None) -> tuple[str, str]:
+        """The prompt's text before and after the picture."""
+        rendered = self.tokenizer.render(self._messages(question), add_generation_prompt=True)
+        parts = rendered.split(self.tokenizer.image_token)
+        if len(parts) != 2:
+            raise TokenizerError(
+                f"{self.tokenizer.origin}: the chat template wrote {len(parts) - 1} '{self.tokenizer.image_token}' for "
+                "one picture. It does not belong to a vision-language model of a known family."
+            )
+        return parts[0], parts[1]
+
+    def _check_template(self) -> None:
+        """Find the form in which the template takes a system prompt, and what stands right before an answer."""
+        question = _PROBES[0] if self.asks_question else None
+        text = self.text(question, "")
+        if self.system.strip() not in text:
+            self._system_content = [{"type": "text", "text": self.system}]
+            self._render.cache_clear()
+            text = self.text(question, "")
+        if self.system.strip() not in text:
+            raise TokenizerError(
+                f"{self.tokenizer.origin}: the chat template drops the system prompt. Set task.system_prompt: '' and "
+                "say everything in task.user_prompt."
+            )
+        after = self._render(question)[1]
+        ends = [after.rfind(token) + len(token) for token in self.tokenizer.control_tokens if token in after]
+        self._tail = after[max(ends, default=0) :]
+
+    def _check_tiles(self, image_text: str) -> None:
+        missing = {name for name in _TILE_NAME.findall(image_text) if self.tokenizer.backend.token_to_id(name) is None}
+        if missing:
+            raise TokenizerError(
+                f"{self.tokenizer.origin}: the vocabulary has no token {', '.join(sorted(missing))} for the tiles of a "
+                "large picture. Set model.do_image_splitting: false."
+            )
+
+    def _control_token(self, text: str) -> str | None:
+        """A special token in other people's text: it would act in the prompt instead of being read."""
+        found = self._any_control_token.search(text)
+        return found[0] if found else None
+
+
+def _common_prefix(sequences: Sequence[Sequence[Any]]) -> int:
+    """How many leading items all sequences share."""
+    shortest = min(map(len, sequences))
+    first = sequences[0]
+    return next((i for i in range(shortest) if any(other[i] != first[i] for other in sequences)), shortest)
