@@ -196,6 +196,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        capability = getattr(torch.cpu, "get_capabilities", dict)()
+        capability: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(capability.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return False

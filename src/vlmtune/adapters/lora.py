@@ -1,0 +1,459 @@
+"""What of a model learns: LoRA on linear layers, whole parts, nothing else.
+
+In: a model and an `AdapterSection`. Out: the model changed in place, and a plan that says which layers were matched
+(for `preflight`), which parameters the optimizer gets, and what `files.py` has to save.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vlmtune.adapters.layers import LoraLinear, MasterWeights
+from vlmtune.adapters.roles import ANATOMIES, Anatomy
+from vlmtune.config.schema import AdapterSection
+from vlmtune.errors import AdapterError, unknown_name
+from vlmtune.models.registry import build_on_meta, family_of
+
+DEFAULT_RANK = 16
+
+
+@dataclass(frozen=True)
+class Match:
+    """What one entry of `adapter.targets` or `adapter.parts` reached.
+
+    Attributes:
+        pattern: as it stands in the file.
+        kind: a role, a raw layer name, or a part.
+        layers: names of the linear layers (of a part: of its parameters).
+        towers: how many of those lie in which tower.
+        num_trainable: parameters that learn because of it (a layer that two entries match counts for the first).
+    """
+
+    pattern: str
+    kind: Literal["role", "name", "part"]
+    layers: tuple[str, ...]
+    towers: dict[str, int]
+    num_trainable: int
+
+
+@dataclass
+class AdapterPlan:
+    """What learns in a model, as `apply_adapter` or `files.load_adapter` arranged it.
+
+    Attributes:
+        section: with rank and alpha decided.
+        matches: one for each target and part.
+        lora: name -> layer, in the model's order.
+        whole_modules: modules trained whole (PEFT's `modules_to_save`).
+        whole: name -> parameter trained whole: the model's own in float32, else its master.
+        groups: role, raw name or part -> names of its trainable parameters.
+        num_total: parameters of the model, LoRA's not counted.
+    """
+
+    section: AdapterSection
+    matches: list[Match]
+    lora: dict[str, LoraLinear]
+    whole_modules: list[str]
+    whole: dict[str, nn.Parameter]
+    groups: dict[str, list[str]]
+    num_total: int
+    anatomy: Anatomy
+    masters: MasterWeights | None = field(default=None, repr=False)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """name -> every float32 parameter that the optimizer steps."""
+        low_rank = {f"{name}.{leaf}": getattr(layer, leaf) for name, layer in self.lora.items() for leaf in _LEAVES}
+        return low_rank | self.whole
+
+    @property
+    def num_trainable(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def role_of_group(self, group: str) -> str | None:
+        """The role of a group's LoRA layers; None for a part."""
+        layer = self.groups[group][0].rpartition(".")[0]
+        return role_of(layer, self.anatomy) if layer in self.lora else None
+
+    @property
+    def touches_vision(self) -> bool:
+        """Whether anything before the connector learns: then picture features cannot be cached."""
+        prefix = self.anatomy.towers["vision tower"] + "."
+        return any(name.startswith(prefix) for name in self.parameters)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Call once after making the optimizer: whole parts under bfloat16 are written back after each step."""
+        if self.masters is not None:
+            self.masters.attach(optimizer)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """For preflight.json and run.json: what each target and part reached, how much of it learns."""
+        return [
+            {
+                "pattern": match.pattern,
+                "kind": match.kind,
+                "layers": len(match.layers),
+                "towers": match.towers,
+                "trainable": match.num_trainable,
+            }
+            for match in self.matches
+        ]
+
+
+_LEAVES = ("lora_A", "lora_B")
+_PLAN = "_adapter_plan"
+
+
+def apply_adapter(
+    model: nn.Module, section: AdapterSection, *, family: str | None = None, seed: int = 0
+) -> AdapterPlan:
+    """Freeze a model but for LoRA on the targets and for whole parts, in place.
+
+    Args:
+        model: layers are wrapped where they stand; state names of the model's own parameters do not change.
+        section: rank None is 16, alpha None twice the rank.
+        family: whose roles and parts are meant; None asks the model.
+        seed: of LoRA's start.
+
+    Raises:
+        AdapterError: a target that matches no linear layer (the message names those that exist), an unknown part, a
+            learning-rate factor for something that does not learn, a target inside a part, nothing to train.
+    """
+    anatomy = anatomy_of(model, family)
+    if any(isinstance(module, LoraLinear) for module in model.modules()):
+        raise AdapterError("This model already has an adapter. Open it again to apply another.")
+    section = section.model_copy(deep=True)
+    section.rank = section.rank or DEFAULT_RANK
+    section.alpha = section.alpha or 2.0 * section.rank
+    reached = match_targets(model, section.targets or [], anatomy)
+    modules = whole_modules(model, section.parts or [], anatomy)
+    if not reached and not modules:
+        raise AdapterError(
+            "adapter: nothing to train: targets and parts are both empty. Name roles in targets "
+            f"({', '.join(anatomy.roles)}) or parts ({', '.join(anatomy.parts)})."
+        )
+    scale = section.alpha / (math.sqrt(section.rank) if section.rslora else section.rank)
+    generator = torch.Generator().manual_seed(seed)
+    names = {name for layers in reached.values() for name in layers}
+    specs = {name: LoraSpec(section.rank, scale) for name in linear_layers(model) if name in names}
+    return arrange(model, section, anatomy, reached, specs, modules, generator)
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Rank and scale of one layer."""
+
+    rank: int
+    scale: float
+
+
+def arrange(
+    model: nn.Module,
+    section: AdapterSection,
+    anatomy: Anatomy,
+    reached: Mapping[str, list[str]],
+    specs: Mapping[str, LoraSpec],
+    modules: Mapping[str, list[str]],
+    generator: torch.Generator | None,
+) -> AdapterPlan:
+    """Wrap, freeze and free as decided. Used by `apply_adapter` and `files.load_adapter`.
+
+    Args:
+        reached: target -> linear layers.
+        specs: linear layer -> rank and scale.
+        modules: part -> modules.
+        generator: for LoRA's start; None leaves A unset.
+    """
+    inside = [
+        (layer, part)
+        for layer in specs
+        for part, owners in modules.items()
+        if any(is_within(layer, owner) for owner in owners)
+    ]
+    if inside:
+        layer, part = inside[0]
+        raise AdapterError(
+            f"adapter: {len(inside)} layers, '{layer}' first, are LoRA targets and lie in '{part}', which is trained "
+            "whole. Take them out of adapter.targets or the part out of adapter.parts."
+        )
+    num_total = sum(parameter.numel() for parameter in model.parameters())
+    model.requires_grad_(False)
+    lora = {}
+    for name, spec in specs.items():
+        owner, _, leaf = name.rpartition(".")
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        lora[name] = LoraLinear(linear, spec.rank, spec.scale, section.dropout, generator)
+        setattr(model.get_submodule(owner), leaf, lora[name])
+
+    part_parameters: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    for part, owners in modules.items():
+        part_parameters[part] = [
+            name
+            for name, _ in model.named_parameters()
+            if any(is_within(name, owner) for owner in owners) and name not in taken
+        ]
+        taken.update(part_parameters[part])
+    own = {name: parameter for name, parameter in model.named_parameters() if name in taken}
+    for parameter in own.values():
+        parameter.requires_grad_(True)
+    narrow = {name: parameter for name, parameter in own.items() if parameter.dtype != torch.float32}
+    masters = MasterWeights(narrow) if narrow else None
+    whole = own | (masters.masters if masters else {})
+
+    matches, groups = _tally(reached, lora, part_parameters, whole, anatomy)
+    plan = AdapterPlan(
+        section=section,
+        matches=matches,
+        lora=lora,
+        whole_modules=list(dict.fromkeys(module for owners in modules.values() for module in owners)),
+        whole=whole,
+        groups=groups,
+        num_total=num_total,
+        anatomy=anatomy,
+        masters=masters,
+    )
+    _check_factors(section.learning_rate_factors, plan)
+    # The plan travels with the model: whoever loads or saves an adapter later needs the masters.
+    setattr(model, _PLAN, plan)
+    return plan
+
+
+def plan_of(model: nn.Module) -> AdapterPlan | None:
+    """The plan of a model that has an adapter."""
+    return getattr(model, _PLAN, None)
+
+
+def match_targets(model: nn.Module, targets: Iterable[str], anatomy: Anatomy) -> dict[str, list[str]]:
+    """target -> names of the linear layers it means. Raises AdapterError for every target that means none.
+
+    A role is looked up first; any other word matches as PEFT's list form does: the whole name, or its end after a dot.
+    """
+    layers = linear_layers(model)
+    reached = {target: [name for name in layers if is_target(name, target, anatomy)] for target in targets}
+    empty = [target for target, names in reached.items() if not names]
+    if not empty:
+        return reached
+    others = {name.rpartition(".")[2]: type(module).__name__ for name, module in model.named_modules()}
+    notes = [
+        f"'{target}' is not a linear layer but {others[target]}; train it whole through adapter.parts."
+        for target in empty
+        if target in others
+    ]
+    quoted = ", ".join(f"'{target}'" for target in empty)
+    raise AdapterError(
+        f"adapter.targets: {quoted} match{'es' if len(empty) == 1 else ''} no layer of this model.\n"
+        f"  Roles: {', '.join(anatomy.roles)}\n  Layers: {_list_layers(layers, anatomy)}"
+        + "".join(f"\n  {n}" for n in notes)
+    )
+
+
+def whole_modules(model: nn.Module, parts: Iterable[str], anatomy: Anatomy) -> dict[str, list[str]]:
+    """part -> modules trained whole; a list of layers is spelled out. Raises AdapterError for an unknown part."""
+    modules: dict[str, list[str]] = {}
+    for part in parts:
+        if part not in anatomy.parts:
+            raise AdapterError(f"adapter.parts: {unknown_name('part', part, anatomy.parts)}")
+        modules[part] = []
+        for name in anatomy.parts[part]:
+            module = model.get_submodule(name)
+            # A ModuleList has no forward of its own; PEFT can only save the modules in it.
+            inner = [f"{name}.{index}" for index in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
+            modules[part] += inner
+    return modules
+
+
+def parameter_groups(
+    model: nn.Module, plan: AdapterPlan, learning_rate: float, factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Optimizer groups: one for each role or part with its learning rate; vectors (norms, biases) never decay.
+
+    Args:
+        model: the adapted model.
+        learning_rate: where no factor is given.
+        factors: role or part -> factor; None takes the plan's.
+
+    Returns:
+        Groups with ``name``. The optimizer made of them must be given to `plan.attach`.
+    """
+    assert plan_of(model) is plan
+    factors = plan.section.learning_rate_factors if factors is None else factors
+    _check_factors(factors, plan)
+    parameters = plan.parameters
+    groups: list[dict[str, Any]] = []
+    for name, members in plan.groups.items():
+        rate = learning_rate * factors.get(name, factors.get(plan.role_of_group(name) or name, 1.0))
+        matrices = [parameters[member] for member in members if parameters[member].dim() > 1]
+        vectors = [parameters[member] for member in members if parameters[member].dim() <= 1]
+        if matrices:
+            groups.append({"params": matrices, "lr": rate, "name": name})
+        if vectors:
+            groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0, "name": name})
+    return groups
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """name -> every parameter of the network that gets a gradient (masters are in the plan, not here)."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """name -> the model's own parameters without LoRA's: inside `merged`, what an export saves."""
+    return {name: p for name, p in model.named_parameters() if name.rpartition(".")[2] not in _LEAVES}
+
+
+def fold(model: nn.Module) -> None:
+    """Merge for good: plain linear layers again, nothing set aside, nothing learns. For a model that only answers."""
+    plan = plan_of(model)
+    if plan is None:
+        return
+    for name, layer in plan.lora.items():
+        if not layer.is_merged:
+            layer.merge()
+        owner, _, leaf = name.rpartition(".")
+        linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        linear.weight, linear.bias = layer.weight, layer.bias
+        setattr(model.get_submodule(owner), leaf, linear.train(layer.training))
+    model.requires_grad_(False)
+    delattr(model, _PLAN)
+
+
+def merge(model: nn.Module) -> None:
+    """Put every update into its weight. The frozen weights of adapted layers, and only those, are set aside."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear) and not module.is_merged:
+            module.merge()
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo `merge`, bit for bit."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear) and module.is_merged:
+            module.unmerge()
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Merged inside the block (no low-rank branch to compute), exactly as before after it."""
+    already = any(isinstance(module, LoraLinear) and module.is_merged for module in model.modules())
+    if already:
+        yield
+        return
+    merge(model)
+    try:
+        yield
+    finally:
+        unmerge(model)
+
+
+def count_trainable(config: dict[str, Any], section: AdapterSection) -> tuple[int, int]:
+    """(trainable, total) parameters for a config.json, without memory for either. Raises as `apply_adapter` does."""
+    family = family_of(config, "config.json").name
+    plan = apply_adapter(build_on_meta(config), section, family=family)
+    return plan.num_trainable, plan.num_total
+
+
+def anatomy_of(model: nn.Module, family: str | None) -> Anatomy:
+    """The layers' table of a model's family."""
+    if family is None:
+        describe = getattr(model, "config_dict", None)
+        assert describe is not None, "a model that does not tell its family needs `family`"
+        family = str(describe()["model_type"])
+    if family not in ANATOMIES:
+        raise AdapterError(unknown_name("family for adapters", family, ANATOMIES))
+    return ANATOMIES[family]
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """name -> linear layer, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def is_target(name: str, target: str, anatomy: Anatomy) -> bool:
+    """Whether a linear layer is meant by a role or raw name."""
+    if target in anatomy.roles:
+        return re.fullmatch(anatomy.roles[target], name) is not None
+    return is_suffix(name, target)
+
+
+def is_suffix(name: str, suffix: str) -> bool:
+    """PEFT's match of a listed name: the whole name, or its end after a dot."""
+    return name == suffix or name.endswith("." + suffix)
+
+
+def is_within(name: str, module: str) -> bool:
+    """Whether a name is a module or lies in it."""
+    return name == module or name.startswith(module + ".")
+
+
+def role_of(name: str, anatomy: Anatomy) -> str | None:
+    """The role of a linear layer."""
+    return next((role for role in anatomy.roles if is_target(name, role, anatomy)), None)
+
+
+def _tally(
+    reached: Mapping[str, list[str]],
+    lora: Mapping[str, LoraLinear],
+    part_parameters: Mapping[str, list[str]],
+    whole: Mapping[str, nn.Parameter],
+    anatomy: Anatomy,
+) -> tuple[list[Match], dict[str, list[str]]]:
+    matches: list[Match] = []
+    groups: dict[str, list[str]] = {}
+    counted: set[str] = set()
+    for target, names in reached.items():
+        new = [name for name in names if name not in counted]
+        counted.update(new)
+        num = sum(p.numel() for name in new for p in (lora[name].lora_A, lora[name].lora_B))
+        kind: Literal["role", "name"] = "role" if target in anatomy.roles else "name"
+        matches.append(Match(target, kind, tuple(names), _count_by_tower(names, anatomy), num))
+        for name in new:
+            # A raw name may reach several roles (q_proj is in the decoder and in the tower): each has its own rate.
+            group = target if kind == "role" else f"{target} ({role_of(name, anatomy) or 'other'})"
+            groups.setdefault(group, []).extend(f"{name}.{leaf}" for leaf in _LEAVES)
+    for part, names in part_parameters.items():
+        num = sum(whole[name].numel() for name in names)
+        matches.append(Match(part, "part", tuple(names), _count_by_tower(names, anatomy), num))
+        if names:
+            # LoRA on `connector` and the part `connector` cannot both be there, so names do not clash.
+            groups[part] = names
+    return matches, groups
+
+
+def _check_factors(factors: Mapping[str, float], plan: AdapterPlan) -> None:
+    known = set(plan.groups) | {role for name in plan.groups if (role := plan.role_of_group(name))}
+    for name in factors:
+        if name not in known:
+            raise AdapterError(
+                f"adapter.learning_rate_factors: {unknown_name('role or part that learns', name, known)}"
+            )
+
+
+def _count_by_tower(names: Iterable[str], anatomy: Anatomy) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for name in names:
+        tower = next((t for t, prefix in anatomy.towers.items() if is_within(name, prefix)), "other")
+        counts[tower] += 1
+    return dict(counts)
+
+
+def _list_layers(layers: Iterable[str], anatomy: Anatomy) -> str:
+    """Leaf names with their counts, tower by tower."""
+    by_tower: dict[str, Counter[str]] = {}
+    for name in layers:
+        tower = next((t for t, prefix in anatomy.towers.items() if is_within(name, prefix)), "other")
+        by_tower.setdefault(tower, Counter())[name.rpartition(".")[2]] += 1
+    return "; ".join(
+        f"{tower}: " + ", ".join(f"{leaf} ({count})" for leaf, count in sorted(leaves.items()))
+        for tower, leaves in by_tower.items()
+    )

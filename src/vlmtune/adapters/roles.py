@@ -1,0 +1,61 @@
+"""Which layers a role or a part means in each family: data, read by `lora.py`. A new family adds a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A family's layers by what they do.
+
+    Attributes:
+        towers: shown name -> prefix of the modules in it.
+        roles: role -> regular expression that fully matches names of linear layers.
+        parts: part -> modules that are trained whole. They are modules (or lists of modules), so that PEFT's
+            `modules_to_save` can express them.
+        tied_embedding: the part whose weight is also the output head.
+    """
+
+    towers: Mapping[str, str]
+    roles: Mapping[str, str]
+    parts: Mapping[str, tuple[str, ...]]
+    tied_embedding: str
+
+
+_LFM2_VL_VISION = (
+    # Not the tower as one module: files may hold a pooling head in it, which nothing reads and nothing saves.
+    "model.vision_tower.embeddings",
+    "model.vision_tower.encoder",
+    "model.vision_tower.post_layernorm",
+)
+_LFM2_VL_DECODER = ("model.language_model.layers", "model.language_model.embedding_norm")
+_LFM2_VL_EMBEDDINGS = ("model.language_model.embed_tokens",)
+_LFM2_VL_CONNECTOR = ("model.multi_modal_projector",)
+
+ANATOMIES: Mapping[str, Anatomy] = {
+    "lfm2_vl": Anatomy(
+        towers={
+            "vision tower": "model.vision_tower",
+            "connector": "model.multi_modal_projector",
+            "decoder": "model.language_model",
+        },
+        roles={
+            "attention": r"model\.language_model\.layers\.\d+\.self_attn\.(q|k|v|out)_proj",
+            "mlp": r"model\.language_model\.layers\.\d+\.feed_forward\.w[123]",
+            "conv": r"model\.language_model\.layers\.\d+\.conv\.(in|out)_proj",
+            "connector": r"model\.multi_modal_projector\.linear_[12]",
+            "vision_attention": r"model\.vision_tower\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj",
+            "vision_mlp": r"model\.vision_tower\.encoder\.layers\.\d+\.mlp\.fc[12]",
+        },
+        parts={
+            "connector": _LFM2_VL_CONNECTOR,
+            "vision_tower": _LFM2_VL_VISION,
+            "embeddings": _LFM2_VL_EMBEDDINGS,
+            "language_model": _LFM2_VL_DECODER,
+            "everything": (*_LFM2_VL_VISION, *_LFM2_VL_CONNECTOR, *_LFM2_VL_EMBEDDINGS, *_LFM2_VL_DECODER),
+        },
+        tied_embedding="model.language_model.embed_tokens",
+    ),
+}

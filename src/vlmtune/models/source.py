@@ -1,0 +1,97 @@
+"""Where a model is: a name from the command line or a file becomes a local folder.
+
+In: `builtin:tiny`, a folder, or a hub id. Out: a folder in the hub's layout. Called by `registry.py` and `adapters`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vlmtune.errors import UserError, unknown_name
+
+BUILTIN_PREFIX = "builtin:"
+BUILTIN = {"tiny": "builtin_tiny"}
+"""Name after `builtin:` -> folder in this package."""
+
+# Everything a model needs, and nothing in a format that could run code.
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def locate(source: str, revision: str | None = None) -> Path:
+    """Find a model's folder, downloading it (resumed if it was begun, with progress on stderr) if it is on the hub.
+
+    Args:
+        source: `builtin:tiny`, a local folder, or a hub id `owner/name`. A folder of that name goes first.
+        revision: branch, tag or commit on the hub; None is the main branch.
+
+    Raises:
+        UserError: no such folder; not on the hub; gated; no connection; unknown built-in name.
+    """
+    if source.startswith(BUILTIN_PREFIX):
+        return _locate_builtin(source.removeprefix(BUILTIN_PREFIX))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(f"{source}: a file; expected the folder of a model, a hub id or 'builtin:tiny'.")
+    if not _HUB_ID.fullmatch(source):
+        raise UserError(f"{source}: no such folder. Expected a folder, a hub id like 'owner/name', or 'builtin:tiny'.")
+    return _download(source, revision)
+
+
+def _locate_builtin(name: str) -> Path:
+    if name not in BUILTIN:
+        raise UserError(unknown_name("built-in model", name, BUILTIN))
+    folder = Path(__file__).parent / BUILTIN[name]
+    if not folder.is_dir():
+        raise UserError(f"{folder}: this installation lacks the built-in model '{name}'. Install vlmtune again.")
+    return folder
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    # Imported here: a local model needs neither the package's start-up time nor the network.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.errors import HTTPError as ConnectionFailed  # of the HTTP client that the hub's version uses
+
+    page = f"https://huggingface.co/{repo}"
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{repo}: gated on the hub. Accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN)."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{repo}: no revision '{revision}' on the hub. See {page}/tree/main for branches.") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{repo}: no such folder here and no such model on the hub. Check the spelling; for a private model log in "
+            "with `hf auth login` (or set HF_TOKEN)."
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise UserError(
+            f"{repo}: no such folder here, not in the local cache, and the hub is out of reach (no connection, or "
+            "HF_HUB_OFFLINE is set). Connect and try again, or give a local folder."
+        ) from error
+    except HFValidationError as error:
+        raise UserError(f"{repo}: no such folder, and not a hub id ({error}).") from error
+    except (HfHubHTTPError, ConnectionFailed) as error:
+        raise UserError(
+            f"{repo}: the download failed ({error}). Run the same command again: it goes on where it stopped."
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{repo}: the download could not be written ({error.strerror or error}). Free some space, or set HF_HOME "
+            "to another disk; then run the same command again."
+        ) from error

@@ -1,0 +1,350 @@
+"""Checkpoint files to parameters and back: strict in both directions, one tensor in memory at a time.
+
+In: a folder in the hub's layout (one safetensors file, or shards with an index). Out: a model whose every parameter
+came from exactly one tensor. Called by `registry.py`, and by `adapters` and `export` to save.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlmtune.errors import UserError, WeightsError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5_000_000_000
+
+# What a checkpoint holds besides configuration, weights and tokenizer; copied as it is when a model is saved.
+_COPIED_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "LICENSE")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+class Saveable(Protocol):
+    """What writes its own files into a model's folder: the tokenizer."""
+
+    def save(self, folder: Path) -> object: ...
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """How a family's files spell what our modules call by `transformers`' current names.
+
+    Attributes:
+        renames: (regular expression, replacement), each applied once, in order, to a name in the file.
+        dropped: expressions that fully match names (after renaming) that we know and do not use.
+        tied: a name that may be in the file -> the parameter that it must equal.
+    """
+
+    renames: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    def ours(self, name: str) -> str:
+        """The name as our modules have it."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name, count=1)
+        return name
+
+    def is_dropped(self, name: str) -> bool:
+        """Whether a name (after renaming) is known and unused."""
+        return any(re.fullmatch(pattern, name) for pattern in self.dropped)
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by the names in its files; a tensor is read when it is asked for."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.file_of: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            for name, shape in _read_header(file).items():
+                if name in self.file_of:
+                    raise WeightsError(f"{file}: tensor '{name}' is also in {self.file_of[name].name}; expected once.")
+                self.file_of[name], self.shapes[name] = file, shape
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            with safe_open(self.file_of[name], framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{self.file_of[name]}: cannot read tensor '{name}' ({error}).") from error
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file_of)
+
+    def __len__(self) -> int:
+        return len(self.file_of)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Open the weights of a folder, reading the files' headers only.
+
+    Raises:
+        WeightsError: no weights, a missing shard, a truncated or damaged file.
+    """
+    index_path = folder / INDEX_FILE
+    if (folder / SINGLE_FILE).exists():
+        return Checkpoint([folder / SINGLE_FILE])
+    if index_path.exists():
+        return _read_sharded(index_path)
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    pickled = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    hint = f" {', '.join(pickled)}: pickled weights are never loaded; convert them to safetensors." if pickled else ""
+    raise WeightsError(
+        f"{folder}: no weights. Expected {SINGLE_FILE} or {INDEX_FILE}; found {', '.join(found) or 'nothing'}.{hint}"
+    )
+
+
+def load_strict(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    names: NameTable,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    origin: str = "checkpoint",
+) -> None:
+    """Give every parameter of ``model`` its tensor; build the model on the meta device to hold nothing twice.
+
+    Args:
+        model: its parameters are replaced (not copied into), so it may be on the meta device.
+        tensors: by name in the file; a `Checkpoint` reads them one by one.
+        names: the family's spelling.
+        dtype: what to cast to; None keeps the file's.
+        device: where the parameters go.
+        origin: the folder or file, for messages.
+
+    Raises:
+        WeightsError: every missing, extra and misshapen tensor, with shapes; a tied tensor that differs.
+    """
+    shapes = tensors.shapes if isinstance(tensors, Checkpoint) else {n: tuple(t.shape) for n, t in tensors.items()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    sources: dict[str, str] = {}
+    tied: dict[str, str] = {}
+    problems: list[str] = []
+    for name, shape in shapes.items():
+        target = names.ours(name)
+        if names.is_dropped(target):
+            continue
+        if target in names.tied and target not in wanted:
+            tied[name] = names.tied[target]
+        elif target not in wanted:
+            problems.append(f"extra: {name} {list(shape)}")
+        elif target in sources:
+            problems.append(f"twice: {name} and {sources[target]} are both {target}")
+        else:
+            sources[target] = name
+            if shape != wanted[target]:
+                problems.append(f"wrong shape: {name} is {list(shape)}, expected {list(wanted[target])}")
+    missing = [f"missing: {name} {list(shape)}" for name, shape in wanted.items() if name not in sources]
+    if problems or missing:
+        listed = "\n  ".join(sorted(missing) + sorted(problems))
+        raise WeightsError(
+            f"{origin}: {len(missing) + len(problems)} tensors do not fit the configuration "
+            f"({len(sources)} of {len(wanted)} parameters found). Is config.json that of these weights?\n  {listed}"
+        )
+    for name, target in tied.items():
+        if not torch.equal(tensors[name], tensors[sources[target]]):
+            raise WeightsError(
+                f"{origin}: {name} differs from {target}, to which it should be tied. A separate output head is "
+                "not supported for this family; was the file made with tie_word_embeddings: false?"
+            )
+    for target, name in sources.items():
+        _assign(model, target, tensors[name], dtype, torch.device(device))
+    unfilled = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    assert not unfilled, f"buffers without values: {unfilled}"
+
+
+def save_hf(
+    folder: Path,
+    model: nn.Module,
+    config: Mapping[str, Any],
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    tokenizer: Saveable | None = None,
+    copy_from: Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model as the hub holds it, such that `transformers` loads it. All or nothing: renamed into place.
+
+    Args:
+        folder: must not exist, or be empty.
+        model: whose parameters are saved, under their own names.
+        config: for config.json, as `VisionLanguageModel.config_dict` gives it.
+        tensors: instead of the model's own parameters (a merged state).
+        dtype: to cast to; None keeps each tensor's.
+        tokenizer: writes its files; without it, they are copied from ``copy_from``.
+        copy_from: the folder the model came from: generation and image-processing settings are taken from there.
+        max_shard_bytes: a larger model is split into shards with an index.
+
+    Raises:
+        UserError: the folder is taken, or cannot be written (full disk, permissions).
+    """
+    if tensors is None:
+        tensors = dict(model.named_parameters())
+    stored = dtype or next(iter(tensors.values())).dtype
+    with _new_folder(folder) as partial:
+        _write_tensors(partial, tensors, dtype, max_shard_bytes)
+        _write_json(partial / "config.json", {**config, "dtype": str(stored).removeprefix("torch.")})
+        if tokenizer is not None:
+            tokenizer.save(partial)
+        copied = _COPIED_FILES if tokenizer is not None else (*_COPIED_FILES, *_TOKENIZER_FILES)
+        for name in copied:
+            if copy_from is not None and (copy_from / name).is_file() and not (partial / name).exists():
+                shutil.copyfile(copy_from / name, partial / name)
+        if not (partial / "generation_config.json").exists():
+            text = config.get("text_config", config)
+            ids = {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in text}
+            _write_json(partial / "generation_config.json", ids)
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of one small file (an adapter). Raises WeightsError if it is missing, truncated or damaged."""
+    return dict(Checkpoint([file]))
+
+
+@contextmanager
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into a UserError naming the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{folder}: cannot write ({reason}). Free some space or choose another folder.") from error
+
+
+def _read_sharded(index_path: Path) -> Checkpoint:
+    try:
+        index = json.loads(index_path.read_text())
+        placed: dict[str, str] = dict(index["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{index_path}: not a safetensors index ({error!r}); expected a 'weight_map'.") from error
+    shards = sorted(set(placed.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise WeightsError(f"{index_path}: shards must be files beside the index; found {', '.join(outside)}.")
+    absent = [shard for shard in shards if not (index_path.parent / shard).is_file()]
+    if absent:
+        raise WeightsError(
+            f"{index_path.parent}: {len(absent)} of {len(shards)} shards are missing: {', '.join(absent)}. "
+            "Download the model again; what is there is kept."
+        )
+    checkpoint = Checkpoint([index_path.parent / shard for shard in shards])
+    lost = [f"{name} (in {shard})" for name, shard in placed.items() if name not in checkpoint]
+    if lost:
+        raise WeightsError(f"{index_path}: names {len(lost)} tensors that the shards lack:\n  " + "\n  ".join(lost))
+    return checkpoint
+
+
+def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one file, its length checked against what its header promises."""
+    advice = "Delete it and download or copy it again."
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            if start == b"version ":
+                raise WeightsError(f"{file}: a Git LFS pointer, not the weights themselves. Run `git lfs pull`.")
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+            if length is None or length > size - 8:
+                raise WeightsError(
+                    f"{file}: truncated or not safetensors: {size:,} bytes found, "
+                    f"at least {(length or 0) + 8:,} expected. {advice}"
+                )
+            header = json.loads(stream.read(length))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()}
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot read it ({error.strerror or error}).") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise WeightsError(f"{file}: damaged safetensors header ({error!r}). {advice}") from error
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        kind = "truncated" if size < expected else "damaged"
+        raise WeightsError(f"{file}: {kind}: {size:,} bytes found, {expected:,} expected. {advice}")
+    try:
+        with safe_open(file, framework="pt"):  # checks offsets and types
+            return shapes
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: damaged safetensors file ({error}). {advice}") from error
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    old = module._parameters[leaf]
+    assert old is not None
+    moved = tensor.to(device=device, dtype=dtype or tensor.dtype)
+    # A tensor straight from the file is a view of the mapped file: training must not write there.
+    moved = moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
+    module._parameters[leaf] = nn.Parameter(moved.contiguous(), requires_grad=old.requires_grad)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes ``folder`` when the block ends well, and vanishes when it does not."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty. Nothing was written; choose another folder.")
+    with explain_write_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        try:
+            yield partial
+            partial.chmod(0o755)
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_tensors(
+    folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int
+) -> None:
+    def num_bytes(tensor: Tensor) -> int:
+        return tensor.numel() * (dtype or tensor.dtype).itemsize
+
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + num_bytes(tensor) > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += num_bytes(tensor)
+    placed: dict[str, str] = {}
+    for number, members in enumerate(shards, start=1):
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        cast = {name: tensors[name].detach().to("cpu", dtype or tensors[name].dtype) for name in members}
+        save_file({name: tensor.contiguous() for name, tensor in cast.items()}, folder / file, {"format": "pt"})
+        (folder / file).chmod(0o644)
+        placed.update(dict.fromkeys(members, file))
+    if len(shards) > 1:
+        total = sum(num_bytes(tensor) for tensor in tensors.values())
+        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": placed})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
