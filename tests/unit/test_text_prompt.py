@@ -21,7 +21,7 @@ LARGER = "<|image_start|>" + "<image>" * 9 + "<|image_end|>"
 TEXTS = [
     fill_labels(CLASSIFY_SYSTEM_PROMPT, ["bee", "beetle", "sea lion"]),
     "What does the picture show?",
-    "One.\n\nTwo.",
+    "One\n\nTwo",
 ]
 TOKENIZER = train_tokenizer(TEXTS * 20, vocab_size=400)
 LABELS = LabelSet(stored=("0", "1", "2"), shown=(("bee", "honey bee"), ("beetle",), ("sea lion",)))
