@@ -13,6 +13,7 @@ from vlmtune.data.drawn.facts import Facts
 from vlmtune.data.drawn.questions import class_list, questions
 from vlmtune.text import defaults
 
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """One prompt about a picture, with several questions that share everything up to the picture's end.

@@ -20,8 +20,8 @@ def draw_glyph(kind: str, rng: Random, size: int) -> tuple[Image.Image, Facts]:
     character = rng.choice(DIGITS if kind == "digit" else LETTERS)
     handwritten = rng.random() < (0.7 if kind == "digit" else 0.5)
     canvas = 3 * size
-    mask = _written(character, rng, canvas) if handwritten else _printed(character, rng, canvas)
     is_coarse = rng.random() < (0.55 if kind == "digit" else 0.3)
+    mask = _written(character, rng, canvas, is_coarse) if handwritten else _printed(character, rng, canvas)
     if is_coarse:
         mask = coarse_mask(mask, rng, size)
         x, y = 0.5, 0.5
@@ -36,7 +36,7 @@ def draw_glyph(kind: str, rng: Random, size: int) -> tuple[Image.Image, Facts]:
     return image, Facts(kind, character, things, background, "handwritten" if handwritten else "printed", color)
 
 
-def _written(character: str, rng: Random, canvas: int) -> Image.Image:
+def _written(character: str, rng: Random, canvas: int, is_coarse: bool) -> Image.Image:
     lines = strokes(character, rng, wildness=rng.uniform(0.4, 1.3))
     stretch = rng.uniform(0.55, 1.05)
     scale = rng.uniform(0.5, 0.85)
@@ -47,7 +47,9 @@ def _written(character: str, rng: Random, canvas: int) -> Image.Image:
     slack = (1 - scale) / 2
     shift = np.array([0.5 + rng.uniform(-slack, slack) * 0.8, 0.5 + rng.uniform(-slack, slack) * 0.8])
     placed = [(line - middle) / span * scale * np.array([stretch, 1.0]) + shift for line in lines]
-    width = canvas * scale * rng.choice((rng.uniform(0.04, 0.1), rng.uniform(0.09, 0.2)))
+    # Coarse pictures stand for old scanned forms, which were filled in with a felt pen.
+    thin = rng.uniform(0.07, 0.13) if is_coarse else rng.uniform(0.04, 0.1)
+    width = canvas * scale * rng.choice((thin, rng.uniform(0.1, 0.2)))
     mask = pen_mask(placed, canvas, width)
     if width > 0.08 * canvas and rng.random() < 0.4:
         mask = _ragged(mask, rng)

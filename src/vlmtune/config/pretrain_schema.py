@@ -1,0 +1,150 @@
+"""The pretraining file as typed values (`vlmtune pretrain`): sizes of a tiny model, pictures, and two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from vlmtune.config.schema import NonNegative, Positive, Section
+from vlmtune.errors import ConfigError, unknown_name
+
+
+class TowerSize(Section):
+    """The vision tower."""
+
+    hidden_size: int = Field(default=128, ge=8)
+    num_layers: int = Field(default=5, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    intermediate_size: int = Field(default=384, ge=8)
+
+
+class DecoderSize(Section):
+    """The language model. `layers` is one letter a layer: c for a short convolution, a for attention."""
+
+    hidden_size: int = Field(default=160, ge=8)
+    layers: str = Field(default="cacaca", pattern="^[ca]*a[ca]*$")
+    num_heads: int = Field(default=4, ge=1)
+    num_key_value_heads: int = Field(default=2, ge=1)
+    intermediate_size: int = Field(default=448, ge=8)
+
+
+class ModelSize(Section):
+    """The network that is trained from scratch."""
+
+    image_size: int = Field(default=32, ge=8)
+    """Side of the pictures in pixels."""
+    patch_size: int = Field(default=4, ge=1)
+    vocabulary: int = Field(default=1280, ge=300)
+    projector_hidden_size: int = Field(default=384, ge=8)
+    tower: TowerSize = Field(default_factory=TowerSize)
+    decoder: DecoderSize = Field(default_factory=DecoderSize)
+
+
+class Pictures(Section):
+    """What is drawn. Kinds are those of `vlmtune.data.drawn`."""
+
+    num: int = Field(default=120_000, ge=100)
+    num_validation: int = Field(default=1_000, ge=10)
+    mixture: dict[str, Positive] = Field(
+        default_factory=lambda: {
+            "digit": 0.32,
+            "letter": 0.15,
+            "shapes": 0.15,
+            "thing": 0.2,
+            "texture": 0.05,
+            "invented": 0.13,
+        }  # fmt: skip
+    )
+    """Kind -> relative frequency."""
+
+
+class TowerStage(Section):
+    """First the tower and the connector alone, with heads that name the picture from the flattened image tokens."""
+
+    steps: int = Field(default=1_600, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: Positive = 1.5e-3
+
+
+class WholeStage(Section):
+    """Then the whole model on questions, the naming heads still there with a small weight."""
+
+    steps: int = Field(default=1_300, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: Positive = 1.5e-3
+    tower_learning_rate_factor: NonNegative = 0.4
+    """The tower has learned already: a lower rate keeps it."""
+    num_questions: int = Field(default=3, ge=1)
+    """Questions about a picture in one step, besides its classification. They share its encoding."""
+    naming_weight: NonNegative = 0.3
+
+
+class Pretraining(Section):
+    """The whole YAML file."""
+
+    name: str = "tiny"
+    seed: int = Field(default=0, ge=0)
+    output_dir: str = "runs"
+    model: ModelSize = Field(default_factory=ModelSize)
+    pictures: Pictures = Field(default_factory=Pictures)
+    tower: TowerStage = Field(default_factory=TowerStage)
+    whole: WholeStage = Field(default_factory=WholeStage)
+    weight_decay: NonNegative = 0.05
+    average: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the running average of the weights; the average is what is saved."""
+    max_grad_norm: Positive = 1.0
+    evaluate_every: int = Field(default=200, ge=1)
+    save_every: int = Field(default=200, ge=1)
+
+
+def load_pretraining(path: Path | str, overrides: Sequence[str] = ()) -> Pretraining:
+    """Read and check a pretraining file.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` texts such as `whole.steps=500`; the value is YAML.
+
+    Raises ConfigError naming file and key.
+    """
+    file = Path(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read it ({error.strerror}). Name a pretraining file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected keys with values, found {type(values).__name__}.")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: expected key=value, such as whole.steps=500.")
+        section = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--set {override}: '{parent}' is a value, not a section.")
+        section[last] = yaml.safe_load(text)
+    try:
+        return Pretraining.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(file, detail) for detail in error.errors())) from error
+
+
+def _explain(file: Path, detail: object) -> str:
+    """One line for one of pydantic's errors; an unknown key gets the nearest known one."""
+    assert isinstance(detail, dict)
+    *parents, last = [str(part) for part in detail["loc"]]
+    key = ".".join([*parents, last])
+    if detail["type"] != "extra_forbidden":
+        return f"{file}: {key}: {detail['msg']} (found {detail['input']!r})."
+    section: type[Section] = Pretraining
+    for parent in parents:
+        annotation = section.model_fields[parent].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return f"{file}: {key}: {unknown_name('key', last, section.model_fields)}"

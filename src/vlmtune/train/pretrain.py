@@ -1,0 +1,304 @@
+"""Pretraining of a tiny LFM2-VL from scratch on drawn pictures: how `builtin:tiny` was made.
+
+In: a `Pretraining` file. Out: `runs/NAME/` with metrics, checkpoints and `model/`, a folder in the hub's layout. Two
+stages: the tower with naming heads, then the whole model on questions. Every step's pictures and questions follow from
+the seed and the step's number, so a resumed run continues exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlmtune.config.pretrain_schema import Pretraining, TowerStage, WholeStage
+from vlmtune.data.drawn.corpus import Corpus, draw_corpus
+from vlmtune.data.drawn.facts import Facts
+from vlmtune.data.drawn.fonts import font_files
+from vlmtune.errors import RunFolderError
+from vlmtune.text.build_tokenizer import train_tokenizer
+from vlmtune.train.precision import autocast
+from vlmtune.train.pretrain_model import LessonRunner, NamingHeads, build_model, export_model
+from vlmtune.train.pretrain_text import Lesson, lessons, texts
+from vlmtune.train.run_folder import RunFolder, environment, now
+from vlmtune.train.schedule import learning_rate_factor
+
+StageName = Literal["tower", "whole"]
+
+_TOKENIZER_PICTURES = 20_000
+_VALIDATION_SEED = 1_000_003
+_LEAST_RATE = 0.02  # the cosine ends at this share of the learning rate
+_WARMUP_STEPS = 100
+
+
+@dataclass(frozen=True)
+class PretrainReport:
+    """What a step tells whoever watches. `step` counts over both stages; `note` holds losses, or accuracies."""
+
+    stage: str
+    step: int
+    num_steps: int
+    note: str
+
+
+def pretrain(
+    config: Pretraining, *, resume: bool = False, on_report: Callable[[PretrainReport], None] = lambda report: None
+) -> Path:
+    """Train from scratch, or go on.
+
+    Returns:
+        The folder of the finished model. Raises RunFolderError if the run exists (or, resuming, does not).
+    """
+    return _Run(config, resume, on_report).train()
+
+
+class _Run:
+    """Everything a pretraining run holds: folder, pictures, tokenizer, model, heads, running average."""
+
+    def __init__(self, config: Pretraining, resume: bool, on_report: Callable[[PretrainReport], None]) -> None:
+        self.config = config
+        self.on_report = on_report
+        self.num_steps = config.tower.steps + config.whole.steps
+        self.folder = _open_folder(config, resume)
+        self.corpus, self.validation = self._draw("train"), self._draw("validation")
+        self.tokenizer = train_tokenizer(texts(self.corpus.facts[:_TOKENIZER_PICTURES]), config.model.vocabulary)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model, self.tokenizer)
+        num_tokens = self.model.config.vision_config.num_patches // self.model.config.downsample_factor**2
+        self.heads = NamingHeads(num_tokens, config.model.decoder.hidden_size)
+        self.runner = LessonRunner(self.model, self.tokenizer)
+        self.both = nn.ModuleDict({"model": self.model, "heads": self.heads})
+        self.average = {name: value.detach().clone() for name, value in self.both.named_parameters()}
+        self.step = 0
+        self.seconds = 0.0
+
+    def _draw(self, part: str) -> Corpus:
+        pictures = self.config.pictures
+        num = pictures.num if part == "train" else pictures.num_validation
+        seed = self.config.seed if part == "train" else self.config.seed + _VALIDATION_SEED
+        folder = self.folder.path / "pictures" / part
+
+        def tell(done: int) -> None:
+            self.on_report(PretrainReport("drawing", 0, self.num_steps, f"{done:,} of {num:,} pictures drawn"))
+
+        return draw_corpus(folder, pictures.mixture, num, seed, self.config.model.image_size, on_progress=tell)
+
+    def train(self) -> Path:
+        checkpoint = _latest_checkpoint(self.folder.path)
+        stages: tuple[tuple[StageName, int], ...] = (("tower", self.config.tower.steps), ("whole", self.config.whole.steps))
+        first = 0
+        for stage, steps in stages:
+            optimizer = self._optimizer(stage)
+            if checkpoint is not None and first < _step_of(checkpoint) <= first + steps:
+                self._load(checkpoint, optimizer)
+            elif self.step < first + steps and self.step == first > 0:
+                # A stage begins from the average of the stage before.
+                self._swap_average()
+                self.average = {name: value.detach().clone() for name, value in self.both.named_parameters()}
+            if checkpoint is None or _step_of(checkpoint) < first + steps:
+                self._stage(stage, first, steps, optimizer)
+            first += steps
+        folder = self.folder.path / "model"
+        self._export(folder)
+        self.folder.write_json("run.json", self.folder.read_json("run.json") | {"finished": now(), "seconds": self.seconds})
+        return folder
+
+    def _optimizer(self, stage: StageName) -> torch.optim.AdamW:
+        """AdamW; no decay for norms, biases and positions. Group 0 holds what was trained in the first stage."""
+        tower = [*self.model.model.vision_tower.parameters(), *self.model.model.multi_modal_projector.parameters()]
+        tower += list(self.heads.parameters())
+        decoder = list(self.model.model.language_model.parameters()) if stage == "whole" else []
+        groups = []
+        for part, parameters in (("tower", tower), ("decoder", decoder)):
+            for is_matrix in (True, False):
+                members = [p for p in parameters if (p.ndim > 1) == is_matrix]
+                decay = self.config.weight_decay if is_matrix else 0.0
+                if members:
+                    groups.append({"params": members, "weight_decay": decay, "part": part})
+        return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))
+
+    def _stage(self, stage: StageName, first: int, steps: int, optimizer: torch.optim.AdamW) -> None:
+        settings: TowerStage | WholeStage = self.config.tower if stage == "tower" else self.config.whole
+        losses: dict[str, list[float]] = defaultdict(list)
+        started, counted = time.monotonic(), self.seconds
+        while self.step < first + steps:
+            index = self.step - first
+            rate = settings.learning_rate * max(
+                _LEAST_RATE, learning_rate_factor(index, steps, min(0.5, _WARMUP_STEPS / steps), "cosine")
+            )
+            for group in optimizer.param_groups:
+                is_slow = isinstance(settings, WholeStage) and group["part"] == "tower"
+                group["lr"] = rate * (self.config.whole.tower_learning_rate_factor if is_slow else 1.0)
+            for name, value in self._step(stage, index, settings.batch_size, optimizer).items():
+                losses[name].append(value)
+            self.step += 1
+            self._update_average(index)
+            self.seconds = counted + time.monotonic() - started
+            note = " ".join(f"{name} {np.mean(values[-50:]):.3f}" for name, values in losses.items())
+            self.on_report(PretrainReport(stage, self.step, self.num_steps, note))
+            if self.step % 50 == 0:
+                means = {name: float(np.mean(values)) for name, values in losses.items()}
+                samples = len(next(iter(losses.values()))) * settings.batch_size
+                self.folder.append_metrics(
+                    kind="train", stage=stage, step=self.step, lr=rate, seconds=round(self.seconds, 1), samples=samples, **means
+                )
+                losses.clear()
+            is_last = self.step == first + steps
+            if stage == "whole" and (self.step % self.config.evaluate_every == 0 or is_last):
+                self._evaluate()
+            if self.step % self.config.save_every == 0 or is_last:
+                self._save(optimizer)
+                if stage == "whole":
+                    self._export(self.folder.path / "model")
+
+    def _step(self, stage: StageName, index: int, batch_size: int, optimizer: torch.optim.AdamW) -> dict[str, float]:
+        """One optimizer step; returns its losses."""
+        rng = Random(f"{self.config.seed} {stage} {index}")
+        members = [rng.randrange(len(self.corpus)) for _ in range(batch_size)]
+        facts = [self.corpus.facts[i] for i in members]
+        pixels = torch.from_numpy(self.corpus.pixels[members])
+        with autocast(self.model.device, "auto"):
+            tokens = self.runner.encode_images(pixels)
+            naming = self.heads(tokens, facts)
+            losses = {"naming": naming.detach()}
+            loss = naming
+            if stage == "whole":
+                asked = _ask(facts, [rng.getrandbits(40) for _ in facts], self.config.whole.num_questions)
+                logits, targets, weights, _ = self.runner.run(tokens, asked)
+                each = F.cross_entropy(logits.float(), targets, reduction="none")
+                answer = (each * weights).sum() / weights.sum()
+                losses["answer"] = answer.detach()
+                loss = answer + self.config.whole.naming_weight * naming
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.both.parameters(), self.config.max_grad_norm)
+        optimizer.step()
+        return {name: float(value) for name, value in losses.items()}
+
+    @torch.no_grad()
+    def _update_average(self, index: int) -> None:
+        # Early on the average follows quickly: the first weights are noise.
+        decay = min(self.config.average, 1 - 10 / (10 + index + 1))
+        for name, value in self.both.named_parameters():
+            self.average[name].lerp_(value, 1 - decay)
+
+    @torch.no_grad()
+    def _swap_average(self) -> None:
+        for name, value in self.both.named_parameters():
+            kept = value.clone()
+            value.copy_(self.average[name])
+            self.average[name] = kept
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """Share of answers right to the last token, on pictures never trained on, by picture kind and question type."""
+        self._swap_average()
+        right: dict[str, list[bool]] = defaultdict(list)
+        for first in range(0, len(self.validation), 250):
+            facts = self.validation.facts[first : first + 250]
+            asked = _ask(facts, [_VALIDATION_SEED + first + i for i in range(len(facts))], num_questions=4)
+            with autocast(self.model.device, "auto"):
+                tokens = self.runner.encode_images(torch.from_numpy(self.validation.pixels[first : first + 250].copy()))
+                logits, targets, _, num_tokens = self.runner.run(tokens, asked)
+            answers = (logits.argmax(-1) == targets).split(num_tokens)
+            types = [_answer_type(facts[picture], lesson, i) for picture, lesson in asked for i in range(len(lesson.branches))]
+            for kind, answer in zip(types, answers, strict=True):
+                right[kind].append(bool(answer.all()))
+        self._swap_average()
+        accuracy = {kind: round(float(np.mean(values)), 4) for kind, values in sorted(right.items())}
+        mean = float(np.mean([value for values in right.values() for value in values]))
+        self.folder.append_metrics(kind="validation", step=self.step, accuracy=round(mean, 4), **accuracy)
+        self.on_report(PretrainReport("validation", self.step, self.num_steps, f"{mean:.3f} of answers right"))
+
+    def _save(self, optimizer: torch.optim.AdamW) -> None:
+        tensors = {f"weights.{name}": value.detach() for name, value in self.both.named_parameters()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+        target = self.folder.path / "checkpoints" / f"step-{self.step:06d}"
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        for old in sorted(target.parent.glob("step-*"))[:-2]:
+            shutil.rmtree(old)
+
+    @torch.no_grad()
+    def _load(self, checkpoint: Path, optimizer: torch.optim.AdamW) -> None:
+        tensors = load_file(checkpoint / "state.safetensors")
+        for name, value in self.both.named_parameters():
+            value.copy_(tensors[f"weights.{name}"])
+            self.average[name] = tensors[f"average.{name}"]
+        states: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                states[int(number)][key] = tensor
+        optimizer.load_state_dict({"state": dict(states), "param_groups": optimizer.state_dict()["param_groups"]})
+        saved = json.loads((checkpoint / "state.json").read_text())
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.folder.truncate_metrics(self.step)
+
+    def _export(self, folder: Path) -> None:
+        tensors = {name.removeprefix("model."): self.average[name] for name in self.average if name.startswith("model.")}
+        export_model(folder, self.model.config, tensors, self.tokenizer, torch.bfloat16)
+
+
+def _ask(facts: list[Facts], seeds: list[int], num_questions: int) -> list[tuple[int, Lesson]]:
+    return [
+        (picture, lesson)
+        for picture, (fact, seed) in enumerate(zip(facts, seeds, strict=True))
+        for lesson in lessons(fact, seed, num_questions)
+    ]
+
+
+def _answer_type(facts: Facts, lesson: Lesson, branch: int) -> str:
+    """`classify/digit`, `question/thing`…: what a validation accuracy is of."""
+    task = "classify" if "Choose from" in lesson.head or "Name what" in lesson.head else "question"
+    answer = lesson.branches[branch][1]
+    if task == "question" and "Describe" in lesson.branches[branch][0]:
+        task = "caption"
+    elif answer in ("yes", "no"):
+        task = "yes-no"
+    return f"{task}/{facts.kind}"
+
+
+def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
+    path = Path(config.output_dir) / config.name
+    has_run = (path / "run.json").exists()
+    if resume and not has_run:
+        raise RunFolderError(f"{path}: there is no run to resume. Leave --resume away to start one.")
+    if not resume and path.exists() and any(path.iterdir()):
+        raise RunFolderError(f"{path}: this run exists. Continue it with --resume, or choose another name (--set name=NAME).")
+    path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(path)
+    if not resume:
+        folder.write_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        folder.write_json("run.json", {"started": now(), "num_fonts": len(font_files()), **environment()})
+    return folder
+
+
+def _latest_checkpoint(path: Path) -> Path | None:
+    found = sorted((path / "checkpoints").glob("step-*"))
+    return found[-1] if found else None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
