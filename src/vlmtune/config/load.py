@@ -10,17 +10,19 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from yaml.nodes import MappingNode, ScalarNode
+from yaml.nodes import ScalarNode
 
 from vlmtune.config import yaml_source
 from vlmtune.config.checks import find_contradictions
 from vlmtune.config.reader import SHORTHANDS, Problem, Reader, text_keys
-from vlmtune.config.schema import Experiment
+from vlmtune.config.schema import Experiment, Section
 from vlmtune.config.wording import KeyPath, type_errors
 from vlmtune.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 
 class InvalidExperimentError(ConfigError):
@@ -46,13 +48,25 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = (), *, must_exi
     file = Path(path)
     if file.is_dir():
         file = file / "config.yaml"
-    top = yaml_source.read_mapping(file)
-    literal_keys = frozenset(text_keys(Experiment))
-    for override in overrides:
-        key, node = yaml_source.parse_override(override, literal_keys)
-        yaml_source.lay_over(top, key, node, SHORTHANDS)
-    experiment = _check(top, file, must_exist)
+    experiment, reader = _read(file, Experiment, overrides)
+    reader.report_new(find_contradictions(experiment))
+    for section, key in (("data", "source"), ("model", "base")):
+        if (section, key) in reader.places:
+            try:
+                located = locate(getattr(getattr(experiment, section), key), file.parent, must_exist)
+            except ConfigError as error:
+                reader.report((section, key), str(error))
+            else:
+                setattr(getattr(experiment, section), key, located)
+    _raise_problems(file, reader)
     return experiment if experiment.name else experiment.model_copy(update={"name": file.stem})
+
+
+def load_section(path: Path | str, schema: type[S], overrides: Sequence[str] = ()) -> S:
+    """Read and check a file of another schema (pretraining) in the same way. Raises ConfigError."""
+    values, reader = _read(Path(path), schema, overrides)
+    _raise_problems(Path(path), reader)
+    return values
 
 
 def dump(experiment: Experiment) -> str:
@@ -72,32 +86,27 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _check(top: MappingNode, file: Path, must_exist: bool) -> Experiment:
-    """Validate twice: once for everything that is wrong, once without the wrong keys, to check the rest together."""
-    reader = Reader(places={(): str(file)})
-    values = reader.value(top, Experiment, ())
-    failed = {path for path, _ in reader.problems}
-    for path, message in type_errors(values, reader.written):
-        if not any(path[: len(other)] == other for other in failed):
-            reader.report(path, message)
+def _read(file: Path, schema: type[S], overrides: Sequence[str]) -> tuple[S, Reader]:
+    """The typed values, wrong ones replaced by their defaults so that the rest can be checked, and the problems."""
+    top = yaml_source.read_mapping(file)
+    literal_keys = frozenset(text_keys(schema))
+    for override in overrides:
+        key, node = yaml_source.parse_override(override, literal_keys)
+        yaml_source.lay_over(top, key, node, SHORTHANDS)
+    reader = Reader(schema, places={(): str(file)})
+    values = reader.value(top, schema, ())
     for path, _ in reader.problems:
         _remove(values, path)
-    experiment = Experiment.model_validate(values)
-    failed = {path for path, _ in reader.problems}
-    for path, message in find_contradictions(experiment):
-        if not any(path[: len(other)] == other or other[: len(path)] == path for other in failed):
-            reader.report(path, message)
-    for key in (("data", "source"), ("model", "base")):
-        if key in reader.places and key not in failed:
-            try:
-                located = locate(getattr(getattr(experiment, key[0]), key[1]), file.parent, must_exist)
-            except ConfigError as error:
-                reader.report(key, str(error))
-            else:
-                setattr(getattr(experiment, key[0]), key[1], located)
+    while errors := type_errors(schema, values, reader.written):
+        reader.report_new(errors)
+        for path, _ in errors:
+            _remove(values, path)
+    return schema.model_validate(values), reader
+
+
+def _raise_problems(file: Path, reader: Reader) -> None:
     if reader.problems:
         raise InvalidExperimentError(file, [problem for _, problem in _in_order(reader)])
-    return experiment
 
 
 def _in_order(reader: Reader) -> list[tuple[KeyPath, Problem]]:

@@ -6,6 +6,7 @@ and a guess that would lose what was written is a problem with a place.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -37,6 +38,7 @@ class Problem:
 class Reader:
     """Turns nodes into what pydantic checks, and keeps the place of every key and the problems met on the way."""
 
+    schema: type[Section]
     places: dict[KeyPath, str] = field(default_factory=dict)
     written: dict[KeyPath, str] = field(default_factory=dict)
     """The text of a value as it stands in the file, for messages."""
@@ -44,6 +46,13 @@ class Reader:
 
     def report(self, path: KeyPath, message: str, place: str | None = None) -> None:
         self.problems.append((path, Problem(place or self.place(path), dotted(path), message)))
+
+    def report_new(self, findings: Iterable[tuple[KeyPath, str]]) -> None:
+        """Report findings on keys that nothing was said about: a second finding follows from the first."""
+        said = [path for path, _ in self.problems]
+        for path, message in findings:
+            if not any(path[: len(other)] == other[: len(path)] for other in said):
+                self.report(path, message)
 
     def place(self, path: KeyPath) -> str:
         """The place of the nearest enclosing key that was written."""
@@ -78,7 +87,7 @@ class Reader:
             elif name in section.model_fields:
                 values[name] = self.value(child, section.model_fields[name].annotation, child_path)
             else:
-                self.report(child_path, unknown_key(name, section.model_fields, path))
+                self.report(child_path, unknown_key(name, section, path, self.schema))
         return values
 
     def _sequence(self, node: SequenceNode, annotation: Any, path: KeyPath) -> list[Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from vlmtune.config.schema import Experiment
+from vlmtune.config.schema import Section
 
 KeyPath = tuple[str | int, ...]
 
@@ -27,27 +26,26 @@ def quote_me(written: str) -> str:
     return f'found {written} without quotes, which YAML reads as a boolean, expected text. Write "{written}" in quotes.'
 
 
-def unknown_key(name: str, known: Iterable[str], path: KeyPath) -> str:
-    """Names the nearest key of this section, or the section that has a key of this name."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+def unknown_key(name: str, section: type[Section], path: KeyPath, schema: type[Section]) -> str:
+    """Names the section that has a key of this name, or else the nearest key of this section."""
+    known = list(section.model_fields)
     homes = [
-        f"{section}.{name}"
-        for section, info in Experiment.model_fields.items()
+        f"{other}.{name}"
+        for other, info in schema.model_fields.items()
         if name in getattr(info.annotation, "model_fields", ())
     ]
-    if path and name in Experiment.model_fields:
+    if name in schema.model_fields:
         homes = [name]
-    guess = f"'{near[0]}'" if near else " or ".join(f"'{home}'" for home in homes)
+    guess = " or ".join(f"'{home}'" for home in homes or difflib.get_close_matches(name, known, n=1, cutoff=0.6))
     hint = f" Did you mean {guess}?" if guess else ""
     where = f"of {dotted(path)}" if path else "at the top"
     return f"unknown key.{hint} Known keys {where}: {', '.join(known)}."
 
 
-def type_errors(values: Any, written: dict[KeyPath, str]) -> list[tuple[KeyPath, str]]:
+def type_errors(schema: type[Section], values: Any, written: dict[KeyPath, str]) -> list[tuple[KeyPath, str]]:
     """Pydantic's errors in our words, one a key: the branches of a union are joined with 'or'."""
     try:
-        Experiment.model_validate(values)
+        schema.model_validate(values)
     except ValidationError as error:
         expected: dict[KeyPath, list[str]] = {}
         found: dict[KeyPath, Any] = {}

@@ -142,8 +142,9 @@ def _compose(text: str, name: str) -> Node | None:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         where = name if name.startswith(_OVERRIDE_MARK) else f"{name}:{line}"
-        found = f"U+{ord(error.character):04X}" if isinstance(error.character, str) else str(error.character)
-        raise ConfigError(f"{where}: found the control character {found}, expected text.") from error
+        raise ConfigError(
+            f"{where}: found the control character U+{int(error.character):04X}, expected text."
+        ) from error
     loader.name = name  # what marks are called after; the stubs leave it out
     try:
         node: Node | None = loader.get_single_node()
