@@ -63,14 +63,14 @@ def evaluate(
     records = []
     queries = (Query(example.image, example.question) for example in examples)
     for example, result in zip(examples, predictor.classify(queries, mode), strict=True):
-        is_error = isinstance(result, UnreadableImageError)
+        scores, error = (None, result.reason) if isinstance(result, UnreadableImageError) else (result, None)
         records.append(
             Prediction(
                 id=example.id,
                 truth=example.answers,
-                prediction=None if isinstance(result, UnreadableImageError) else result.prediction,
-                log_probs=None if isinstance(result, UnreadableImageError) else result.log_probs,
-                error=result.reason if is_error else None,
+                prediction=scores.prediction if scores else None,
+                log_probs=scores.log_probs if scores else None,
+                error=error,
                 image=str(example.image.path) if example.image.path else None,
                 question=example.question,
             )

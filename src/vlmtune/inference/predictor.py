@@ -136,7 +136,7 @@ class Predictor:
         prefix_state = LabelScorer(model, self.prefix, LabelTrie((), (), (), {})).prefix_state()
         for outcomes, questions in self._batches(queries, 0):
             tokens = generate(model, prefix_state, questions, [tokenizer.end_id], sampling) if questions else []
-            yield from _fill(outcomes, [tokenizer.decode(answer).strip() for answer in tokens])
+            yield from _fill(outcomes, [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in tokens])
 
     def _batches(
         self, queries: Iterable[Query], rows_per_picture: int

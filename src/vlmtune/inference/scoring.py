@@ -213,7 +213,8 @@ class _Edges:
         by_label = padded[..., self.label_forms]
         if by_label.shape[-1] == 1:
             return by_label[..., 0]
-        return np.logaddexp.reduce(by_label, axis=-1)
+        combined: np.ndarray = np.logaddexp.reduce(by_label, axis=-1)
+        return combined
 
     def label_scores(self, by_edge: Tensor) -> Tensor:
         """float32[B, N] log-probabilities of the edges -> float32[B, L] scores of the labels."""
@@ -247,7 +248,8 @@ class _Search:
         is_open = np.concatenate(
             [self.reached < self.edges.form_length, np.zeros((len(self.reached), 1), dtype=bool)], axis=1
         )
-        return is_open[:, self.edges.label_forms].any(-1)
+        by_label = np.asarray(is_open[:, self.edges.label_forms].any(-1))
+        return by_label
 
     def undecided(self) -> np.ndarray:
         """int64[A]: pictures whose best label is not finished yet."""

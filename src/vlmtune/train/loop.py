@@ -96,8 +96,8 @@ class Trainer:
         self.num_steps = num_steps(experiment, len(splits.train))
         train = experiment.train
         assert train.learning_rate is not None
-        groups = parameter_groups(self.plan, train.learning_rate, train.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, betas=train.betas)
+        groups = parameter_groups(self.model, self.plan, train.learning_rate)
+        self.optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
         self.plan.attach(self.optimizer)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -332,7 +332,7 @@ def describe_run(trainer: Trainer, folder: RunFolder, started: str) -> dict[str,
         "labels": list(labels.stored) if labels else None,
         "trainable_parameters": trainer.plan.num_trainable,
         "total_parameters": trainer.plan.num_total,
-        "learned": trainer.plan.describe()["matches"],
+        "learned": trainer.plan.summary(),
         "num_steps": trainer.num_steps,
         "started": started,
         "finished": now() if trainer.progress.step == trainer.num_steps else None,

@@ -85,11 +85,11 @@ def _targets(trainer: Trainer) -> list[Finding]:
     tokenizer = trainer.opened.tokenizer
     for example in trainer.splits.train[:_NUM_SHOWN]:
         answer = trainer.answers(trainer.predictor, example)[0]
-        decoded = tokenizer.decode(answer.ids, skip_special_tokens=False)
+        decoded = tokenizer.decode(answer.ids)
         findings.append(Finding("target", "ok", f"{example.id}: learns {decoded!r} ({len(answer.ids)} tokens)"))
     labels = trainer.splits.labels
     names = [forms[0] for forms in labels.shown] if labels else []
-    merged = [w for name in names if (w := trainer.predictor.prompt.boundary_warning(name, tokenizer.image_token))]
+    merged = [w for name in names if (w := trainer.predictor.prompt.check_answer_boundary(name))]
     if merged:
         findings.append(Finding("target", "warning", merged[0] + f" ({len(merged)} labels)"))
     unknown = [name for name in names if tokenizer.decode(tokenizer.encode(name)).strip() != name.strip()]

@@ -1,0 +1,46 @@
+"""The learning rate and the order of examples follow from numbers alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmtune.train.schedule import epoch_order, learning_rate_factor, micro_batches
+
+pytestmark = pytest.mark.unit
+
+
+def test_warm_up_reaches_the_full_rate_and_cosine_ends_near_zero() -> None:
+    factors = [learning_rate_factor(step, 100, 0.1, "cosine") for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert max(factors) == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.001
+
+
+def test_linear_and_constant_schedules() -> None:
+    assert learning_rate_factor(50, 100, 0.0, "linear") == pytest.approx(0.5)
+    assert learning_rate_factor(99, 100, 0.0, "constant") == 1.0
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 5))
+def test_every_epoch_sees_each_example_once_whatever_the_batch_size(num: int, size: int, seed: int) -> None:
+    taken = [member for _, batch in itertools.islice(micro_batches(num, size, seed), 3 * num) for member in batch]
+    for epoch in range(2):
+        seen = [example for example, own in taken if own == epoch]
+        assert sorted(seen) == list(range(num))
+        assert seen == epoch_order(num, seed, epoch)
+
+
+@given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 12))
+def test_starting_late_continues_the_same_order(num: int, size: int, first: int) -> None:
+    whole = list(itertools.islice(micro_batches(num, size, 3), first + 4))
+    assert list(itertools.islice(micro_batches(num, size, 3, first), 4)) == whole[first:]
+
+
+def test_another_seed_or_epoch_is_another_order() -> None:
+    assert epoch_order(50, 0, 0) != epoch_order(50, 1, 0)
+    assert epoch_order(50, 0, 0) != epoch_order(50, 0, 1)
