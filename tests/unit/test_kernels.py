@@ -150,6 +150,23 @@ def test_lora_linear_keeps_float32_gradients_over_bfloat16_weights() -> None:
     assert x.grad is not None and x.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_lora_linear_under_autocast_equals_autograd_under_autocast(masked: bool) -> None:
+    x, weight = _random(16, 32, dtype=torch.float32), _random(24, 32, dtype=torch.float32, grad=False)
+    bias = _random(24, dtype=torch.float32, grad=False)
+    a, b = _random(4, 32, dtype=torch.float32), _random(24, 4, dtype=torch.float32)
+    mask = torch.rand(16, 32) < 0.7 if masked else None
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = lora_linear(x, weight, bias, a, b, 0.5, mask)
+        plain = _plain_lora(x, weight, bias, a, b, 0.5, mask)
+    assert ours.dtype == plain.dtype == torch.bfloat16
+    cotangent = torch.randn_like(ours)
+    grads, expected = (torch.autograd.grad(y, (x, a, b), cotangent) for y in (ours, plain))
+    for ours_, plain_ in zip((ours, *grads), (plain, *expected), strict=True):
+        assert ours_.dtype == plain_.dtype
+        assert (ours_ - plain_).float().norm() < 1e-2 * plain_.float().norm()
+
+
 def test_lora_linear_with_zero_b_equals_the_linear_layer_bit_for_bit() -> None:
     x, weight = _random(16, 32, dtype=torch.float32), _random(24, 32, dtype=torch.float32, grad=False)
     a, b = _random(4, 32, dtype=torch.float32), torch.zeros(24, 4, requires_grad=True)

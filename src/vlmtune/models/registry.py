@@ -34,6 +34,8 @@ class ImageProcessor(Protocol):
 
     def process(self, image: Image.Image) -> ProcessedImage: ...
 
+    def save(self, folder: Path) -> None: ...
+
 
 @dataclass(frozen=True)
 class Family:

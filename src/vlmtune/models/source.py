@@ -53,40 +53,33 @@ def _locate_builtin(name: str) -> Path:
 
 def _download(repo: str, revision: str | None) -> Path:
     # Imported here: a local model needs neither the package's start-up time nor the network.
+    import huggingface_hub.errors as hub
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.errors import HTTPError as ConnectionFailed  # of the HTTP client that the hub's version uses
 
+    # Of the HTTP client that the installed version of the hub's package uses.
+    connection_failed: type[Exception] = getattr(hub, "HTTPError", hub.HfHubHTTPError)
     page = f"https://huggingface.co/{repo}"
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
-    except GatedRepoError as error:
+    except hub.GatedRepoError as error:
         raise UserError(
             f"{repo}: gated on the hub. Accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN)."
         ) from error
-    except RevisionNotFoundError as error:
+    except hub.RevisionNotFoundError as error:
         raise UserError(f"{repo}: no revision '{revision}' on the hub. See {page}/tree/main for branches.") from error
-    except RepositoryNotFoundError as error:
+    except hub.RepositoryNotFoundError as error:
         raise UserError(
             f"{repo}: no such folder here and no such model on the hub. Check the spelling; for a private model log in "
             "with `hf auth login` (or set HF_TOKEN)."
         ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+    except (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError) as error:
         raise UserError(
             f"{repo}: no such folder here, not in the local cache, and the hub is out of reach (no connection, or "
             "HF_HUB_OFFLINE is set). Connect and try again, or give a local folder."
         ) from error
-    except HFValidationError as error:
+    except hub.HFValidationError as error:
         raise UserError(f"{repo}: no such folder, and not a hub id ({error}).") from error
-    except (HfHubHTTPError, ConnectionFailed) as error:
+    except (hub.HfHubHTTPError, connection_failed) as error:
         raise UserError(
             f"{repo}: the download failed ({error}). Run the same command again: it goes on where it stopped."
         ) from error

@@ -30,12 +30,13 @@ INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
 
 # What a checkpoint holds besides configuration, weights and tokenizer; copied as it is when a model is saved.
-_COPIED_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "LICENSE")
+_COPIED_FILES = ("generation_config.json", "LICENSE")
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 class Saveable(Protocol):
-    """What writes its own files into a model's folder: the tokenizer."""
+    """What writes its own files into a model's folder: the tokenizer, the image processor."""
 
     def save(self, folder: Path) -> object: ...
 
@@ -179,6 +180,7 @@ def save_hf(
     tensors: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     tokenizer: Saveable | None = None,
+    processor: Saveable | None = None,
     copy_from: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -190,8 +192,8 @@ def save_hf(
         config: for config.json, as `VisionLanguageModel.config_dict` gives it.
         tensors: instead of the model's own parameters (a merged state).
         dtype: to cast to; None keeps each tensor's.
-        tokenizer: writes its files; without it, they are copied from ``copy_from``.
-        copy_from: the folder the model came from: generation and image-processing settings are taken from there.
+        tokenizer, processor: write their files; without one, its files are copied from ``copy_from``.
+        copy_from: the folder the model came from: generation settings and licence are taken from there too.
         max_shard_bytes: a larger model is split into shards with an index.
 
     Raises:
@@ -203,9 +205,12 @@ def save_hf(
     with _new_folder(folder) as partial:
         _write_tensors(partial, tensors, dtype, max_shard_bytes)
         _write_json(partial / "config.json", {**config, "dtype": str(stored).removeprefix("torch.")})
-        if tokenizer is not None:
-            tokenizer.save(partial)
-        copied = _COPIED_FILES if tokenizer is not None else (*_COPIED_FILES, *_TOKENIZER_FILES)
+        copied = _COPIED_FILES
+        for owner, files in ((tokenizer, _TOKENIZER_FILES), (processor, _PROCESSOR_FILES)):
+            if owner is None:
+                copied += files
+            else:
+                owner.save(partial)
         for name in copied:
             if copy_from is not None and (copy_from / name).is_file() and not (partial / name).exists():
                 shutil.copyfile(copy_from / name, partial / name)
