@@ -1,4 +1,4 @@
-"""The report's charts as SVG. Each takes plain numbers and returns markup; tables of the same numbers are the template's."""
+"""The report's charts as SVG. Plain numbers in, markup out; tables of the same numbers are the template's."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def loss_curves(series: Sequence[dict[str, Any]]) -> Markup:
 
 
 def validation_curves(series: Sequence[dict[str, Any]]) -> Markup:
-    """Validation accuracy against step, the best point marked. series: {"name", "series", "validation": [(step, acc)…]}."""
+    """Validation accuracy against step, the best point ringed. series: {"series", "validation": [(step, acc)…]}."""
     drawn: list[tuple[str, list[Point]]] = [(s["series"], list(s["validation"])) for s in series if s["validation"]]
     everything = [p for _, points in drawn for p in points]
     low = min(y for _, y in everything)
@@ -97,7 +97,8 @@ def reliability(series: Sequence[dict[str, Any]]) -> Markup:
         plot.curve([(b["confidence"], b["accuracy"]) for b in entry["bins"]], f"curve thin {entry['series']}")
         for b in entry["bins"]:
             if b["accuracy_interval"]:
-                plot.whisker(b["confidence"], *b["accuracy_interval"], f"error {entry['series']}")
+                low, high = b["accuracy_interval"]
+                plot.whisker(b["confidence"], low, high, f"error {entry['series']}")
             title = f"{b['count']} pictures: stated {percent(b['confidence'])}, right {percent(b['accuracy'])}"
             plot.canvas.dot(plot.x(b["confidence"]), plot.y(b["accuracy"]), 3.6, f"dot {entry['series']}", title)
     return plot.canvas.render()

@@ -1,4 +1,4 @@
-"""What a report is made of: the files of run folders, read leniently where a run is unfinished, strictly where damaged."""
+"""What a report is made of: the files of run folders, lenient with an unfinished run, strict with damage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def read_run(folder: Path | str) -> RunRecord:
     files = ("run.json", "metrics.jsonl", "config.yaml", "evaluation")
     if not any((folder / name).exists() for name in files):
         raise RunFolderError(
-            f"{folder} is not a run folder: it has none of {', '.join(files)}. Give a folder that `vlmtune train` wrote."
+            f"{folder} is not a run folder: it has none of {', '.join(files)}. "
+            "Give a folder that `vlmtune train` wrote."
         )
     facts = _read_json(folder / "run.json")
     lines = _read_lines(folder / "metrics.jsonl")
@@ -70,7 +71,9 @@ def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
 
 def is_baseline(evaluation: Evaluation) -> bool:
     """Whether this is the base model as it was before fine-tuning."""
-    return evaluation.name.lower() in BASELINE_NAMES or evaluation.facts.get("is_baseline") is True
+    facts = evaluation.facts
+    is_untouched = facts.get("checkpoint") is None and facts.get("base") is not None
+    return evaluation.name.lower() in BASELINE_NAMES or (is_untouched and facts.get("model") == facts["base"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

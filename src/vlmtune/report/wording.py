@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 FEW_PICTURES = 200
@@ -84,8 +85,9 @@ def summary(runs: Sequence[dict[str, Any]], comparison: dict[str, Any] | None, m
 def _accuracy_sentence(run: dict[str, Any], figures: dict[str, Any]) -> str:
     where = f" {run['split']}" if run.get("split") else ""
     return (
-        f"On {count(figures['num_examples'])}{where} pictures in {len(figures['per_class'])} classes, {run['name']} is right "
-        f"on {percent(figures['accuracy'])} (95% interval {interval(figures['accuracy_interval'])})."
+        f"On {count(figures['num_examples'])}{where} pictures in {len(figures['per_class'])} classes, "
+        f"{run['name']} is right on {percent(figures['accuracy'])} "
+        f"(95% interval {interval(figures['accuracy_interval'])})."
     )
 
 
@@ -94,7 +96,7 @@ def _told_pairs(pairs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]])
     names = [run["name"] for run in runs]
     wanted = [(names[0], names[-1])]
     if len(names) > 2:
-        wanted += [(a, b) for a, b in zip(names[1:-1], names[2:], strict=True)][-2:]
+        wanted += list(pairwise(names[1:]))[-2:]
     by_names = {(pair["first"], pair["second"]): pair for pair in pairs}
     return [by_names[pair] for pair in wanted]
 
@@ -113,11 +115,14 @@ def _pair_sentence(pair: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     flipped = f"{pair['only_second']} pictures became right, {pair['only_first']} became wrong"
     if not pair["is_significant"]:
         return (
-            f"Against {first}, {pair['second']} differs by {points(change)} points ({span}; {p}): not significant, so these "
-            f"pictures do not tell which is better ({flipped})."
+            f"Against {first}, {pair['second']} differs by {points(change)} points ({span}; {p}): "
+            f"not significant, so these pictures do not tell which is better ({flipped})."
         )
     direction = "better" if change > 0 else "worse"
-    return f"Against {first}, {pair['second']} is significantly {direction}: {points(change)} points ({span}; {p}); {flipped}."
+    return (
+        f"Against {first}, {pair['second']} is significantly {direction}: "
+        f"{points(change)} points ({span}; {p}); {flipped}."
+    )
 
 
 def _accuracy(runs: Sequence[dict[str, Any]], name: str) -> float:
@@ -167,7 +172,8 @@ def _caveats(run: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     if figures["num_unreadable"]:
         amount = figures["num_unreadable"]
         told.append(
-            f"{amount} {_plural(amount, 'picture')} could not be read and {_plural(amount, 'counts', 'count')} as wrong."
+            f"{amount} {_plural(amount, 'picture')} could not be read "
+            f"and {_plural(amount, 'counts', 'count')} as wrong."
         )
     if run.get("limit"):
         told.append(f"Only {count(run['limit'])} pictures were measured, by request (limit), not the whole split.")

@@ -1,0 +1,112 @@
+"""Run folders and evaluation folders in; report.html, report.md, report.json and charts/*.png out. No torch.
+
+Called by `vlmtune report`, `train`, `demo` and `compare`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vlmtune.errors import RunFolderError
+from vlmtune.evaluate.files import Evaluation, read_evaluation
+from vlmtune.report import charts, wording
+from vlmtune.report.markdown import to_markdown
+from vlmtune.report.png import write_charts
+from vlmtune.report.sources import RunRecord, read_evaluations, read_run
+from vlmtune.report.view import build, drawings
+
+PAGE = "report.html"
+
+
+def render(run_folder: Path | str, baseline: Path | str | None = None) -> Path:
+    """Write the report of one run into its folder; nothing but that folder is read.
+
+    Args:
+        run_folder: what `vlmtune train` wrote. Evaluations of the same pictures as the newest stand side by side.
+        baseline: an evaluation folder elsewhere to compare with, shown first.
+
+    Returns:
+        The path of report.html. Raises RunFolderError for a folder that is not a run or is damaged, DataError when
+        the baseline was measured on other pictures.
+    """
+    run_folder = Path(run_folder)
+    run = read_run(run_folder)
+    evaluations, left_out = read_evaluations(run_folder)
+    if baseline is not None:
+        evaluations = [read_evaluation(baseline), *evaluations]
+    return _write(run_folder / PAGE, run.name, evaluations, [run], left_out)
+
+
+def render_comparison(
+    evaluation_folders: Sequence[Path | str],
+    output: Path | str,
+    title: str,
+    runs: Sequence[Path | str] = (),
+) -> Path:
+    """Write a report of several evaluations of the same pictures.
+
+    Args:
+        evaluation_folders: in the order shown, the baseline first; the last is the subject of the page.
+        output: a folder, or the path of the .html file; the other files go beside it.
+        runs: run folders whose training curves are drawn. A run named as its evaluation shares its colour.
+
+    Returns:
+        The path of the page. Raises DataError for evaluations of different pictures.
+    """
+    output = Path(output)
+    page = output if output.suffix == ".html" else output / PAGE
+    evaluations = [read_evaluation(folder) for folder in evaluation_folders]
+    return _write(page, title, evaluations, [read_run(folder) for folder in runs], [])
+
+
+def to_html(view: dict[str, Any]) -> str:
+    """The page as text: styles, script, charts and pictures inside."""
+    environment = Environment(
+        loader=PackageLoader("vlmtune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals.update({"w": wording, "class_bar": charts.class_bar})
+    return environment.get_template("report.html.jinja").render(
+        view=view, charts=drawings(view), style=_part("style.css"), script=_part("script.js")
+    )
+
+
+def _write(
+    page: Path, title: str, evaluations: Sequence[Evaluation], runs: Sequence[RunRecord], left_out: Sequence[str]
+) -> Path:
+    view = build(title, evaluations, runs, left_out)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_charts(page.parent / "charts", view)
+        _write_text(page.with_suffix(".md"), to_markdown(view))
+        _write_text(page.with_suffix(".json"), json.dumps(_plain(view), indent=1, ensure_ascii=False) + "\n")
+        _write_text(page, to_html(view))
+    except OSError as error:
+        raise RunFolderError(f"Cannot write {page}: {error.strerror}. Free the disk or name another place.") from error
+    return page
+
+
+def _plain(view: dict[str, Any]) -> dict[str, Any]:
+    """The view for machines: without pictures and without what only the page needs."""
+    gallery = [{key: value for key, value in card.items() if key != "image"} for card in view["gallery"]]
+    left = {"main", "main_run", "training"}
+    training = [{k: run[k] for k in ("name", "validation_rows", "best")} for run in view["training"]]
+    return {**{k: v for k, v in view.items() if k not in left}, "gallery": gallery, "training": training}
+
+
+def _part(name: str) -> Markup:
+    """A file of ours to stand inside the page as it is."""
+    return Markup((resources.files("vlmtune.report") / "templates" / name).read_text(encoding="utf-8"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
