@@ -121,7 +121,7 @@ class ProgressBar:
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the bar."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, highlight=False)
 
     def rate(self) -> float:
         """Units a second since the start of this session; 0 before the first."""
@@ -139,7 +139,7 @@ class ProgressBar:
             parts.append(f"{_duration(self._clock() - self._started)}")
         if self._note:
             parts.append(self._note)
-        self._console.print(f"{self._description}: {', '.join(parts)}", markup=False, soft_wrap=True)
+        self._console.print(f"{self._description}: {', '.join(parts)}", markup=False, highlight=False, soft_wrap=True)
 
 
 class _RateColumn(ProgressColumn):
