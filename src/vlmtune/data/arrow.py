@@ -1,0 +1,237 @@
+"""Parquet files, `datasets` folders and hub data sets: Arrow columns of encoded pictures, read with `datasets`.
+
+Pictures are never decoded here, and stay in the memory-mapped Arrow file until one is opened. No remote code is run:
+`datasets` has no loading scripts since version 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlmtune.config.schema import DataSection
+from vlmtune.data.columns import find_column
+from vlmtune.data.rows import Row, Source, clean_label
+from vlmtune.errors import DataError
+from vlmtune.records import ImageSource
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowImageSource(ImageSource):
+    """A picture's encoded bytes in row ``row`` of a memory-mapped binary column, fetched when asked for."""
+
+    column: Any = field(default=None, repr=False, compare=False)
+    row: int = 0
+
+    def read(self) -> bytes:
+        """The encoded bytes."""
+        value: bytes = self.column[self.row].as_py()
+        return value
+
+    def num_bytes(self) -> int:
+        """Length of the encoded picture, without copying it."""
+        return int(self.column[self.row].as_buffer().size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickling the column would send the whole table to another process with each picture.
+        return ImageSource, (None, self.read(), self.name)
+
+
+def read_parquet(files: list[Path], data: DataSection, name: str) -> Source:
+    """Open parquet files as one split. The features that `datasets` wrote into them are honoured."""
+    return _open(
+        lambda datasets: datasets.load_dataset("parquet", data_files=[str(file) for file in files]),
+        data, name, "parquet", files[0].parent,
+    )  # fmt: skip
+
+
+def read_hub_folder(folder: Path, data: DataSection) -> Source:
+    """Open a local folder in the hub's layout: `README.md` with features, `data/train-00000-of-00001.parquet`."""
+    return _open(
+        lambda datasets: datasets.load_dataset(str(folder), name=data.subset),
+        data, str(folder), "datasets folder", folder,
+    )  # fmt: skip
+
+
+def read_saved_folder(folder: Path, data: DataSection) -> Source:
+    """Open what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    return _open(
+        lambda datasets: datasets.load_from_disk(str(folder)), data, str(folder), "datasets folder (Arrow)", folder
+    )
+
+
+def read_hub(name: str, data: DataSection) -> Source:
+    """Open a data set of the Hugging Face hub, at ``data.revision``; it is downloaded once and kept in the cache."""
+    return _open(
+        lambda datasets: datasets.load_dataset(name, name=data.subset, revision=data.revision),
+        data, name, "hub", None,
+    )  # fmt: skip
+
+
+def _open(load: Callable[[Any], Any], data: DataSection, name: str, kind: str, folder: Path | None) -> Source:
+    import datasets
+
+    try:
+        loaded = load(datasets)
+    # datasets raises ValueError, OSError, Arrow's, pandas' and the hub's errors, by what is wrong with the files.
+    except Exception as error:
+        raise DataError(_why(error, data, name, kind)) from error
+    splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "all"): loaded}
+    first = next(iter(splits.values()), None)
+    if first is None:
+        raise DataError(f"{name}: this data set has no splits.")
+
+    features = first.features
+    columns = list(features)
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    image_column = find_column("image", data.image_column, columns, name, images)
+    label_column = find_column("label", data.label_column, columns, name, classes)
+    class_names = None
+    if label_column in classes:
+        class_names = tuple(clean_label(text) for text in features[label_column].names)
+    return Source(
+        name,
+        kind,
+        {
+            str(split): partial(_rows, dataset, str(split), image_column, label_column, class_names, name, folder)
+            for split, dataset in splits.items()
+        },
+        class_names=class_names,
+        revision=_revision(first) or data.revision,
+    )
+
+
+def _rows(
+    dataset: Any,
+    split: str,
+    image_column: str,
+    label_column: str,
+    class_names: tuple[str, ...] | None,
+    name: str,
+    folder: Path | None,
+) -> list[Row]:
+    if dataset._indices is not None:
+        dataset = dataset.flatten_indices()
+    pictures = _pictures(dataset.data.column(image_column), image_column, name, split, folder)
+    labels = _labels(dataset.data.column(label_column), label_column, class_names, name, split)
+    return [
+        Row(f"{split}/{row}", picture, (label,), f"{name}, split '{split}', row {row}")
+        for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+    ]
+
+
+def _pictures(column: Any, column_name: str, name: str, split: str, folder: Path | None) -> list[ImageSource]:
+    """One source a row, from struct{bytes, path}, plain bytes, or text that names a file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    paths: list[str | None] = [None] * len(column)
+    content = None
+    if pa.types.is_struct(kind) and "bytes" in {kind.field(i).name for i in range(kind.num_fields)}:
+        content = pc.struct_field(column, "bytes")
+        if "path" in {kind.field(i).name for i in range(kind.num_fields)}:
+            paths = pc.struct_field(column, "path").to_pylist()
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        content = column
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        paths = column.to_pylist()
+    else:
+        raise DataError(
+            f"{name}: the column '{column_name}' holds {kind}, not pictures. Expected the Image feature "
+            f"(bytes and path), bytes, or file names. Set data.image_column."
+        )
+    absent = pc.is_null(content).to_pylist() if content is not None else [True] * len(column)
+    sources: list[ImageSource] = []
+    for row, (path, is_absent) in enumerate(zip(paths, absent, strict=True)):
+        origin = f"{name}, split '{split}', row {row}"
+        if not is_absent:
+            sources.append(ArrowImageSource(name=origin, column=content, row=row))
+            continue
+        if not path:
+            raise DataError(f"{origin}: there is no picture in the column '{column_name}'. Remove the row.")
+        file = Path(path) if folder is None else folder / path
+        if not file.is_file():
+            raise DataError(
+                f"{origin}: the column '{column_name}' names the file {file}, which does not exist. "
+                f"Put the file there, or embed the picture's bytes."
+            )
+        sources.append(ImageSource(path=file, name=str(file)))
+    return sources
+
+
+def _labels(column: Any, column_name: str, class_names: tuple[str, ...] | None, name: str, split: str) -> list[str]:
+    import pyarrow as pa
+
+    kind = column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if not (is_text or is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise DataError(
+            f"{name}: the column '{column_name}' holds {kind}, not one label a picture. "
+            f"Expected text, whole numbers or ClassLabel. Set data.label_column."
+        )
+    labels: list[str] = []
+    for row, value in enumerate(column.to_pylist()):
+        problem = None
+        if value is None or (isinstance(value, str) and not value.strip()) or value != value:
+            problem = "the label is empty"
+        elif isinstance(value, bool):
+            labels.append("true" if value else "false")
+        elif isinstance(value, str):
+            labels.append(clean_label(value))
+        elif int(value) != value:
+            problem = f"the label is {value}, not a whole number"
+        elif class_names is None:
+            labels.append(str(int(value)))
+        elif 0 <= value < len(class_names):
+            labels.append(class_names[int(value)])
+        elif value == -1:
+            problem = "the label is -1, which means unlabelled"
+        else:
+            problem = f"the label is {value}, and ClassLabel has names for 0 to {len(class_names) - 1} only"
+        if problem:
+            raise DataError(
+                f"{name}, split '{split}', row {row}: {problem} (column '{column_name}'). Correct the row, or "
+                f"choose other splits with data.train_split, data.validation_split and data.test_split."
+            )
+    return labels
+
+
+def _revision(dataset: Any) -> str | None:
+    """The commit that a hub data set was read from: its files are recorded as hf://datasets/NAME@COMMIT/FILE."""
+    for address in dataset.info.download_checksums or {}:
+        if address.startswith("hf://") and "@" in address:
+            return str(address.split("@", 1)[1].split("/", 1)[0])
+    return None
+
+
+def _why(error: Exception, data: DataSection, name: str, kind: str) -> str:
+    """What went wrong and what to do, from the chain of errors that `datasets` raises."""
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    reason = str(error if kind == "hub" else root).strip() or type(root).__name__
+    lines = [line for line in reason.splitlines() if line.strip()]
+    reason = " ".join(lines[:4])[:600]
+    if isinstance(error, PermissionError):
+        advice = "Make the folder readable and the cache (HF_HOME) writable."
+    elif kind != "hub":
+        advice = "Check that the files are complete and of one schema."
+        if "BuilderConfig" in reason or "onfig name" in reason:
+            advice = "Set data.subset to one of them."
+    elif "onfig name" in reason or "BuilderConfig" in reason:
+        advice = "Set data.subset to one of them."
+    elif "gated" in reason.lower():
+        advice = "Accept its terms on the hub, then log in: hf auth login."
+    else:
+        revision = f", data.revision ({data.revision})" if data.revision else ""
+        advice = (
+            f"Check the name{revision} and the connection (HF_TOKEN for private sets). "
+            f"If a local folder was meant: {Path(name).expanduser().absolute()} does not exist."
+        )
+    return f"{name}: cannot load this data set ({type(error).__name__}: {reason}). {advice}"
