@@ -87,8 +87,8 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
         "lora_alpha": int(section.alpha) if float(section.alpha).is_integer() else section.alpha,
         "lora_dropout": section.dropout,
         "use_rslora": section.rslora,
-        # PEFT wants something to match: nothing has this name.
-        "target_modules": list(plan.lora) or "^$",
+        # PEFT insists on a target; this is its own word for none.
+        "target_modules": list(plan.lora) or "dummy-target-modules",
         "modules_to_save": plan.whole_modules or None,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -97,8 +97,11 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
         "layers_pattern": None,
         **_patterns(plan),
     }
-    if plan.anatomy.tied_embedding in plan.whole_modules:
-        config["ensure_weight_tying"] = True  # the head follows the embedding
+    for head, embedding in plan.anatomy.tied.items():
+        if embedding in plan.whole:
+            # PEFT ties the two when it is told to, yet wants to find both.
+            config["ensure_weight_tying"] = True
+            tensors[_PREFIX + head] = plan.whole[embedding].detach().clone()
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}

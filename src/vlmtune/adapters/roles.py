@@ -15,13 +15,13 @@ class Anatomy:
         roles: role -> regular expression that fully matches names of linear layers.
         parts: part -> modules that are trained whole. They are modules (or lists of modules), so that PEFT's
             `modules_to_save` can express them.
-        tied_embedding: the part whose weight is also the output head.
+        tied: the output head's weight -> the embedding that it is, in files that hold both.
     """
 
     towers: Mapping[str, str]
     roles: Mapping[str, str]
     parts: Mapping[str, tuple[str, ...]]
-    tied_embedding: str
+    tied: Mapping[str, str]
 
 
 _LFM2_VL_VISION = (
@@ -56,6 +56,6 @@ ANATOMIES: Mapping[str, Anatomy] = {
             "language_model": _LFM2_VL_DECODER,
             "everything": (*_LFM2_VL_VISION, *_LFM2_VL_CONNECTOR, *_LFM2_VL_EMBEDDINGS, *_LFM2_VL_DECODER),
         },
-        tied_embedding="model.language_model.embed_tokens",
+        tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
     ),
 }
