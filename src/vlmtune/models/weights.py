@@ -205,7 +205,7 @@ def save_hf(
     with _new_folder(folder) as partial:
         _write_tensors(partial, tensors, dtype, max_shard_bytes)
         _write_json(partial / "config.json", {**config, "dtype": str(stored).removeprefix("torch.")})
-        copied = _COPIED_FILES
+        copied: tuple[str, ...] = _COPIED_FILES
         for owner, files in ((tokenizer, _TOKENIZER_FILES), (processor, _PROCESSOR_FILES)):
             if owner is None:
                 copied += files
