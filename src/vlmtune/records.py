@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlmtune.errors import UnreadableImageError
 
@@ -41,6 +41,9 @@ class ImageSource:
             image = Image.open(io.BytesIO(self.read()))
             image.load()
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):
+                # Pillow's own conversion clips 65,535 levels to 255, which makes nearly every picture white.
+                image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 canvas = Image.new("RGBA", image.size, "white")
@@ -48,6 +51,10 @@ class ImageSource:
             return image.convert("RGB")
         except UnreadableImageError:
             raise
+        except UnidentifiedImageError as error:
+            # Pillow's message names a memory address, which would differ from run to run.
+            reason = "not a picture in a known format" if self.read() else "the file is empty"
+            raise UnreadableImageError(self.name or self.path or "image", reason) from error
         # Pillow raises OSError, SyntaxError, ValueError, struct.error and more, by format, on damaged input.
         except Exception as error:
             raise UnreadableImageError(self.name or self.path or "image", str(error)) from error
