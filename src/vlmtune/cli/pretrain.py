@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,23 +20,30 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
 ) -> None:
     """Train a tiny model from scratch on pictures that the program draws; writes runs/NAME/model."""
-    from vlmtune.config.pretrain_schema import load_pretraining
+    from vlmtune.config.load import load_section
+    from vlmtune.config.pretrain_schema import Pretraining
     from vlmtune.train.pretrain import pretrain as run
 
-    settings = load_pretraining(config, changes or ())
+    settings = load_section(config, Pretraining, changes or ())
     total = settings.tower.steps + settings.whole.steps
-    with ProgressBar("pretrain", total, unit="steps") as bar:
-        is_counting = False
+    drawing = ProgressBar("draw", settings.pictures.num, unit="pictures")
+    learning = ProgressBar("pretrain", total, unit="steps")
+    with ExitStack() as open_bars:
+        current: ProgressBar | None = None
 
         def show(report: PretrainReport) -> None:
-            nonlocal is_counting
+            nonlocal current
             if report.stage == "validation":
-                bar.message(f"step {report.step}: {report.note}")
+                learning.message(f"step {report.step}: {report.note}")
                 return
-            if report.step and not is_counting:
-                is_counting = True
-                bar.start_at(report.step - 1)
-            bar.update(report.step, f"{report.stage}: {report.note}")
+            wanted = drawing if report.stage == "drawing" else learning
+            if current is not wanted:
+                open_bars.close()
+                current = open_bars.enter_context(wanted)
+                if wanted is learning:
+                    # A resumed run, or the first step: what came before does not count towards the rate.
+                    wanted.start_at(report.step)
+            wanted.update(report.step, f"{report.stage}: {report.note}" if report.note else None)
 
         folder = run(settings, resume=resume, on_report=show)
     print(folder)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from vlmtune.config.schema import NonNegative, Positive, Section
-from vlmtune.errors import ConfigError, unknown_name
 
 
 class TowerSize(Section):
@@ -56,7 +51,7 @@ class Pictures(Section):
             "thing": 0.2,
             "texture": 0.05,
             "invented": 0.13,
-        }  # fmt: skip
+        }
     )
     """Kind -> relative frequency."""
 
@@ -98,53 +93,3 @@ class Pretraining(Section):
     max_grad_norm: Positive = 1.0
     evaluate_every: int = Field(default=200, ge=1)
     save_every: int = Field(default=200, ge=1)
-
-
-def load_pretraining(path: Path | str, overrides: Sequence[str] = ()) -> Pretraining:
-    """Read and check a pretraining file.
-
-    Args:
-        path: a YAML file.
-        overrides: `key=value` texts such as `whole.steps=500`; the value is YAML.
-
-    Raises ConfigError naming file and key.
-    """
-    file = Path(path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot read it ({error.strerror}). Name a pretraining file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected keys with values, found {type(values).__name__}.")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {override}: expected key=value, such as whole.steps=500.")
-        section = values
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise ConfigError(f"--set {override}: '{parent}' is a value, not a section.")
-        section[last] = yaml.safe_load(text)
-    try:
-        return Pretraining.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(file, detail) for detail in error.errors())) from error
-
-
-def _explain(file: Path, detail: object) -> str:
-    """One line for one of pydantic's errors; an unknown key gets the nearest known one."""
-    assert isinstance(detail, dict)
-    *parents, last = [str(part) for part in detail["loc"]]
-    key = ".".join([*parents, last])
-    if detail["type"] != "extra_forbidden":
-        return f"{file}: {key}: {detail['msg']} (found {detail['input']!r})."
-    section: type[Section] = Pretraining
-    for parent in parents:
-        annotation = section.model_fields[parent].annotation
-        assert isinstance(annotation, type)
-        section = annotation
-    return f"{file}: {key}: {unknown_name('key', last, section.model_fields)}"

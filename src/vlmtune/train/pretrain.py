@@ -8,7 +8,6 @@ the seed and the step's number, so a resumed run continues exactly.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections import defaultdict
@@ -47,7 +46,13 @@ _WARMUP_STEPS = 100
 
 @dataclass(frozen=True)
 class PretrainReport:
-    """What a step tells whoever watches. `step` counts over both stages; `note` holds losses, or accuracies."""
+    """What is told to whoever watches.
+
+    Attributes:
+        stage: "drawing" (then `step` counts pictures), "tower", "whole" or "validation".
+        step, num_steps: over both stages.
+        note: losses, or the accuracy.
+    """
 
     stage: str
     step: int
@@ -93,13 +98,16 @@ class _Run:
         folder = self.folder.path / "pictures" / part
 
         def tell(done: int) -> None:
-            self.on_report(PretrainReport("drawing", 0, self.num_steps, f"{done:,} of {num:,} pictures drawn"))
+            self.on_report(PretrainReport("drawing", done, num, part))
 
         return draw_corpus(folder, pictures.mixture, num, seed, self.config.model.image_size, on_progress=tell)
 
     def train(self) -> Path:
         checkpoint = _latest_checkpoint(self.folder.path)
-        stages: tuple[tuple[StageName, int], ...] = (("tower", self.config.tower.steps), ("whole", self.config.whole.steps))
+        stages: tuple[tuple[StageName, int], ...] = (
+            ("tower", self.config.tower.steps),
+            ("whole", self.config.whole.steps),
+        )
         first = 0
         for stage, steps in stages:
             optimizer = self._optimizer(stage)
@@ -114,7 +122,9 @@ class _Run:
             first += steps
         folder = self.folder.path / "model"
         self._export(folder)
-        self.folder.write_json("run.json", self.folder.read_json("run.json") | {"finished": now(), "seconds": self.seconds})
+        self.folder.write_json(
+            "run.json", self.folder.read_json("run.json") | {"finished": now(), "seconds": self.seconds}
+        )
         return folder
 
     def _optimizer(self, stage: StageName) -> torch.optim.AdamW:
@@ -154,7 +164,13 @@ class _Run:
                 means = {name: float(np.mean(values)) for name, values in losses.items()}
                 samples = len(next(iter(losses.values()))) * settings.batch_size
                 self.folder.append_metrics(
-                    kind="train", stage=stage, step=self.step, lr=rate, seconds=round(self.seconds, 1), samples=samples, **means
+                    kind="train",
+                    stage=stage,
+                    step=self.step,
+                    lr=rate,
+                    seconds=round(self.seconds, 1),
+                    samples=samples,
+                    **means,
                 )
                 losses.clear()
             is_last = self.step == first + steps
@@ -184,7 +200,7 @@ class _Run:
                 losses["answer"] = answer.detach()
                 loss = answer + self.config.whole.naming_weight * naming
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.both.parameters(), self.config.max_grad_norm)
         optimizer.step()
         return {name: float(value) for name, value in losses.items()}
@@ -214,8 +230,12 @@ class _Run:
             with autocast(self.model.device, "auto"):
                 tokens = self.runner.encode_images(torch.from_numpy(self.validation.pixels[first : first + 250].copy()))
                 logits, targets, _, num_tokens = self.runner.run(tokens, asked)
-            answers = (logits.argmax(-1) == targets).split(num_tokens)
-            types = [_answer_type(facts[picture], lesson, i) for picture, lesson in asked for i in range(len(lesson.branches))]
+            answers = torch.split(logits.argmax(-1) == targets, num_tokens)
+            types = [
+                _answer_type(facts[picture], lesson, i)
+                for picture, lesson in asked
+                for i in range(len(lesson.branches))
+            ]
             for kind, answer in zip(types, answers, strict=True):
                 right[kind].append(bool(answer.all()))
         self._swap_average()
@@ -236,7 +256,7 @@ class _Run:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
+        temporary.replace(target)
         for old in sorted(target.parent.glob("step-*"))[:-2]:
             shutil.rmtree(old)
 
@@ -257,7 +277,9 @@ class _Run:
         self.folder.truncate_metrics(self.step)
 
     def _export(self, folder: Path) -> None:
-        tensors = {name.removeprefix("model."): self.average[name] for name in self.average if name.startswith("model.")}
+        tensors = {
+            name.removeprefix("model."): self.average[name] for name in self.average if name.startswith("model.")
+        }
         export_model(folder, self.model.config, tensors, self.tokenizer, torch.bfloat16)
 
 
@@ -286,7 +308,9 @@ def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
     if resume and not has_run:
         raise RunFolderError(f"{path}: there is no run to resume. Leave --resume away to start one.")
     if not resume and path.exists() and any(path.iterdir()):
-        raise RunFolderError(f"{path}: this run exists. Continue it with --resume, or choose another name (--set name=NAME).")
+        raise RunFolderError(
+            f"{path}: this run exists. Continue it with --resume, or choose another name (--set name=NAME)."
+        )
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
     if not resume:

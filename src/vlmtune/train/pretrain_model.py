@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from functools import lru_cache
@@ -90,9 +89,7 @@ def _sine_positions(side: int, width: int) -> Tensor:
     """2-D sine and cosine positions: float32[side * side, width]. A start that already knows what is near what."""
     rows, columns = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
     rate = 1.0 / 10_000 ** (torch.arange(width // 4).float() / (width // 4))
-    waves = [
-        wave(place.reshape(-1, 1) * rate) for place in (columns, rows) for wave in (torch.sin, torch.cos)
-    ]
+    waves = [wave(place.reshape(-1, 1) * rate) for place in (columns, rows) for wave in (torch.sin, torch.cos)]
     return torch.cat(waves, dim=1)
 
 
@@ -248,4 +245,4 @@ def export_model(
         if (folder / kept).exists():
             shutil.copyfile(folder / kept, temporary / kept)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    temporary.replace(folder)

@@ -19,7 +19,8 @@ class Thing:
 class Facts:
     """`label` names the picture in one word; a picture of several objects has none.
 
-    ``writing`` is "printed" or "handwritten" for a character, else empty. ``place`` is a background's word, or a colour's.
+    ``writing`` is "printed" or "handwritten" for a character, else empty. ``place`` is the background in one word: a
+    place or a colour.
     """
 
     kind: str

@@ -1,10 +1,11 @@
-"""What a camera, a scanner or a thumbnail does to a picture: blur, coarse pixels, noise, light. The last step of `draw`."""
+"""What a camera, a scanner or a thumbnail does to a picture: blur, coarse pixels, noise, light."""
 
 from __future__ import annotations
 
 from random import Random
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from vlmtune.data.drawn.ink import Array, noise_field
@@ -21,8 +22,8 @@ _UPSCALING = (
 def coarse_mask(mask: Image.Image, rng: Random, size: int) -> Image.Image:
     """A character as an 8 by 8 picture of 17 grey levels, scaled up again: how many old scanned sets are kept.
 
-    The ink is cut out, scaled to fill the height (and most of the width) of 32 by 32 black-or-white pixels, and counted in
-    4 by 4 blocks.
+    The ink is cut out, scaled to fill the height (and most of the width) of 32 by 32 black-or-white pixels, and counted
+    in 4 by 4 blocks.
     """
     box = mask.getbbox()
     if box is None:
@@ -56,12 +57,14 @@ def finish(picture: Array, rng: Random, size: int, strength: float = 1.0) -> Ima
         small = rng.choice((10, 12, 16, 16, 20, 24))
         image = image.resize((small, small), Image.Resampling.BOX).resize((size, size), rng.choice(_UPSCALING))
     elif image.width != size:
-        image = image.resize((size, size), Image.Resampling.BOX if image.width % size == 0 else Image.Resampling.BICUBIC)
+        image = image.resize(
+            (size, size), Image.Resampling.BOX if image.width % size == 0 else Image.Resampling.BICUBIC
+        )
     if rng.random() < 0.2 * strength:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0) * size / 32))
     if rng.random() < 0.6 * strength:
         noise = np.random.default_rng(rng.getrandbits(64))
-        values = np.asarray(image, dtype=np.float32)
+        values: npt.NDArray[np.floating] = np.asarray(image, dtype=np.float32)
         if rng.random() < 0.5:
             light = noise_field(size, rng.choice((2, 2, 3)), noise)
             values = values * (1.0 + (light[..., None] - 0.5) * rng.uniform(0.1, 0.7))

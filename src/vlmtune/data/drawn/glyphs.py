@@ -10,13 +10,24 @@ from PIL import Image, ImageFilter
 from vlmtune.data.drawn.facts import Facts, Thing
 from vlmtune.data.drawn.finish import coarse_mask, finish
 from vlmtune.data.drawn.fonts import character_mask, font_files
-from vlmtune.data.drawn.ink import Array, any_color, blend, color_pair, contrast, noise_field, pen_mask, place, plain, vary
+from vlmtune.data.drawn.ink import (
+    Array,
+    any_color,
+    blend,
+    color_pair,
+    contrast,
+    noise_field,
+    pen_mask,
+    place,
+    plain,
+    vary,
+)
 from vlmtune.data.drawn.strokes import strokes
 from vlmtune.data.drawn.vocabulary import COLORS, DIGITS, LETTERS
 
 
 def draw_glyph(kind: str, rng: Random, size: int) -> tuple[Image.Image, Facts]:
-    """`kind` is "digit" or "letter". Half of the pictures are written, half printed; a good third of them are coarse."""
+    """`kind` is "digit" or "letter". Most digits and half of the letters are handwritten; many are coarse."""
     character = rng.choice(DIGITS if kind == "digit" else LETTERS)
     handwritten = rng.random() < (0.7 if kind == "digit" else 0.5)
     canvas = 3 * size

@@ -29,8 +29,10 @@ def pen_mask(lines: list[Points], size: int, width: float) -> Image.Image:
     return mask
 
 
-def place(mask: Image.Image, size: int, center: tuple[float, float], extent: tuple[float, float], angle: float) -> Image.Image:
-    """Put a mask's whole area at `center`, `extent` wide and high (pixels), turned by `angle` (radians), on `size` pixels."""
+def place(
+    mask: Image.Image, size: int, center: tuple[float, float], extent: tuple[float, float], angle: float
+) -> Image.Image:
+    """Put a mask on `size` pixels: its whole area at `center`, `extent` wide and high, turned by `angle` (radians)."""
     width, height = mask.size
     cos, sin = math.cos(angle), math.sin(angle)
     sx, sy = width / max(extent[0], 1.0), height / max(extent[1], 1.0)

@@ -149,7 +149,13 @@ def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
     if len(set(names)) == 1:
         plural = "s are" if len(names) > 1 else " is"
         asked.append(Question("What shape is this?" if len(names) == 1 else "What shapes are these?", names[0], "name"))
-        asked.append(Question(f"What color {plural.strip() if len(names) == 1 else 'are'} the shape{'s' if len(names) > 1 else ''}?", one.color, "color"))
+        asked.append(
+            Question(
+                f"What color {plural.strip() if len(names) == 1 else 'are'} the shape{'s' if len(names) > 1 else ''}?",
+                one.color,
+                "color",
+            )
+        )
         if len(names) > 1:
             asked.append(Question(f"How many {one.name}s are there?", count, "count"))
         return asked

@@ -106,7 +106,8 @@ def _silhouette(
                 for t in (i * math.pi / 8 for i in range(16))
             )
         xy = [move(px + rng.gauss(0, 0.08), py + rng.gauss(0, 0.08)) for px, py in points]
-        for pen, ink in zip(pens, (inks[role], 255), strict=True):
+        colors: tuple[Color | int, ...] = (inks[role], 255)
+        for pen, ink in zip(pens, colors, strict=True):
             if form == "l":
                 pen.line(xy, fill=ink, width=max(1, round(width * scale / 10)), joint="curve")
             else:
@@ -148,9 +149,9 @@ def texture_field(name: str, rng: Random, noise: np.random.Generator, size: int)
         return _soft(np.sin(2 * math.pi * distance / period))
     if name == "bricks":
         row = np.floor(v / (period * 0.6))
-        return ((np.mod(v, period * 0.6) > period * 0.1) & (np.mod(u + row * period * 0.6, period * 1.2) > period * 0.1)).astype(
-            np.float32
-        )
+        above, beside = np.mod(v, period * 0.6), np.mod(u + row * period * 0.6, period * 1.2)
+        bricks: Array = ((above > period * 0.1) & (beside > period * 0.1)).astype(np.float32)
+        return bricks
     if name == "noise":
         return noise.random((size, size), dtype=np.float32)
     if name == "clouds":
@@ -171,11 +172,13 @@ def texture_field(name: str, rng: Random, noise: np.random.Generator, size: int)
         return _soft(np.sin(2 * math.pi * a / period) + np.sin(2 * math.pi * b / period) - 0.9)
     assert name == "grid"
     lines = (np.mod(a, period) < period * 0.22) | (np.mod(b, period) < period * 0.22)
-    return lines.astype(np.float32)
+    grid: Array = lines.astype(np.float32)
+    return grid
 
 
 def _soft(wave: Array) -> Array:
-    return np.clip(wave * 2.5 + 0.5, 0, 1).astype(np.float32)
+    soft: Array = np.clip(wave * 2.5 + 0.5, 0, 1).astype(np.float32)
+    return soft
 
 
 def draw_texture(rng: Random, size: int) -> tuple[Image.Image, Facts]:
@@ -184,7 +187,9 @@ def draw_texture(rng: Random, size: int) -> tuple[Image.Image, Facts]:
     noise = np.random.default_rng(rng.getrandbits(64))
     canvas = 2 * size
     back, front = color_pair(rng, 45)
-    picture = blend(plain(canvas, vary(COLORS[back], rng)), vary(COLORS[front], rng), texture_field(name, rng, noise, canvas))
+    picture = blend(
+        plain(canvas, vary(COLORS[back], rng)), vary(COLORS[front], rng), texture_field(name, rng, noise, canvas)
+    )
     return finish(picture, rng, size, strength=0.6), Facts("texture", name, (), back, "", front)
 
 
@@ -196,7 +201,11 @@ def draw_invented(rng: Random, size: int) -> tuple[Image.Image, Facts]:
     canvas = 2 * size
     place, texture = recipe.choice(PLACES), recipe.choice(TEXTURES)
     main, second = (COLORS[name] for name in recipe.sample(list(COLORS), 2))
-    outline_seed, roughness, lobes = recipe.getrandbits(32), recipe.choice((0.15, 0.35, 0.55)), recipe.choice((1, 1, 2, 3))
+    outline_seed, roughness, lobes = (
+        recipe.getrandbits(32),
+        recipe.choice((0.15, 0.35, 0.55)),
+        recipe.choice((1, 1, 2, 3)),
+    )
     tall = recipe.uniform(0.6, 1.7)
     picture = background(place if rng.random() < 0.85 else rng.choice(PLACES), rng, noise, canvas)
     for _ in range(rng.choice((0, 0, 1))):

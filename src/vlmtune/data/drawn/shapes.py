@@ -15,7 +15,12 @@ from vlmtune.data.drawn.vocabulary import COLORS, SHAPES
 
 # Where objects go, as centres in 0..1, by how many there are: far enough apart not to touch.
 _LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
-    2: (((0.25, 0.5), (0.75, 0.5)), ((0.5, 0.25), (0.5, 0.75)), ((0.28, 0.28), (0.72, 0.72)), ((0.72, 0.28), (0.28, 0.72))),
+    2: (
+        ((0.25, 0.5), (0.75, 0.5)),
+        ((0.5, 0.25), (0.5, 0.75)),
+        ((0.28, 0.28), (0.72, 0.72)),
+        ((0.72, 0.28), (0.28, 0.72)),
+    ),
     3: (
         ((0.2, 0.25), (0.75, 0.3), (0.5, 0.75)),
         ((0.18, 0.5), (0.5, 0.5), (0.82, 0.5)),
@@ -26,42 +31,45 @@ _LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
 }
 
 
-def outline(shape: str, x: float, y: float, radius: float, angle: float) -> list[tuple[float, float]]:
+Corners = list[tuple[float, float]]
+
+
+def _polar(steps: int, radii: tuple[float, ...], start: float = -math.pi / 2) -> Corners:
+    """Corners at equal angles, their distances from the centre repeating `radii`."""
+    angles = [start + 2 * math.pi * i / steps for i in range(steps)]
+    return [(radii[i % len(radii)] * math.cos(t), radii[i % len(radii)] * math.sin(t)) for i, t in enumerate(angles)]
+
+
+def _heart(t: float) -> tuple[float, float]:
+    height = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+    return 1.05 * math.sin(t) ** 3, -height / 16
+
+
+# fmt: off
+_OUTLINES: dict[str, Corners] = {
+    "circle": _polar(32, (1.0,)),
+    "ring": _polar(32, (1.0,)),
+    "moon": _polar(32, (1.0,)),
+    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
+    "rectangle": [(-1.05, -0.5), (1.05, -0.5), (1.05, 0.5), (-1.05, 0.5)],
+    "triangle": _polar(3, (1.1,)),
+    "star": _polar(10, (1.15, 0.48)),
+    "diamond": [(0.0, -1.15), (0.72, 0.0), (0.0, 1.15), (-0.72, 0.0)],
+    "hexagon": _polar(6, (1.0,), 0.0),
+    "cross": [
+        (-0.33, -1), (0.33, -1), (0.33, -0.33), (1, -0.33), (1, 0.33), (0.33, 0.33),
+        (0.33, 1), (-0.33, 1), (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33),
+    ],
+    "arrow": [(-1.1, -0.3), (0.1, -0.3), (0.1, -0.85), (1.15, 0.0), (0.1, 0.85), (0.1, 0.3), (-1.1, 0.3)],
+    "heart": [_heart(2 * math.pi * i / 32) for i in range(32)],
+}
+# fmt: on
+
+
+def outline(shape: str, x: float, y: float, radius: float, angle: float) -> Corners:
     """A shape's corners around (x, y), in pixels. The round ones have many."""
-
-    def polar(steps: int, radii: tuple[float, ...], start: float = -math.pi / 2) -> list[tuple[float, float]]:
-        return [
-            (radii[i % len(radii)] * math.cos(start + 2 * math.pi * i / steps),
-             radii[i % len(radii)] * math.sin(start + 2 * math.pi * i / steps))
-            for i in range(steps)
-        ]  # fmt: skip
-
-    points = {
-        "circle": lambda: polar(32, (1.0,)),
-        "ring": lambda: polar(32, (1.0,)),
-        "moon": lambda: polar(32, (1.0,)),
-        "square": lambda: [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-        "rectangle": lambda: [(-1.05, -0.5), (1.05, -0.5), (1.05, 0.5), (-1.05, 0.5)],
-        "triangle": lambda: polar(3, (1.1,)),
-        "star": lambda: polar(10, (1.15, 0.48)),
-        "diamond": lambda: [(0.0, -1.15), (0.72, 0.0), (0.0, 1.15), (-0.72, 0.0)],
-        "hexagon": lambda: polar(6, (1.0,), 0.0),
-        "cross": lambda: [
-            (-0.33, -1), (0.33, -1), (0.33, -0.33), (1, -0.33), (1, 0.33), (0.33, 0.33),
-            (0.33, 1), (-0.33, 1), (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33),
-        ],
-        "arrow": lambda: [(-1.1, -0.3), (0.1, -0.3), (0.1, -0.85), (1.15, 0.0), (0.1, 0.85), (0.1, 0.3), (-1.1, 0.3)],
-        "heart": lambda: [
-            (
-                1.05 * math.sin(2 * math.pi * i / 32) ** 3,
-                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16,
-            )
-            for i in range(32)
-            for t in (2 * math.pi * i / 32,)
-        ],
-    }[shape]()  # fmt: skip
     cos, sin = math.cos(angle), math.sin(angle)
-    return [(x + radius * (cos * a - sin * b), y + radius * (sin * a + cos * b)) for a, b in points]
+    return [(x + radius * (cos * a - sin * b), y + radius * (sin * a + cos * b)) for a, b in _OUTLINES[shape]]
 
 
 def shape_mask(shape: str, size: int, x: float, y: float, radius: float, angle: float) -> Image.Image:
@@ -95,20 +103,30 @@ def draw_shapes(rng: Random, size: int) -> tuple[Image.Image, Facts]:
         rng.shuffle(positions)
     is_uniform = count > 1 and rng.random() < 0.45
     kinds = [rng.choice(SHAPES)] * count if is_uniform else rng.sample(SHAPES, count)
-    colors = [rng.choice(inks)] * count if is_uniform else [inks[i] for i in rng.sample(range(len(inks)), min(count, len(inks)))]
+    colors = (
+        [rng.choice(inks)] * count
+        if is_uniform
+        else [inks[i] for i in rng.sample(range(len(inks)), min(count, len(inks)))]
+    )
     radius = {1: 0.3, 2: 0.2, 3: 0.15, 4: 0.16}[count] * canvas
     things = []
     for name, color, (x, y) in zip(kinds, colors, positions, strict=False):
         x, y = x + rng.uniform(-0.03, 0.03), y + rng.uniform(-0.03, 0.03)
         r = radius * rng.uniform(0.75, 1.1)
-        angle = rng.gauss(0, 0.2) if name in ("square", "diamond", "triangle", "cross", "rectangle") else rng.uniform(0, 6.3)
+        angle = (
+            rng.gauss(0, 0.2)
+            if name in ("square", "diamond", "triangle", "cross", "rectangle")
+            else rng.uniform(0, 6.3)
+        )
         if name == "heart":
             angle = rng.gauss(0, 0.3)
         mask = shape_mask(name, canvas, x * canvas, y * canvas, r, angle)
         picture = blend(picture, vary(COLORS[color], rng, 12), mask)
         things.append(Thing(name, color, x, y))
     single = things[0] if len(things) == 1 else None
-    facts = Facts("shapes", single.name if single else None, tuple(things), background, "", single.color if single else "")
+    facts = Facts(
+        "shapes", single.name if single else None, tuple(things), background, "", single.color if single else ""
+    )
     return finish(picture, rng, size, strength=0.7), facts
 
 

@@ -1,9 +1,11 @@
 """Things as a child would draw them: a few polygons, ellipses and lines each, several ways for many of them.
 
 `scenes` colours, bends and places them. Boxes of 10 by 10, y down. One part is `<role><form> points`:
-form `p` polygon, `e` ellipse (two corners), `l` line (first number is its width); role `a` main colour, `b` second colour, `d` dark,
-`w` light, `k` black.
+form `p` polygon, `e` ellipse (two corners), `l` line (first number is its width);
+role `a` main colour, `b` second colour, `d` dark, `w` light, `k` black.
 """
+
+# ruff: noqa: E501 - one drawing a line reads better than drawings cut in two
 
 from __future__ import annotations
 
@@ -128,7 +130,7 @@ def parts(name: str) -> tuple[tuple[Part, ...], ...]:
         drawing = []
         for piece in text.split(";"):
             words = piece.split()
-            role, form = words[0]
+            role, form = words[0][0], words[0][1]
             width = float(words[1]) if form == "l" else 0.0
             pairs = [word.split(",") for word in words[2 if form == "l" else 1 :]]
             drawing.append((role, form, width, tuple((float(x), float(y)) for x, y in pairs)))

@@ -7,6 +7,7 @@ A stroke passes through its points as a Catmull-Rom spline, except that `!` make
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -104,7 +105,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "D": ("2,0 2,10 | 2,0! 6,0.6 8.6,5 6,9.4 2,10", "2.4,0.2 2.2,9.8! 7,9 8.8,4.6 6,0.8 1.4,0.2"),
     "E": ("8,0 2,0! 2,10! 8,10 | 2,5 7,5", "7.8,0.8 3.4,0.4 2.8,4.2 6,4.8! 2,6.4 3,9.8 8,9.4"),
     "F": ("8.4,0 2,0! 2,10 | 2,4.8 7,4.8", "2.4,0.4 2,10 | 2.2,0.4 8.6,0 | 2.2,4.6 6.8,4.4"),
-    "G": ("8.4,2 6,0 2.8,0.8 1.2,5 3,9.4 6.4,10 8.6,8! 8.6,5.4! 5.4,5.4", "8,1.4 4.6,0 1.6,4 3,9.4 7.4,9! 7.6,5.8! 5,5.8"),
+    "G": (
+        "8.4,2 6,0 2.8,0.8 1.2,5 3,9.4 6.4,10 8.6,8! 8.6,5.4! 5.4,5.4",
+        "8,1.4 4.6,0 1.6,4 3,9.4 7.4,9! 7.6,5.8! 5,5.8",
+    ),
     "H": ("2,0 2,10 | 8,0 8,10 | 2,5 8,5",),
     "I": ("5,0 5,10! | 3,0 7,0 | 3,10 7,10",),
     "J": ("6.8,0 6.8,7.4 5,10 2.4,9.4 1.6,7.6", "3.4,0.2 8.6,0.2 | 6.4,0.2 6.4,8 4.2,10 1.8,8.4"),
@@ -167,7 +171,7 @@ def strokes(character: str, rng: Random, wildness: float = 1.0) -> list[Points]:
 def _smooth(points: Points, corners: list[bool]) -> Points:
     """A Catmull-Rom spline through the points, broken at corners. float64[N, 2] -> float64[M, 2]."""
     cuts = [0, *(i for i in range(1, len(points) - 1) if corners[i]), len(points) - 1]
-    pieces = [_spline(points[a : b + 1]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [_spline(points[a : b + 1]) for a, b in pairwise(cuts)]
     return np.concatenate(pieces)
 
 
