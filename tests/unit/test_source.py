@@ -180,3 +180,13 @@ def test_offline_a_cached_model_opens_and_another_is_a_user_error(folder: Path, 
     ).stdout.splitlines()
     assert Path(found) == repo / "snapshots" / commit
     assert "not in the local cache" in refused
+
+
+def test_opening_a_model_does_not_import_torchs_compiler(folder: Path) -> None:
+    program = (
+        "import sys\nfrom vlmtune.adapters.open import open_adapted\n"
+        f"open_adapted({str(folder)!r})\nprint('torch._dynamo' in sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(source.__file__).parents[2])}
+    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False"]

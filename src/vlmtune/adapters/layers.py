@@ -29,7 +29,8 @@ class LoraLinear(nn.Linear):
     def __init__(
         self, linear: nn.Linear, rank: int, scale: float, dropout: float, generator: torch.Generator | None
     ) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        nn.Module.__init__(self)  # not nn.Linear's, which would draw a weight to throw away
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.rank, self.scale, self.dropout = rank, scale, dropout
         device = linear.weight.device
@@ -70,6 +71,13 @@ class LoraLinear(nn.Linear):
         assert self._frozen is not None
         self.weight.data = self._frozen
         self._frozen = None
+
+    def plain(self) -> nn.Linear:
+        """A linear layer that holds this one's weight as it is now."""
+        linear = nn.Linear(1, 1, bias=self.bias is not None)
+        linear.in_features, linear.out_features = self.in_features, self.out_features
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear.train(self.training)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"

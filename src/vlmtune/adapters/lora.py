@@ -321,9 +321,7 @@ def fold(model: nn.Module) -> None:
         if not layer.is_merged:
             layer.merge()
         owner, _, leaf = name.rpartition(".")
-        linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        linear.weight, linear.bias = layer.weight, layer.bias
-        setattr(model.get_submodule(owner), leaf, linear.train(layer.training))
+        setattr(model.get_submodule(owner), leaf, layer.plain())
     model.requires_grad_(False)
     delattr(model, _PLAN)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from vlmtune.errors import UserError, WeightsError, unknown_name
 from vlmtune.models.configuration import ModelConfig
@@ -116,8 +117,7 @@ def open_model(
     config = read_config(folder)
     family = family_of(config, str(folder))
     place = choose_device(device)
-    with torch.device("meta"):
-        model = family.build(family.read_config(config))
+    model = build_on_meta(config, str(folder))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     load_strict(
         model,
@@ -142,8 +142,24 @@ def open_model(
 def build_on_meta(config: dict[str, Any], origin: str = "config.json") -> VisionLanguageModel:
     """The network of a config.json without memory for its parameters: to count and to name them."""
     family = family_of(config, origin)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoRandomStart():
         return family.build(family.read_config(config))
+
+
+class _NoRandomStart(TorchFunctionMode):
+    """Skips the initialisation of parameters that a checkpoint will fill.
+
+    Drawing numbers on the meta device draws nothing, yet makes torch import its compiler: seconds at every start.
+    """
+
+    _STARTS = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_"})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in self._STARTS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
