@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlmtune.evaluate.files import Evaluation, PredictionTable, read_evaluation, thumbnail, thumbnail_rows
+from vlmtune.evaluate.files import Evaluation, read_evaluation, thumbnail, thumbnail_rows
 from vlmtune.evaluate.files import write_evaluation as write_folder
 from vlmtune.evaluate.metrics import measure
+from vlmtune.evaluate.predictions import PredictionTable
 
 
 def label_names(num_labels: int) -> tuple[str, ...]:
@@ -143,18 +144,33 @@ def write_run(folder: Path, name: str, seed: int = 0, num_steps: int = 100, fina
         "name": name,
         "base": "builtin:tiny",
         "seed": 0,
-        "data": {"train": 1293, "validation": 144, "test": 360},
+        "data": {
+            "source": "builtin:digits",
+            "splits": {
+                "train": {"found": 1293, "used": 129},
+                "validation": {"found": 144, "used": 144},
+                "test": {"found": 360, "used": 360},
+            },
+            "left_out": [],
+        },
         "trainable_parameters": 180_224,
         "total_parameters": 3_412_992,
         "started": "2026-11-21T04:00:00+00:00",
         "finished": "2026-11-21T04:01:15+00:00",
-        "seconds": 75.0,
-        "versions": {"vlmtune": "0.1.0", "torch": "2.13.0"},
+        "progress": {"step": num_steps, "seconds": 75.0},
+        "environment": {"versions": {"vlmtune": "0.1.0", "torch": "2.13.0"}},
         "labels": list(label_names(10)),
     }
     (folder / "run.json").write_text(json.dumps(run))
-    warnings = ["2 pictures stand in both train and test: train/0012.png, test/0007.png"]
-    (folder / "preflight.json").write_text(json.dumps({"warnings": warnings}))
+    findings = [
+        {"name": "adapter", "level": "ok", "message": "LoRA on 20 layers"},
+        {
+            "name": "pictures",
+            "level": "warning",
+            "message": "1 picture stands in both train and test: train/0012.png, test/0007.png",
+        },
+    ]
+    (folder / "preflight.json").write_text(json.dumps({"findings": findings}))
     (folder / "config.yaml").write_text("model:\n  base: builtin:tiny\ndata:\n  source: builtin:digits\n")
     return folder
 

@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,30 @@ def read_evaluation(folder: Path | str) -> Evaluation:
 def is_evaluation(folder: Path | str) -> bool:
     """Whether a folder holds an evaluation."""
     return (Path(folder) / FACTS_FILE).is_file()
+
+
+def with_distinct_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The same evaluations; those that share a name are called by their run's folder, or by run and evaluation."""
+    names = [e.name for e in evaluations]
+    for rename in (_run_name, lambda e: f"{_run_name(e)}/{e.folder.name if e.folder else e.name}"):
+        if len(set(names)) == len(names):
+            break
+        names = [rename(e) if _count_of(e.name, evaluations) > 1 else e.name for e in evaluations]
+    return [
+        e if e.name == name else Evaluation({**e.facts, "name": name}, e.predictions, e.thumbnails, e.folder)
+        for e, name in zip(evaluations, names, strict=True)
+    ]
+
+
+def _run_name(evaluation: Evaluation) -> str:
+    if evaluation.folder is None:
+        return evaluation.name
+    folder = evaluation.folder.resolve()
+    return folder.parent.parent.name if folder.parent.name == "evaluation" else folder.name
+
+
+def _count_of(name: str, evaluations: Sequence[Evaluation]) -> int:
+    return sum(e.name == name for e in evaluations)
 
 
 def thumbnail(image: Image.Image) -> bytes:

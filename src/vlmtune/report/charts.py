@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from vlmtune.report.svg import Canvas, Plot, Point, smoothed, thinned
 from vlmtune.report.wording import count, interval, number, percent
 
 MOST_CLASSES = 120
-NUM_COLOURS = 6
+SUBJECT_COLOUR = "s2"
 _ROW = 54
 
 
-def colour(index: int) -> str:
-    """The CSS class of a run's colour; the first is the baseline's grey."""
-    return f"s{index % NUM_COLOURS}"
+def colours(baselines: Sequence[bool]) -> list[str]:
+    """A CSS class a run: grey for a baseline, the strongest colour for the last run, which the page is about."""
+    others = cycle(("s1", "s3", "s4", "s5"))
+    given = ["s0" if is_baseline else next(others) for is_baseline in baselines]
+    return [*given[:-1], SUBJECT_COLOUR] if given else []
 
 
 def accuracy_bars(runs: Sequence[dict[str, Any]], chance: float | None) -> Markup:
@@ -34,7 +37,7 @@ def accuracy_bars(runs: Sequence[dict[str, Any]], chance: float | None) -> Marku
 
     bottom = _ROW * len(runs) + 8
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        canvas.line(x(share), 6, x(share), bottom, "grid")
+        canvas.line(x(share), bottom - 4, x(share), bottom, "axis")
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
         canvas.text(x(share), bottom + 17, percent(share, 0), "tick", anchor)
     for row, run in enumerate(runs):
@@ -52,8 +55,8 @@ def accuracy_bars(runs: Sequence[dict[str, Any]], chance: float | None) -> Marku
                 canvas.line(low, top + 31, high, top + 31, css)
                 canvas.line(low, top + 26, low, top + 36, css)
                 canvas.line(high, top + 26, high, top + 36, css)
-    if chance:
-        canvas.line(x(chance), 6, x(chance), bottom, "chance")
+        if chance:
+            canvas.line(x(chance), top + 19, x(chance), top + 43, "chance")
     return canvas.render()
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlmtune.errors import RunFolderError
-from vlmtune.evaluate.files import Evaluation, read_evaluation
+from vlmtune.evaluate.files import Evaluation, read_evaluation, with_distinct_names
 from vlmtune.report import charts, wording
 from vlmtune.report.markdown import to_markdown
 from vlmtune.report.png import write_charts
@@ -81,7 +81,7 @@ def to_html(view: dict[str, Any]) -> str:
 def _write(
     page: Path, title: str, evaluations: Sequence[Evaluation], runs: Sequence[RunRecord], left_out: Sequence[str]
 ) -> Path:
-    view = build(title, evaluations, runs, left_out)
+    view = build(title, with_distinct_names(evaluations), runs, left_out)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_charts(page.parent / "charts", view)

@@ -65,8 +65,19 @@ def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
     on_test = [e for e in tuned if (e.facts.get("data") or {}).get("split") == "test"] or tuned
     subject = on_test[-1]
     kept = [e for e in found if e is not subject and same_examples(subject, e)]
-    left_out = [e.name for e in found if e is not subject and e not in kept]
+    left_out = [e.folder.name if e.folder else e.name for e in found if e is not subject and e not in kept]
     return sorted([*kept, subject], key=lambda e: (not is_baseline(e), e is subject)), left_out
+
+
+def evaluation_folder(path: Path | str) -> Path:
+    """An evaluation folder as given, or the newest test evaluation of a run. Raises RunFolderError for neither."""
+    path = Path(path)
+    if is_evaluation(path) or not (path / "evaluation").is_dir():
+        return path  # reading it explains what is wrong with a folder that is neither
+    evaluations, _ = read_evaluations(path)
+    if not evaluations or evaluations[-1].folder is None:
+        raise RunFolderError(f"{path} has no evaluation yet. Run `vlmtune evaluate` first.")
+    return evaluations[-1].folder
 
 
 def is_baseline(evaluation: Evaluation) -> bool:
@@ -111,6 +122,6 @@ def _latest(lines: Any) -> list[dict[str, Any]]:
 
 
 def _warnings(preflight: dict[str, Any]) -> list[str]:
-    """Warnings may be texts or objects with a message."""
-    found = preflight.get("warnings") or []
-    return [str(entry.get("message", entry)) if isinstance(entry, dict) else str(entry) for entry in found]
+    """What preflight found to be doubtful: findings of level warning."""
+    findings = preflight.get("findings") or []
+    return [str(finding["message"]) for finding in findings if finding.get("level") == "warning"]

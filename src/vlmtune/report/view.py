@@ -14,6 +14,7 @@ from vlmtune.evaluate.metrics import confidences, measure
 from vlmtune.evaluate.predictions import top_positions
 from vlmtune.report import charts, wording
 from vlmtune.report.sources import RunRecord, is_baseline
+from vlmtune.report.svg import thinned
 
 NUM_CONFUSIONS = 300
 NUM_UNREADABLE_SHOWN = 200
@@ -26,7 +27,8 @@ def build(
 
     Raises DataError when the evaluations are not of the same pictures.
     """
-    shown = [_run_view(index, evaluation) for index, evaluation in enumerate(evaluations)]
+    colours = charts.colours([is_baseline(evaluation) for evaluation in evaluations])
+    shown = [_run_view(series, evaluation) for series, evaluation in zip(colours, evaluations, strict=True)]
     comparison = compare(evaluations) if len(evaluations) > 1 else None
     main = shown[-1]["metrics"] if shown else None
     subject = evaluations[-1] if evaluations else None
@@ -79,7 +81,7 @@ def drawings(view: dict[str, Any]) -> dict[str, Any]:
     return drawn
 
 
-def _run_view(index: int, evaluation: Evaluation) -> dict[str, Any]:
+def _run_view(series: str, evaluation: Evaluation) -> dict[str, Any]:
     facts = evaluation.facts
     data = facts.get("data") or {}
     # Figures stored by an older version may lack keys that the page needs: measured again, they are the same.
@@ -88,9 +90,7 @@ def _run_view(index: int, evaluation: Evaluation) -> dict[str, Any]:
         figures = measure(evaluation.predictions)
     return {
         "name": evaluation.name,
-        "series": charts.colour(index if is_baseline(evaluation) else index + 1)
-        if index == 0
-        else charts.colour(index),
+        "series": series,
         "is_baseline": is_baseline(evaluation),
         "metrics": figures,
         "limit": data.get("limit"),
@@ -123,12 +123,14 @@ def _headline(shown: Sequence[dict[str, Any]], comparison: dict[str, Any] | None
 def _training_view(run: RunRecord, shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Curves of one run, in the colour of the evaluation with its name where there is one."""
     by_name = {entry["name"]: entry["series"] for entry in shown}
-    fallback = shown[-1]["series"] if shown else charts.colour(1)
+    fallback = shown[-1]["series"] if shown else charts.SUBJECT_COLOUR
+    loss = [(line["step"], line["loss"]) for line in run.train if line.get("loss") is not None]
     validation = [line for line in run.validation if line.get("accuracy") is not None]
     return {
         "name": run.name,
         "series": by_name.get(run.name, fallback),
-        "loss": [(line["step"], line["loss"]) for line in run.train if line.get("loss") is not None],
+        "loss": loss,
+        "loss_rows": thinned(loss, 20),
         "validation": [(line["step"], line["accuracy"]) for line in validation],
         "validation_rows": validation,
         "best": max(validation, key=lambda line: line["accuracy"]) if validation else None,
@@ -221,14 +223,14 @@ def _facts(runs: Sequence[RunRecord], evaluations: Sequence[Evaluation]) -> list
             facts.append({"name": name, "values": unique if len(unique) == 1 else list(values)})
 
     add("Run", [run.name for run in runs])
-    add("Base model", [str(_first(run.facts, "base", "base_model", "model") or "–") for run in runs])
+    add("Base model", [str(run.facts.get("base") or "–") for run in runs])
     if not runs and evaluations:
         add("Base model", [str(evaluations[-1].facts.get("base") or "–")])
-    add("Trained on", [_counts(_first(run.facts, "data", "data_counts", "counts", "num_examples")) for run in runs])
+    add("Trained on", [_counts(run.facts.get("data")) for run in runs])
     add("Trainable parameters", [_parameters(run.facts) for run in runs])
-    add("Training time", [wording.duration(_number(run.facts.get("seconds"))) for run in runs])
+    add("Training time", [wording.duration(_seconds(run)) for run in runs])
     add("Seed", [str(run.facts.get("seed", "–")) for run in runs])
-    add("Versions", [_versions(run.facts.get("versions")) for run in runs])
+    add("Versions", [_versions((run.facts.get("environment") or {}).get("versions")) for run in runs])
     if evaluations:
         data = evaluations[-1].facts.get("data") or {}
         add("Measured on", [f"{data.get('source', '?')}, split {data.get('split', '?')}"])
@@ -237,24 +239,28 @@ def _facts(runs: Sequence[RunRecord], evaluations: Sequence[Evaluation]) -> list
     return facts
 
 
-def _first(facts: dict[str, Any], *keys: str) -> Any:
-    return next((facts[key] for key in keys if facts.get(key) is not None), None)
+def _seconds(run: RunRecord) -> float | None:
+    progress = run.facts.get("progress") or {}
+    return _number(progress.get("seconds", run.train[-1].get("seconds") if run.train else None))
 
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _counts(value: Any) -> str:
-    if isinstance(value, dict):
-        numbers = {k: v for k, v in value.items() if isinstance(v, int) and not isinstance(v, bool)}
-        return ", ".join(f"{wording.count(v)} {k.removeprefix('num_')}" for k, v in numbers.items()) or "–"
-    return wording.count(value) if isinstance(value, int) else "–"
+def _counts(data: Any) -> str:
+    """How many pictures of each split were used, and of how many where that differs."""
+    splits = (data or {}).get("splits") or {}
+    told = []
+    for name, split in splits.items():
+        used, found = split.get("used"), split.get("found")
+        of_all = f" of {wording.count(found)}" if found is not None and found != used else ""
+        told.append(f"{wording.count(used)}{of_all} {name}")
+    return ", ".join(told) or "–"
 
 
 def _parameters(facts: dict[str, Any]) -> str:
-    trainable = _number(_first(facts, "trainable_parameters", "num_trainable_parameters", "trainable"))
-    total = _number(_first(facts, "total_parameters", "num_parameters", "parameters"))
+    trainable, total = _number(facts.get("trainable_parameters")), _number(facts.get("total_parameters"))
     if trainable is None:
         return "–"
     return wording.count(trainable) + (f" ({wording.percent(trainable / total, 2)} of all)" if total else "")
