@@ -1,0 +1,180 @@
+"""`vlmtune data check CONFIG`: every picture and label looked at, as tables or `--json`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from vlmtune.data.check import CheckReport, Copy
+
+app = typer.Typer(no_args_is_help=True)
+
+MOST_LABELS = 60
+"""Rows of the table of labels; with more, the most frequent and the rarest are shown."""
+MOST_ROWS = 20
+"""Rows of the tables of unreadable pictures and duplicates; `--json` lists more."""
+
+
+@app.callback()
+def data() -> None:
+    """Look at an experiment's pictures and labels."""
+
+
+@app.command()
+def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Read every picture and label: counts, sizes, unreadable files, duplicates within and across splits, imbalance.
+
+    Exits 1, after the report, if a picture cannot be read.
+    """
+    from vlmtune.cli.console import ProgressBar, print_json
+    from vlmtune.config.load import load_experiment
+    from vlmtune.data.check import check_data
+    from vlmtune.errors import DataError
+
+    experiment = load_experiment(config, set_ or ())
+    bar: list[ProgressBar] = []
+
+    def start(total: int) -> None:
+        bar.append(ProgressBar("Reading pictures", total, unit="pictures").__enter__())
+
+    try:
+        report = check_data(
+            experiment.data,
+            experiment.task,
+            experiment.seed,
+            on_total=start,
+            on_advance=lambda num: bar[0].advance(num),
+        )
+    finally:
+        if bar:
+            bar[0].__exit__(None, None, None)
+    if json_:
+        print_json(report)
+    else:
+        _print_report(report)
+    if report.unreadable:
+        first = report.unreadable[0]
+        raise DataError(
+            f"{len(report.unreadable)} of {report.num_pictures} pictures cannot be read, the first is {first.file} "
+            f"({first.reason}). Replace or remove these files."
+        )
+
+
+def _print_report(report: CheckReport) -> None:
+    from vlmtune.cli.console import print_table
+
+    title = f"{report.source}: {report.kind}" + (f", revision {report.revision}" if report.revision else "")
+    rows = [
+        (split, count, _imbalance_text(report.imbalance[split], count), report.origins[split])
+        for split, count in report.counts.items()
+    ]
+    print_table(["split", "pictures", "most / fewest a label", "from"], rows, title=title)
+    _print_labels(report)
+    facts = [
+        ("width", _spread_text(report.width)),
+        ("height", _spread_text(report.height)),
+        ("formats", _counts_text(report.formats)),
+        ("modes", _counts_text(report.modes)),
+        *((name, f"{count:,}") for name, count in report.peculiarities.items()),
+    ]
+    print_table(["pictures", ""], facts)
+    _print_duplicates(report)
+    if report.unreadable:
+        shown = [(item.file, item.split, item.label, item.reason) for item in report.unreadable[:MOST_ROWS]]
+        print_table(["file", "split", "label", "reason"], shown, title=_cut("Unreadable", len(report.unreadable)))
+    left_out = [(item["reason"], item["count"], ", ".join(item["examples"])) for item in report.left_out]
+    if left_out:
+        print_table(["left out", "count", "such as"], left_out)
+    notes = [*report.notes]
+    if report.limits:
+        limits = ", ".join(f"{name} {value:g}" for name, value in report.limits.items())
+        notes.append(f"the experiment uses less than is counted here: {limits}")
+    for note in notes:
+        print(f"Note: {note}.")
+
+
+def _print_labels(report: CheckReport) -> None:
+    from vlmtune.cli.console import print_table
+
+    splits = list(report.counts)
+    labels = list(report.counts_per_label.items())
+    title = f"{len(labels)} labels, from {report.labels_from}"
+    if len(labels) > MOST_LABELS:
+        by_count = sorted(labels, key=lambda item: -sum(item[1].values()))
+        labels = by_count[: MOST_LABELS // 2] + by_count[-MOST_LABELS // 2 :]
+        title += f"; the {MOST_LABELS // 2} most frequent and the {MOST_LABELS // 2} rarest (all with --json)"
+    print_table(["label", *splits], [(label, *(n[split] for split in splits)) for label, n in labels], title=title)
+
+
+def _print_duplicates(report: CheckReport) -> None:
+    from vlmtune.cli.console import print_table
+
+    counts = report.duplicate_counts
+    rows = [
+        (
+            f"same pixels (groups; {counts.pictures:,} pictures)",
+            counts.groups,
+            counts.groups_across_splits,
+            counts.groups_with_different_labels,
+        ),
+        (
+            "nearly the same (pairs)",
+            counts.near_pairs,
+            counts.near_pairs_across_splits,
+            counts.near_pairs_with_different_labels,
+        ),
+    ]
+    print_table(["duplicates", "all", "across splits", "labels differ"], rows)
+    print(f"Nearly the same: {counts.method}.")
+    if not counts.is_complete:
+        print("The search for nearly equal pictures gave up: too many are alike (blank pictures?). Counts are a part.")
+    if report.duplicates:
+        shown = [
+            (_copies_text(group.copies), _yes(group.across_splits), _yes(group.labels_differ))
+            for group in report.duplicates[:MOST_ROWS]
+        ]
+        print_table(["pictures", "across splits", "labels differ"], shown, title=_cut("Same pixels", counts.groups))
+    pairs = [
+        (_copies_text((p.first, p.second)), _yes(p.across_splits), _yes(p.labels_differ), f"{p.distance_bits} bits")
+        for p in report.near_duplicates[:MOST_ROWS]
+    ]
+    if pairs:
+        title = _cut("Nearly the same", counts.near_pairs)
+        print_table(["pictures", "across splits", "labels differ", "distance"], pairs, title=title)
+
+
+def _cut(title: str, num: int) -> str:
+    return f"{title} (first {MOST_ROWS} of {num:,}; more with --json)" if num > MOST_ROWS else title
+
+
+def _copies_text(copies: tuple[Copy, ...]) -> str:
+    more = f"\n… {len(copies) - 4} more" if len(copies) > 4 else ""
+    return "\n".join(f"{copy.id} [{copy.split}, {copy.label}]" for copy in copies[:4]) + more
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else ""
+
+
+def _imbalance_text(ratio: float | None, count: int) -> str:
+    if not count:
+        return ""
+    return "a label has none" if ratio is None else f"{ratio:g}"
+
+
+def _spread_text(spread: object) -> str:
+    from vlmtune.data.check import Spread
+
+    if not isinstance(spread, Spread):
+        return "none could be read"
+    if spread.min == spread.max:
+        return f"{spread.min:g} px"
+    return f"{spread.min:g} to {spread.max:g} px, median {spread.median:g}"
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())

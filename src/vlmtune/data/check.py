@@ -1,0 +1,320 @@
+"""Reads every picture and label of an experiment: counts, sizes, unreadable files, duplicates, imbalance.
+
+Called by `vlmtune data check`. The report is plain data; `cli/data.py` prints it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlmtune.config.schema import DataSection, TaskSection
+from vlmtune.data.duplicates import METHOD, difference_hash, pixel_digest, similar_pairs, thumbnail
+from vlmtune.data.loading import read_ahead
+from vlmtune.data.split_names import ROLES, Role
+from vlmtune.data.splits import load_splits
+from vlmtune.errors import UnreadableImageError
+from vlmtune.records import Example, ImageSource
+
+MOST_LISTED = 200
+"""Duplicates listed one by one; the counts are always of all."""
+_EXIF_ORIENTATION = 0x0112
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A picture that cannot be decoded, and why."""
+
+    id: str
+    split: Role
+    label: str
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One picture among duplicates."""
+
+    id: str
+    split: Role
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Pictures with the same pixels."""
+
+    copies: tuple[Copy, ...]
+    across_splits: bool
+    labels_differ: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NearPair:
+    """Two pictures that are nearly the same."""
+
+    first: Copy
+    second: Copy
+    distance_bits: int
+    difference_levels: float
+    across_splits: bool
+    labels_differ: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Least, middle and greatest of one measure."""
+
+    min: float
+    median: float
+    max: float
+
+
+@dataclass(slots=True)
+class DuplicateCounts:
+    """How many duplicates there are in all; the lists beside them are cut at `MOST_LISTED`."""
+
+    groups: int = 0
+    pictures: int = 0
+    groups_across_splits: int = 0
+    groups_with_different_labels: int = 0
+    near_pairs: int = 0
+    near_pairs_across_splits: int = 0
+    near_pairs_with_different_labels: int = 0
+    is_complete: bool = True
+    method: str = METHOD
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What `vlmtune data check` found. Splits are whole: limits of the experiment are listed, not applied."""
+
+    source: str
+    kind: str
+    revision: str | None
+    labels_from: str
+    num_pictures: int
+    counts: dict[str, int]  # by split
+    counts_per_label: dict[str, dict[str, int]]  # label -> split -> pictures
+    origins: dict[str, str]  # split -> where its pictures come from
+    imbalance: dict[str, float | None]  # split -> most frequent / rarest label; None with a label that has none
+    width: Spread | None
+    height: Spread | None
+    modes: dict[str, int]
+    formats: dict[str, int]
+    peculiarities: dict[str, int]  # what reading evens out: rotation, transparency, frames after the first
+    unreadable: list[Unreadable]
+    duplicates: list[DuplicateGroup]
+    near_duplicates: list[NearPair]
+    duplicate_counts: DuplicateCounts
+    left_out: list[dict[str, Any]]
+    notes: list[str]
+    limits: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Look:
+    """What one picture shows."""
+
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    format: str = ""
+    peculiarities: tuple[str, ...] = ()
+    pixels: str = ""
+    hash: int = 0
+    thumbnail: NDArray[np.uint8] | None = None
+    problem: UnreadableImageError | None = None
+
+
+def check_data(
+    data: DataSection,
+    task: TaskSection,
+    seed: int,
+    *,
+    on_total: Callable[[int], None] | None = None,
+    on_advance: Advance | None = None,
+    num_threads: int | None = None,
+) -> CheckReport:
+    """Read and decode every picture of every split, before limits.
+
+    Args:
+        on_total: told once how many pictures there are.
+        on_advance: told how many more have been read.
+        num_threads: decoders at work; Pillow leaves the interpreter free while it decodes.
+
+    Raises DataError for what stops loading (see `load_splits`). Unreadable pictures are listed, not raised.
+    """
+    limits = {
+        "data.fraction": data.fraction if data.fraction < 1 else None,
+        "data.limit": data.limit,
+        "data.limit_validation": data.limit_validation,
+        "data.limit_test": data.limit_test,
+    }
+    whole = data.model_copy(update={"fraction": 1.0, "limit": None, "limit_validation": None, "limit_test": None})
+    splits = load_splits(whole, task, seed)
+    assert splits.labels is not None
+    members: list[tuple[Role, Example]] = [(role, example) for role in ROLES for example in splits.split(role)]
+    if on_total is not None:
+        on_total(len(members))
+    looks = list(_look_at_all([example.image for _, example in members], num_threads, on_advance))
+
+    described = splits.description["splits"]
+    per_label = {label: {role: described[role]["per_label"][label] for role in ROLES} for label in splits.labels.stored}
+    readable = [i for i, look in enumerate(looks) if look.problem is None]
+    groups, group_counts = _exact_duplicates(members, looks, readable)
+    near, near_counts = _near_duplicates(members, looks, readable)
+    return CheckReport(
+        source=data.source,
+        kind=splits.description["kind"],
+        revision=splits.description["revision"],
+        labels_from=splits.description["labels_from"],
+        num_pictures=len(members),
+        counts={role: len(splits.split(role)) for role in ROLES},
+        counts_per_label=per_label,
+        origins={role: described[role]["from"] for role in ROLES},
+        imbalance={role: _imbalance([counts[role] for counts in per_label.values()]) for role in ROLES},
+        width=_spread([looks[i].width for i in readable]),
+        height=_spread([looks[i].height for i in readable]),
+        modes=_count(looks[i].mode for i in readable),
+        formats=_count(looks[i].format for i in readable),
+        peculiarities=_count(name for i in readable for name in looks[i].peculiarities),
+        unreadable=[
+            Unreadable(example.id, role, example.label, look.problem.source, look.problem.reason)
+            for (role, example), look in zip(members, looks, strict=True)
+            if look.problem is not None
+        ],
+        duplicates=groups,
+        near_duplicates=near,
+        duplicate_counts=DuplicateCounts(**group_counts, **near_counts),
+        left_out=splits.description["left_out"],
+        notes=splits.description["notes"],
+        limits={name: value for name, value in limits.items() if value is not None},
+    )
+
+
+def _look_at_all(images: Sequence[ImageSource], num_threads: int | None, on_advance: Advance | None) -> Iterator[_Look]:
+    for _, look in read_ahead(_look_at, images, num_threads=num_threads or min(32, 2 * (os.cpu_count() or 1))):
+        if on_advance is not None:
+            on_advance(1)
+        yield _Look(problem=look) if isinstance(look, UnreadableImageError) else look
+
+
+def _look_at(source: ImageSource) -> _Look:
+    encoded = source.read()
+    picture = ImageSource(data=encoded, name=str(source.path or source.name)).open()
+    with Image.open(io.BytesIO(encoded)) as header:
+        return _Look(
+            width=picture.width,
+            height=picture.height,
+            mode=header.mode,
+            format=header.format or "unknown",
+            peculiarities=tuple(_peculiarities(header)),
+            pixels=pixel_digest(picture),
+            hash=difference_hash(picture),
+            thumbnail=thumbnail(picture),
+        )
+
+
+def _peculiarities(header: Image.Image) -> Iterator[str]:
+    if header.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1):
+        yield "turned upright by EXIF"
+    if header.mode in ("RGBA", "LA", "PA") or "transparency" in header.info:
+        yield "transparent, laid over white"
+    if getattr(header, "n_frames", 1) > 1:
+        yield "several frames, the first is used"
+    if header.mode.startswith(("I", "F")):
+        yield "more than 8 bits a channel, reduced to 8"
+    if header.mode == "CMYK":
+        yield "CMYK, converted to RGB"
+
+
+def _exact_duplicates(
+    members: Sequence[tuple[Role, Example]], looks: Sequence[_Look], readable: Sequence[int]
+) -> tuple[list[DuplicateGroup], dict[str, int]]:
+    by_pixels: dict[str, list[int]] = defaultdict(list)
+    for i in readable:
+        by_pixels[looks[i].pixels].append(i)
+    groups = [
+        DuplicateGroup(
+            tuple(_copy(members[i]) for i in group),
+            _differ(members[i][0] for i in group),
+            _differ(members[i][1].label for i in group),
+        )
+        for group in by_pixels.values()
+        if len(group) > 1
+    ]
+    groups.sort(key=lambda group: (not group.across_splits, not group.labels_differ, -len(group.copies)))
+    counts = {
+        "groups": len(groups),
+        "pictures": sum(len(group.copies) for group in groups),
+        "groups_across_splits": sum(group.across_splits for group in groups),
+        "groups_with_different_labels": sum(group.labels_differ for group in groups),
+    }
+    return groups[:MOST_LISTED], counts
+
+
+def _near_duplicates(
+    members: Sequence[tuple[Role, Example]], looks: Sequence[_Look], readable: Sequence[int]
+) -> tuple[list[NearPair], dict[str, Any]]:
+    """Pairs of pictures whose pixels differ. Of exact copies within a split and label, one stands for all."""
+    firsts: dict[tuple[str, Role, str], int] = {}
+    for i in readable:
+        role, example = members[i]
+        firsts.setdefault((looks[i].pixels, role, example.label), i)
+    chosen = list(firsts.values())
+    hashes = np.array([looks[i].hash for i in chosen], dtype=np.uint64)
+    thumbnails = [looks[i].thumbnail for i in chosen]
+    if len(chosen) < 2:
+        return [], {}
+    similar = similar_pairs(hashes, np.stack([small for small in thumbnails if small is not None]))
+    pairs = []
+    for (left, right), distance, difference in zip(similar.pairs, similar.distances, similar.differences, strict=True):
+        i, j = chosen[left], chosen[right]
+        if looks[i].pixels == looks[j].pixels:
+            continue
+        first, second = _copy(members[i]), _copy(members[j])
+        pairs.append(
+            NearPair(first, second, distance, difference, first.split != second.split, first.label != second.label)
+        )
+    pairs.sort(key=lambda pair: (not pair.across_splits, not pair.labels_differ))
+    counts = {
+        "near_pairs": len(pairs),
+        "near_pairs_across_splits": sum(pair.across_splits for pair in pairs),
+        "near_pairs_with_different_labels": sum(pair.labels_differ for pair in pairs),
+        "is_complete": similar.is_complete,
+    }
+    return pairs[:MOST_LISTED], counts
+
+
+def _copy(member: tuple[Role, Example]) -> Copy:
+    role, example = member
+    return Copy(example.id, role, example.label)
+
+
+def _differ(values: Any) -> bool:
+    return any(a != b for a, b in pairwise(values))
+
+
+def _count(values: Any) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _spread(values: Sequence[int]) -> Spread | None:
+    return Spread(min(values), float(np.median(values)), max(values)) if values else None
+
+
+def _imbalance(counts: Sequence[int]) -> float | None:
+    return round(max(counts) / min(counts), 2) if counts and min(counts) > 0 else None
