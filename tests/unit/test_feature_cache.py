@@ -1,0 +1,172 @@
+"""The cache of frozen picture features: equal to encoding, refused where it would be wrong, whole after a crash."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlmtune.adapters.lora import apply_adapter
+from vlmtune.config.schema import AdapterSection
+from vlmtune.data.augment import Augmentation
+from vlmtune.models.registry import OpenedModel, open_model
+from vlmtune.records import ImageSource
+from vlmtune.train.feature_cache import FeatureCache, Refusal, features_key, open_feature_cache
+
+pytestmark = pytest.mark.unit
+PLAIN = Augmentation.named("none")
+FROZEN = ("model.vision_tower.", "model.multi_modal_projector.")
+
+
+@pytest.fixture(scope="module")
+def opened() -> OpenedModel:
+    return open_model("builtin:tiny", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[ImageSource]:
+    draw, found = np.random.default_rng(0), []
+    for number in range(12):
+        buffer = io.BytesIO()
+        Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+        found.append(ImageSource(data=buffer.getvalue(), name=f"{number}.png"))
+    return found
+
+
+def decoder_only(model: OpenedModel) -> object:
+    from vlmtune.adapters.lora import plan_of
+
+    return plan_of(model.model) or apply_adapter(model.model, AdapterSection(targets=["attention"]))
+
+
+def filled(folder: Path, count: int = 3) -> list[torch.Tensor]:
+    cache = FeatureCache(folder, "key")
+    features = [torch.randn(4 + i, 8).to(torch.bfloat16) for i in range(count)]
+    for number, tensor in enumerate(features):
+        cache.put(f"d{number}", tensor, f"<{number}>")
+    cache.close()
+    return features
+
+
+def test_features_come_back_bit_for_bit_after_opening_again(tmp_path: Path) -> None:
+    features = filled(tmp_path)
+    cache = FeatureCache(tmp_path, "key")
+    assert len(cache) == 3 and cache.num_repaired == 0 and "d1" in cache
+    for number, tensor in enumerate(features):
+        found = cache.get(f"d{number}")
+        assert found is not None and found.text == f"<{number}>"
+        assert found.features.dtype == torch.bfloat16 and torch.equal(found.features, tensor)
+    assert cache.get("unknown") is None
+
+
+def test_a_record_put_while_reading_is_found(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, "key")
+    for number in range(4):
+        cache.put(f"d{number}", torch.full((2, 3), float(number)), "")
+        found = cache.get(f"d{number}")
+        assert found is not None and found.features.unique().tolist() == [number]
+
+
+@pytest.mark.parametrize("torn", ["features.bin", "index.jsonl"])
+def test_a_torn_end_is_cut_off_and_the_rest_kept(tmp_path: Path, torn: str) -> None:
+    features = filled(tmp_path)
+    path = tmp_path / torn
+    path.write_bytes(path.read_bytes()[:-5])
+    cache = FeatureCache(tmp_path, "key")
+    assert cache.num_repaired == 1 and len(cache) == 2 and cache.get("d2") is None
+    cache.put("d2", features[2], "<2>")
+    cache.close()
+    again = FeatureCache(tmp_path, "key")
+    found = again.get("d2")
+    assert again.num_repaired == 0 and found is not None and torch.equal(found.features, features[2])
+
+
+def test_a_record_without_an_index_line_is_overwritten(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with (tmp_path / "features.bin").open("ab") as file:
+        file.write(b"left by a crash")
+    cache = FeatureCache(tmp_path, "key")
+    cache.put("new", torch.ones(2, 8), "")
+    found = cache.get("new")
+    assert found is not None and found.features.eq(1).all()
+
+
+def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
+    features = filled(tmp_path)
+    content = bytearray((tmp_path / "features.bin").read_bytes())
+    content[3] ^= 1
+    (tmp_path / "features.bin").write_bytes(content)
+    cache = FeatureCache(tmp_path, "key")
+    assert cache.get("d0") is None and cache.get("d1") is not None
+    cache.put("d0", features[0], "<0>")
+    cache.close()
+    found = FeatureCache(tmp_path, "key").get("d0")
+    assert found is not None and torch.equal(found.features, features[0])
+
+
+def test_features_of_something_else_are_thrown_away(tmp_path: Path) -> None:
+    filled(tmp_path)
+    cache = FeatureCache(tmp_path, "another key")
+    assert len(cache) == 0 and (tmp_path / "features.bin").stat().st_size == 0
+    assert json.loads((tmp_path / "header.json").read_text())["key"] == "another key"
+
+
+def test_the_key_depends_on_weights_preprocessing_and_number_format(opened: OpenedModel) -> None:
+    key = features_key(opened, FROZEN, "float32")
+    assert key == features_key(opened, FROZEN, "float32") != features_key(opened, FROZEN, "bfloat16")
+    other = open_model("builtin:tiny", dtype="float32", device="cpu", image_overrides={"max_image_tokens": 32})
+    assert features_key(other, FROZEN, "float32") != key
+    other = open_model("builtin:tiny", dtype="float32", device="cpu")
+    with torch.no_grad():
+        other.model.model.language_model.embed_tokens.weight[0, 0] += 1  # type: ignore[union-attr,operator,index]
+        assert features_key(other, FROZEN, "float32") == key, "the decoder does not change features"
+        other.model.model.multi_modal_projector.linear_2.bias[0] += 1  # type: ignore[union-attr,operator,index]
+    assert features_key(other, FROZEN, "float32") != key
+
+
+def test_cached_features_equal_encoding(tmp_path: Path, opened: OpenedModel, pictures: list[ImageSource]) -> None:
+    plan = decoder_only(opened)
+    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", pictures=pictures, precision="float32")  # type: ignore[arg-type]
+    assert isinstance(cache, FeatureCache)
+    image = opened.processor.process(pictures[0].open())
+    found = cache.get(pictures[0].digest())
+    assert found is not None and found.text == image.text
+    with torch.no_grad():
+        torch.testing.assert_close(found.features, opened.model.encode_images([image])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["vision_mlp", "connector"])
+def test_it_is_refused_where_something_before_the_decoder_learns(tmp_path: Path, target: str) -> None:
+    opened = open_model("builtin:tiny", dtype="float32", device="cpu")
+    plan = apply_adapter(opened.model, AdapterSection(targets=["attention", target]))
+    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "on")
+    assert isinstance(refusal, Refusal) and "learn" in refusal.reason and "lora_A" in refusal.reason
+
+
+def test_it_is_refused_under_random_augmentation_and_when_off(tmp_path: Path, opened: OpenedModel) -> None:
+    plan = decoder_only(opened)
+    refusal = open_feature_cache(tmp_path, opened, plan, Augmentation.named("flip-crop"), "on")  # type: ignore[arg-type]
+    assert isinstance(refusal, Refusal) and "flip-crop" in refusal.reason
+    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "off")  # type: ignore[arg-type]
+    assert isinstance(refusal, Refusal) and "off" in refusal.reason
+
+
+def test_auto_refuses_a_single_epoch_and_gives_its_measurement(
+    tmp_path: Path, opened: OpenedModel, pictures: list[ImageSource]
+) -> None:
+    plan = decoder_only(opened)
+    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "auto", pictures=pictures * 9, num_epochs=1)  # type: ignore[arg-type]
+    assert isinstance(refusal, Refusal) and "ms a picture" in refusal.reason
+
+
+def test_two_holders_of_one_folder_are_not_allowed(tmp_path: Path, opened: OpenedModel) -> None:
+    pytest.importorskip("fcntl")
+    holder = FeatureCache(tmp_path, "key")
+    refusal = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on")  # type: ignore[arg-type]
+    assert isinstance(refusal, Refusal) and "another process" in refusal.reason
+    holder.close()
