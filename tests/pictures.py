@@ -1,4 +1,4 @@
-"""Small data sets of drawn pictures for tests: squares of one colour a class, with noise."""
+"""Small data sets of drawn pictures for tests: squares of one colour a class, with noise and an invented name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 40, 210)}
+COLOURS = {"wug": (200, 30, 30), "blick": (30, 180, 40), "dax": (40, 40, 210)}
 
 
 def write_class_folders(root: Path, num: int, splits: tuple[str, ...] = ("train", "test")) -> Path:
-    """`root`/split/colour/number.png, ``num`` pictures a class and split; returns root."""
+    """`root`/split/name/number.png, ``num`` pictures a class and split; returns root."""
     rng = np.random.default_rng(0)
     for split in splits:
         for name, colour in COLOURS.items():
