@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,13 @@ class Query:
 
     image: ImageSource
     question: str | None = None
+
+
+class HasText(Protocol):
+    """A picture that knows its placeholder text: prepared, or taken from a cache."""
+
+    @property
+    def text(self) -> str: ...
 
 
 class Predictor:
@@ -79,7 +86,7 @@ class Predictor:
         """Open and prepare one picture. Raises UnreadableImageError. Safe to call from several threads."""
         return self.opened.processor.process(query.image.open())
 
-    def rest_of_prompt(self, processed: ProcessedImage, question: str | None = None) -> list[int]:
+    def rest_of_prompt(self, processed: HasText, question: str | None = None) -> list[int]:
         """The prompt's tokens after the shared prefix, image placeholders included."""
         key = (question, processed.text)
         if key not in self._rest_of_prompt:
@@ -136,7 +143,9 @@ class Predictor:
         prefix_state = LabelScorer(model, self.prefix, LabelTrie((), (), (), {})).prefix_state()
         for outcomes, questions in self._batches(queries, 0):
             tokens = generate(model, prefix_state, questions, [tokenizer.end_id], sampling) if questions else []
-            yield from _fill(outcomes, [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in tokens])
+            yield from _fill(
+                outcomes, [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in tokens]
+            )
 
     def _batches(
         self, queries: Iterable[Query], rows_per_picture: int

@@ -248,8 +248,7 @@ class _Search:
         is_open = np.concatenate(
             [self.reached < self.edges.form_length, np.zeros((len(self.reached), 1), dtype=bool)], axis=1
         )
-        by_label = np.asarray(is_open[:, self.edges.label_forms].any(-1))
-        return by_label
+        return np.asarray(is_open[:, self.edges.label_forms].any(-1))
 
     def undecided(self) -> np.ndarray:
         """int64[A]: pictures whose best label is not finished yet."""

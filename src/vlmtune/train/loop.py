@@ -36,10 +36,21 @@ from vlmtune.train.checkpoints import (
     prune,
     save_checkpoint,
 )
+from vlmtune.train.feature_cache import CachedPicture, FeatureCache, open_feature_cache
 from vlmtune.train.precision import autocast
 from vlmtune.train.run_folder import RunFolder, environment, now
 from vlmtune.train.schedule import learning_rate_factor, micro_batches
 from vlmtune.train.step import Answer, Sample, loss_weight, sample_loss
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A picture as one micro-batch sees it: prepared, or with its features from the cache."""
+
+    example: Example
+    epoch: int
+    image: ProcessedImage | CachedPicture
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -106,11 +117,14 @@ class Trainer:
         self.names = [name_of[id(p)] for p in self.parameters]
         self.progress = Progress()
         self.unreadable: dict[str, str] = {}
+        self.cache: FeatureCache | None = None
+        self.cache_note = ""
 
     def run(self, folder: RunFolder, *, resume: bool = False) -> Progress:
         """Train to the end and leave the best checkpoint linked. Raises UserError when a loss is not finite."""
         if resume:
             self._resume(folder)
+        self._open_cache(folder.path.parent)
         started = time.perf_counter() - self.progress.seconds
         recent: list[tuple[float, int]] = []
         accuracy = self.progress.history[-1][1] if self.progress.history else None
@@ -145,7 +159,30 @@ class Trainer:
             if is_last or has_validated or step % save_every == 0:
                 self._save(folder, has_validated)
             self.watch(Report(step, self.num_steps, rate, loss, accuracy))
+        if self.cache is not None:
+            self.cache.close()
         return self.progress
+
+    def _open_cache(self, runs: Path) -> None:
+        """Features of frozen towers are shared by all runs over the same base, beside their folders."""
+        train = self.experiment.train
+        assert train.epochs is not None
+        found = open_feature_cache(
+            runs / ".features",
+            self.opened,
+            self.plan,
+            self.augmentation,
+            train.feature_cache,
+            pictures=[example.image for example in self.splits.train],
+            num_epochs=train.epochs,
+            precision=self.experiment.model.dtype,
+        )
+        if isinstance(found, FeatureCache):
+            self.cache, self.cache_note = found, "picture features are cached"
+        elif train.feature_cache == "on":
+            raise UserError(f"train.feature_cache is on, but features cannot be cached: {found.reason}")
+        else:
+            self.cache_note = f"picture features are not cached: {found.reason}"
 
     def _resume(self, folder: RunFolder) -> None:
         found = list_checkpoints(folder.path)
@@ -164,7 +201,7 @@ class Trainer:
         seconds = recent[-1][0] - recent[0][0]
         return round(sum(count for _, count in recent[1:]) / seconds, 2) if seconds > 0 else 0.0
 
-    def _steps(self) -> Iterator[list[list[tuple[Example, int, ProcessedImage]]]]:
+    def _steps(self) -> Iterator[list[list[_Seen]]]:
         """The micro-batches of every optimizer step still to take, with their pictures read ahead."""
         train = self.experiment.train
         assert train.batch_size is not None
@@ -181,23 +218,29 @@ class Trainer:
             for index, epoch in members
         )
 
-        def load(place: tuple[int, int, int]) -> ProcessedImage:
+        def load(place: tuple[int, int, int]) -> _Seen:
             _, index, epoch = place
+            example = examples[index]
+            if self.cache is not None:
+                digest = example.image.digest()
+                cached = self.cache.get(digest)
+                image = cached or self.opened.processor.process(example.image.open())
+                return _Seen(example, epoch, image, digest)
             # The draw depends on the example and the epoch alone: neither threads nor resuming change a picture.
             draw = np.random.default_rng((self.experiment.seed, epoch, index))
-            return self.opened.processor.process(self.augmentation(examples[index].image.open(), draw))
+            return _Seen(
+                example, epoch, self.opened.processor.process(self.augmentation(example.image.open(), draw)), ""
+            )
 
-        step: list[list[tuple[Example, int, ProcessedImage]]] = []
-        batch: list[tuple[Example, int, ProcessedImage]] = []
-        count = 0
-        for (_, index, epoch), result in read_ahead(load, places):
-            count += 1
+        step: list[list[_Seen]] = []
+        batch: list[_Seen] = []
+        for count, ((_, index, _), result) in enumerate(read_ahead(load, places), start=1):
             if isinstance(result, UnreadableImageError):
                 self.unreadable[examples[index].id] = result.reason
                 if len(self.unreadable) == len(examples):
                     raise DataError(f"No training picture can be read. The last one: {result}")
             else:
-                batch.append((examples[index], epoch, result))
+                batch.append(result)
             if count % train.batch_size == 0:
                 step.append(batch)
                 batch = []
@@ -205,9 +248,7 @@ class Trainer:
                     yield step
                     step = []
 
-    def _step(
-        self, micro: list[list[tuple[Example, int, ProcessedImage]]], *, learn: bool = True
-    ) -> tuple[float, float, int, float]:
+    def _step(self, micro: list[list[_Seen]], *, learn: bool = True) -> tuple[float, float, int, float]:
         """One optimizer step: (mean loss a token, gradient norm before clipping, pictures, tokens learned)."""
         train = self.experiment.train
         factor = learning_rate_factor(self.progress.step, self.num_steps, train.warmup_ratio, train.schedule)
@@ -218,11 +259,14 @@ class Trainer:
         for batch in micro:
             # One tree has one prefix: where the class list goes after the first epoch, a batch may hold two kinds.
             for predictor in {id(p): p for p in (self.predictor, self.later_predictor)}.values():
-                own = [item for item in batch if self._predictor(item[1]) is predictor]
+                own = [seen for seen in batch if self._predictor(seen.epoch) is predictor]
                 if own:
-                    prepared.append((predictor, own, [self.answers(predictor, example) for example, _, _ in own]))
+                    prepared.append((predictor, own, [self.answers(predictor, seen.example) for seen in own]))
         placeholders = [
-            [Sample(p.rest_of_prompt(image, e.question), [], a) for (e, _, image), a in zip(own, answers, strict=True)]
+            [
+                Sample(p.rest_of_prompt(seen.image, seen.example.question), [], answer)
+                for seen, answer in zip(own, answers, strict=True)
+            ]
             for p, own, answers in prepared
         ]
         total_weight = sum(
@@ -242,7 +286,7 @@ class Trainer:
         total = 0.0
         for (predictor, own, _), samples in zip(prepared, samples_by_part, strict=True):
             with autocast(self.model.device, self.experiment.model.dtype):
-                features = self._features([image for _, _, image in own])
+                features = self._features(own)
                 for sample, picture in zip(samples, features, strict=True):
                     sample.features = [picture]
                 loss = sample_loss(self.model, predictor.prefix, samples, train.loss)
@@ -264,9 +308,20 @@ class Trainer:
     def _predictor(self, epoch: int) -> Predictor:
         return self.predictor if epoch == 0 else self.later_predictor
 
-    def _features(self, images: list[ProcessedImage]) -> list[Tensor]:
-        """Picture features, with a graph only where something before the decoder learns."""
-        return self.predictor.encode(images)
+    def _features(self, seen: list[_Seen]) -> list[Tensor]:
+        """Picture features, with a graph only where something before the decoder learns; from the cache if it has
+        them."""
+        new = [picture.image for picture in seen if isinstance(picture.image, ProcessedImage)]
+        encoded = iter(self.predictor.encode(new) if new else [])
+        features = []
+        for picture in seen:
+            if isinstance(picture.image, CachedPicture):
+                features.append(picture.image.features.to(self.model.device))
+                continue
+            features.append(next(encoded))
+            if self.cache is not None:
+                self.cache.put(picture.digest, features[-1], picture.image.text)
+        return features
 
     def answers(self, predictor: Predictor, example: Example) -> list[Answer]:
         """What an example teaches: the label's first surface form, end token last."""
@@ -338,5 +393,5 @@ def describe_run(trainer: Trainer, folder: RunFolder, started: str) -> dict[str,
         "finished": now() if trainer.progress.step == trainer.num_steps else None,
         "progress": asdict(trainer.progress),
         "unreadable": trainer.unreadable,
-        "folder": Path(folder.path).name,
+        "feature_cache": trainer.cache_note,
     }
