@@ -1,0 +1,303 @@
+"""Choosing one of a closed set of labels with LFM2-VL-450M: Outlines and batched generation against label scoring.
+
+    python bench/label_scoring.py [--quick] [--device cpu|cuda] [--json FILE]
+
+Contenders, all in bfloat16 on the same weights, each picture encoded in the timed part:
+
+- outlines: the older repos' way: a JSON schema whose value is an enumeration of the labels, greedy, one picture at a
+  time. Random weights would wander through odd spellings, so a last logits processor prefers the tokens that a trained
+  model would write: the constraint is computed and applied, and the answer is as short as it can be.
+- generate: transformers' batched greedy generation of at most as many tokens as the longest label has, not constrained
+  to the labels.
+- ours: `LabelScorer.best` (exact arg-max) and `.score` (every label's log-probability), prompt state kept.
+
+"Peaked": labels are the model's own likely continuations and the final norm is scaled, so that it is as sure as a
+fine-tuned model. "Flat": random labels under an untrained head, all about equally likely at every token: the worst
+case of a best-first search, which must then look at nearly every node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sysconfig
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleave, progress, ratio, ratio_table, record, seconds_of, table, write_json
+from peers import END_TOKEN, VOCABULARY, Batch, build_ours, build_peer, make_batch
+from torch import Tensor
+
+from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.tree import Rows
+from vlmtune.text.trie import LabelTrie
+
+DTYPE = torch.bfloat16
+NUM_PICTURES = 16
+NUM_LABELS = (2, 49, 100)
+PEAKED_SCALE = 24.0
+_NAMES = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
+    "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
+    "flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
+    "maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree "
+    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
+    "snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train "
+    "trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+NAMES = _NAMES.split()
+
+
+def train_tokenizer() -> Any:
+    """A byte-level BPE tokenizer for the constraint, trained on the standard library's sources.
+
+    Its entries stand at the front of the model's 65,536, the rest of which spell nothing: the mask that Outlines
+    makes and applies at each token has the full width.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192,
+        special_tokens=["<|pad|>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+
+    def texts() -> Iterable[str]:
+        for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:80]:
+            yield path.read_text(encoding="utf-8", errors="replace")
+        # Labels are common words, and JSON common text, to the tokenizer of a real model.
+        yield "\n".join(json.dumps({"class": name}) for name in NAMES * 20)
+
+    backend.train_from_iterator(texts(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|pad|>")
+
+
+class Prefers:
+    """A logits processor that makes the tokens of one text the most likely, among those a constraint has left."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens, self.step = tokens, 0
+
+    def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        wanted = self.tokens[min(self.step, len(self.tokens) - 1)]
+        assert logits[:, wanted].isfinite().all(), "the constraint forbids the canonical answer"
+        logits[:, wanted] += 1e4
+        self.step += 1
+        return logits
+
+
+def outlines_contender(peer: Any, batch: Batch, device: torch.device) -> dict[int, Callable[[], None]]:
+    """For each number of labels: one picture through Outlines' JSON constraint and transformers' generate."""
+    import outlines
+    from outlines.backends import get_json_schema_logits_processor
+    from transformers import LogitsProcessorList
+
+    tokenizer = train_tokenizer()
+    steered = outlines.from_transformers(peer, tokenizer)
+    inputs = batch.first(1).peer_inputs(device, with_answers=False)
+    contenders = {}
+    for count in NUM_LABELS:
+        schema = {
+            "type": "object",
+            "properties": {"class": {"type": "string", "enum": NAMES[:count]}},
+            "required": ["class"],
+        }
+        constraint = get_json_schema_logits_processor(None, steered, json.dumps(schema))
+        answers = [[*tokenizer.encode(json.dumps({"class": n})), tokenizer.eos_token_id] for n in NAMES[:count]]
+        middle = sorted(answers, key=len)[count // 2]
+
+        def run(constraint: Any = constraint, middle: list[int] = middle) -> None:
+            constraint.reset()
+            out = peer.generate(
+                **inputs,
+                logits_processor=LogitsProcessorList([constraint, Prefers(middle)]),
+                do_sample=False,
+                max_new_tokens=64,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            assert out[0, inputs["input_ids"].shape[1] :].tolist() == middle
+
+        contenders[count] = run
+    return contenders
+
+
+def generate_contender(peer: Any, batch: Batch, device: torch.device, max_new_tokens: int) -> Callable[[], None]:
+    inputs = batch.peer_inputs(device, with_answers=False)
+
+    def run() -> None:
+        peer.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=None, pad_token_id=0)
+
+    return run
+
+
+@torch.inference_mode()
+def likely_labels(model: Lfm2Vl, batch: Batch, count: int) -> list[list[list[int]]]:
+    """Labels of 2 to 4 tokens that the model itself would say about the first picture, likeliest first token first."""
+    scorer = LabelScorer(model, batch.shared, LabelTrie.build([[[END_TOKEN]]]))
+    question = Question(batch.own[0], model.encode_images(batch.pictures[:1]))
+    embeddings = model.embed(torch.tensor(question.ids, device=model.device), question.features)
+    decoded = model.decode(embeddings, [Rows.chains([len(question.ids)])], scorer.prefix_state(), want_state=True)
+    tokens = model.logits(decoded.hidden)[0].topk(count).indices
+    said, state = [tokens], decoded.state
+    for step in range(3):
+        assert state is not None
+        rows = Rows.chains([1] * count, parent=[0] * count if step == 0 else range(count))
+        decoded = model.decode(model.embed(tokens, []), [rows], state, want_state=True)
+        tokens, state = model.logits(decoded.hidden).argmax(-1), decoded.state
+        said.append(tokens)
+    by_label = torch.stack(said, dim=1).tolist()
+    return [[row[: 2 + i % 3]] for i, row in enumerate(by_label)]
+
+
+def random_labels(count: int) -> list[list[list[int]]]:
+    draw = torch.Generator().manual_seed(1)
+    labels: dict[tuple[int, ...], None] = {}
+    while len(labels) < count:
+        label = torch.randint(500, VOCABULARY, (1 + len(labels) % 3,), generator=draw).tolist()
+        labels[(*label, END_TOKEN)] = None
+    return [[list(label)] for label in labels]
+
+
+class Ours:
+    """Our scorer on a model whose final norm is scaled while it runs."""
+
+    def __init__(self, model: Lfm2Vl, batch: Batch, labels: list[list[list[int]]], scale: float) -> None:
+        self.model, self.batch = model, batch
+        self.norm = model.model.language_model.embedding_norm.weight
+        self.scale = scale
+        self.scorer = LabelScorer(model, batch.shared, LabelTrie.build(labels))
+        self.scorer.prefix_state()  # once an evaluation
+        self.num_rows = 0.0
+
+    @torch.inference_mode()
+    def _questions(self) -> list[Question]:
+        features = self.model.encode_images(self.batch.pictures)
+        return [Question(own, [f]) for own, f in zip(self.batch.own, features, strict=True)]
+
+    def _scaled(self, work: Callable[[], Any]) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            self.norm.mul_(self.scale)
+        try:
+            return work()
+        finally:
+            with torch.inference_mode(False), torch.no_grad():
+                self.norm.div_(self.scale)
+
+    def argmax(self) -> list[int]:
+        found = self._scaled(lambda: self.scorer.best(self._questions()))
+        self.num_rows = statistics.mean(best.num_rows for best in found)
+        return [best.label for best in found]
+
+    def full(self) -> Tensor:
+        return self._scaled(lambda: self.scorer.score(self._questions()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under four minutes on two cores")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads)
+    repetitions = options.repetitions or (2 if options.quick else 5)
+
+    progress("building")
+    peer = build_peer(DTYPE, device)
+    ours = build_ours(dict(peer.state_dict()))
+    for parameter in ours.parameters():
+        parameter.requires_grad_(False)
+    batch = make_batch(NUM_PICTURES)
+    labels = {"peaked": likely_labels(ours, batch, max(NUM_LABELS)), "flat": random_labels(max(NUM_LABELS))}
+    counts = NUM_LABELS[-1:] if options.quick else NUM_LABELS
+    scorers = {
+        f"{kind}:{count}": Ours(ours, batch, labels[kind][:count], PEAKED_SCALE if kind == "peaked" else 1.0)
+        for kind in labels
+        for count in counts
+    }
+    progress("building Outlines' index")
+    constrained = outlines_contender(peer, batch, device)
+
+    contenders: dict[str, Callable[[], Any]] = {}
+    pictures: dict[str, int] = {}
+    for count in counts:
+        contenders[f"outlines:{count}"] = constrained[count]
+    longest = max(len(forms[0]) for forms in labels["peaked"])
+    contenders["generate"] = generate_contender(peer, batch, device, longest)
+    for name, scorer in scorers.items():
+        contenders[f"argmax_{name}"] = scorer.argmax
+        if name.startswith("peaked"):
+            contenders[f"full:{name.split(':')[1]}"] = scorer.full
+    for name in contenders:
+        pictures[name] = 1 if name.startswith("outlines") else NUM_PICTURES
+
+    progress("warming up, and checking that the arg-max is that of the full scores")
+    for name, scorer in scorers.items():
+        best, scores = scorer.argmax(), scorer.full()
+        chosen = scores[torch.arange(len(best)), torch.tensor(best)]
+        # bfloat16: the two ways may round a tie apart, by less than the scores differ otherwise.
+        assert (scores.max(1).values - chosen).max() < 0.2 * PEAKED_SCALE, name
+    seconds_of(contenders[f"outlines:{counts[-1]}"], device)
+
+    progress(f"timing, {repetitions} repetitions in turns")
+    seconds = interleave(contenders, repetitions, device)
+    per_picture = {name: [s / pictures[name] for s in all_s] for name, all_s in seconds.items()}
+    most = counts[-1]
+    ratios = {
+        "argmax_vs_outlines": ratio(per_picture[f"outlines:{most}"], per_picture[f"argmax_peaked:{most}"]),
+        "argmax_vs_generate": ratio(per_picture["generate"], per_picture[f"argmax_peaked:{most}"]),
+        "full_vs_outlines": ratio(per_picture[f"outlines:{most}"], per_picture[f"full:{most}"]),
+        "argmax_flat_vs_generate": ratio(per_picture["generate"], per_picture[f"argmax_flat:{most}"]),
+    }
+    rows_run = {name: scorer.num_rows for name, scorer in scorers.items()}
+    result = record(
+        "label_scoring",
+        device,
+        options.quick,
+        setting={
+            "model": "LFM2-VL-450M, random weights, bfloat16",
+            "shared_tokens": len(batch.shared),
+            "image_tokens": 64,
+            "label_tokens": "2 to 4, end token included",
+            "pictures_at_once": {"outlines": 1, "generate": NUM_PICTURES, "ours": NUM_PICTURES},
+            "ratios_at_labels": most,
+        },
+        seconds_per_picture=per_picture,
+        trie_rows_searched_per_picture=rows_run,
+        ratios=ratios,
+    )
+    rows = []
+    slowest = statistics.median(per_picture[f"outlines:{most}"])
+    for name, values in per_picture.items():
+        middle = statistics.median(values)
+        searched = rows_run.get(name.removeprefix("argmax_"))
+        rows.append(
+            [
+                name,
+                f"{middle:.3f}",
+                f"{min(values):.3f} to {max(values):.3f}",
+                f"{slowest / middle:.1f}",
+                f"{searched:.1f}" if name.startswith("argmax") and searched is not None else "",
+            ]
+        )
+    print(table(["contender:labels", "s/picture", "range", "× outlines", "trie rows"], rows))
+    print()
+    print(ratio_table(ratios))
+    write_json(options.json, result)
+
+
+if __name__ == "__main__":
+    main()
