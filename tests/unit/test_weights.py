@@ -129,15 +129,25 @@ def test_two_spellings_of_one_tensor_are_refused() -> None:
         load_strict(_empty_like(model), tensors, LFM2_VL.names)
 
 
-def test_casting_and_writing_to_loaded_weights_leave_the_file_alone(tmp_path: Path) -> None:
+def test_a_loaded_model_and_its_file_are_independent(tmp_path: Path) -> None:
     folder = _write(tmp_path / "m", _tensors(Small()))
-    before = (folder / "model.safetensors").read_bytes()
+    file = folder / "model.safetensors"
+    before = file.read_bytes()
     model = Small()
     load_strict(model, read_checkpoint(folder), NameTable())
+    with file.open("r+b") as stream:  # another program saves over the file, in place
+        stream.seek(-8, 2)
+        stream.write(b"\xff" * 8)
+    assert not any(parameter.isnan().any() for parameter in model.parameters())
+    file.write_bytes(before)
     with torch.no_grad():
         model.first.weight.fill_(7)
-    assert (folder / "model.safetensors").read_bytes() == before
-    load_strict(model, read_checkpoint(folder), NameTable(), dtype=torch.bfloat16)
+    assert file.read_bytes() == before
+
+
+def test_loading_casts(tmp_path: Path) -> None:
+    model = Small()
+    load_strict(model, read_checkpoint(_write(tmp_path / "m", _tensors(model))), NameTable(), dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 

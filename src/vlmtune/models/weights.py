@@ -298,7 +298,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | No
     old = module._parameters[leaf]
     assert old is not None
     moved = tensor.to(device=device, dtype=dtype or tensor.dtype)
-    # A tensor straight from the file is a view of the mapped file: training must not write there.
+    # A tensor as read is a view of the mapped file, and would change or vanish with it.
     moved = moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
     module._parameters[leaf] = nn.Parameter(moved.contiguous(), requires_grad=old.requires_grad)
 
