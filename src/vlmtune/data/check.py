@@ -243,7 +243,7 @@ def _peculiarities(header: Image.Image) -> Iterator[str]:
 
 def _exact_duplicates(
     members: Sequence[tuple[Role, Example]], looks: Sequence[_Look], readable: Sequence[int]
-) -> tuple[list[DuplicateGroup], dict[str, int]]:
+) -> tuple[list[DuplicateGroup], dict[str, Any]]:
     by_pixels: dict[str, list[int]] = defaultdict(list)
     for i in readable:
         by_pixels[looks[i].pixels].append(i)

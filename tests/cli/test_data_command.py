@@ -1,0 +1,75 @@
+"""`vlmtune data check`: tables or JSON on stdout, progress on stderr, exit 1 for what a person must repair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlmtune.cli.main import main
+
+pytestmark = pytest.mark.cli
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    for label, color in (("oak", "green"), ("beech", "brown")):
+        folder = tmp_path / "leaves" / label
+        folder.mkdir(parents=True)
+        for number in range(10):
+            picture = Image.new("RGB", (20 + number, 20), color)
+            picture.putpixel((number, number), (number, 0, 0))
+            picture.save(folder / f"{number}.png")
+    file = tmp_path / "leaves.yaml"
+    file.write_text(f"data: {tmp_path / 'leaves'}\n")
+    return file
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_check_prints_counts_and_sizes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "data", "check", config)
+    assert code == 0, err
+    assert "beech" in out
+    assert "20 to 29 px" in out
+    assert "Reading pictures: 20/20" in err
+
+
+def test_check_json_is_one_value_on_stdout(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "data", "check", config, "--json", "--set", "data.test_fraction=0.5")
+    report = json.loads(out)
+    assert code == 0
+    assert report["counts"]["test"] == 10
+    assert report["counts_per_label"]["oak"]["test"] == 5
+    assert report["unreadable"] == []
+
+
+def test_a_corrupt_image_is_reported_then_exit_1(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = config.parent / "leaves" / "oak" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    code, out, err = run(capsys, "data", "check", config, "--json")
+    assert code == 1
+    assert json.loads(out)["unreadable"][0]["file"] == str(bad)
+    assert f"Error: 1 of 20 pictures cannot be read, the first is {bad}" in err
+    assert "Traceback" not in err
+
+
+def test_an_empty_class_folder_exits_1_with_its_name(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config.parent / "leaves" / "ash").mkdir()
+    code, out, err = run(capsys, "data", "check", config)
+    assert (code, out) == (1, "")
+    assert f"Error: {config.parent / 'leaves' / 'ash'}: this class folder has no pictures (it is empty)" in err
+
+
+def test_a_label_not_in_the_set_exits_1_with_its_file(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "data", "check", config, "--set", "task.labels=[oak, birch]")
+    assert code == 1
+    assert "leaves/beech/" in err
+    assert "Unknown label 'beech'" in err
