@@ -16,7 +16,7 @@ _PACKAGES = (
     "font_lato", "font_manrope", "font_roboto", "font_source_sans_pro", "font_source_serif_pro",
 )  # fmt: skip
 # Mathematical symbol fonts: their code points for letters and digits hold something else, or nothing.
-_NOT_TEXT = ("cmex", "cmsy", "cmmi", "STIXSiz", "STIXNonUni", "LastResort", "DejaVuSansDisplay", "VariableFont")
+_NOT_TEXT = ("cmex", "cmsy", "cmmi", "STIXSiz", "STIXNonUni", "LastResort", "DejaVuSansDisplay", "DejaVuSerifDisplay")
 _SIZE = 64
 
 
