@@ -172,7 +172,9 @@ def check_data(
     looks = list(_look_at_all([example.image for _, example in members], num_threads, on_advance))
 
     described = splits.description["splits"]
-    per_label = {label: {role: described[role]["per_label"][label] for role in ROLES} for label in splits.labels.stored}
+    per_label = {
+        label: {str(role): described[role]["per_label"][label] for role in ROLES} for label in splits.labels.stored
+    }
     readable = [i for i, look in enumerate(looks) if look.problem is None]
     groups, group_counts = _exact_duplicates(members, looks, readable)
     near, near_counts = _near_duplicates(members, looks, readable)
