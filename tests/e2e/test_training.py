@@ -50,7 +50,8 @@ def experiment(base: Path, pictures: Path, output: Path, name: str, **train: obj
 
 def start(wanted: Experiment, *, resume: bool = False, stop_after: int | None = None) -> tuple[Trainer, RunFolder]:
     resolved, splits = load_data(wanted)
-    folder = RunFolder.create(resolved, resume=resume)
+    folder = RunFolder.claim(resolved, resume=resume)
+    folder.begin(resolved)
     trainer = Trainer(resolved, open_base(resolved.model), splits)
 
     def watch(report: object) -> None:

@@ -52,13 +52,14 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
 
     console = stderr_console()
     resolved, splits = load_data(experiment)
-    folder = RunFolder.create(resolved, resume=resume)
+    folder = RunFolder.claim(resolved, resume=resume)
     opened = open_base(resolved.model)
     trainer = Trainer(resolved, opened, splits)
     checks = preflight(trainer)
-    folder.write_json("preflight.json", checks.to_dict())
     print_findings(checks, console)
     checks.raise_errors()
+    folder.begin(resolved)
+    folder.write_json("preflight.json", checks.to_dict())
     started = now()
     folder.write_json("run.json", describe_run(trainer, folder, started))
     with ProgressBar(f"train {resolved.name}", trainer.num_steps, unit="steps", console=console) as bar:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmtune.adapters.open import open_adapted
+from vlmtune.adapters.open import find_run, open_adapted
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import TaskSection
 from vlmtune.errors import UserError
@@ -40,15 +40,6 @@ def open_predictor(
         raise UserError(f"{model}: no run folder, so nothing says which labels there are. Name them: --labels a,b,c")
     opened: OpenedModel = open_adapted(model)
     return Predictor(opened, task, None if labels is None else label_set(labels, task), batch_size)
-
-
-def find_run(model: Path) -> Path | None:
-    """The run folder that a path is, or lies in (a checkpoint, `best`); None for anything else."""
-    resolved = model.resolve()
-    for folder in (resolved, *resolved.parents[:2]):
-        if (folder / "config.yaml").is_file() and (folder / "run.json").is_file():
-            return folder
-    return None
 
 
 def label_set(stored: Sequence[str], task: TaskSection) -> LabelSet:

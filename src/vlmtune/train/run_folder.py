@@ -25,9 +25,11 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, experiment: Experiment, *, resume: bool) -> RunFolder:
-        """Make the folder, or reopen it. Raises RunFolderError if it exists (or, resuming, does not), or is not
-        writable."""
+    def claim(cls, experiment: Experiment, *, resume: bool) -> RunFolder:
+        """The experiment's folder, found free and writable (or, resuming, found) but not begun: see `begin`.
+
+        Raises RunFolderError if it exists (resuming: does not), or is not writable.
+        """
         assert experiment.name is not None
         path = Path(experiment.output_dir) / experiment.name
         has_run = (path / "config.yaml").exists()
@@ -46,10 +48,12 @@ class RunFolder:
             raise RunFolderError(
                 f"{path}: cannot write here ({error.strerror}). Choose another place: --set output_dir=FOLDER."
             ) from error
-        folder = cls(path)
-        if not resume:
-            folder.write_text("config.yaml", dump(experiment))
-        return folder
+        return cls(path)
+
+    def begin(self, experiment: Experiment) -> None:
+        """Write the experiment: from here on the folder is a run. A run that failed its preflight leaves none."""
+        if not (self.path / "config.yaml").exists():
+            self.write_text("config.yaml", dump(experiment))
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file whole or not at all."""
