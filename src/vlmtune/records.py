@@ -38,7 +38,7 @@ class ImageSource:
         from PIL import ImageOps
 
         try:
-            image = Image.open(io.BytesIO(self.read()))
+            image: Image.Image = Image.open(io.BytesIO(self.read()))
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16"):

@@ -63,8 +63,10 @@ def random_affine(image: Image.Image, draw: Draw) -> Image.Image:
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     x, y = image.width / 2, image.height / 2
     # Pillow maps output to input: rotate about the centre, then move.
-    matrix = (cos, sin, x - cos * (x + shift_x) - sin * (y + shift_y))
-    matrix += (-sin, cos, y + sin * (x + shift_x) - cos * (y + shift_y))
+    matrix = (
+        *(cos, sin, x - cos * (x + shift_x) - sin * (y + shift_y)),
+        *(-sin, cos, y + sin * (x + shift_x) - cos * (y + shift_y)),
+    )
     corner = image.getpixel((0, 0))
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=corner)
 
