@@ -80,13 +80,16 @@ def _print_pairs(result: dict[str, Any]) -> None:
             f"+{pair['only_second']} −{pair['only_first']}",
             w.p_value(pair["p_holm"]),
             "yes" if pair["is_significant"] else "no",
-            _changes(pair["classes_gained"]),
-            _changes(pair["classes_lost"]),
         ]
         for pair in result["pairs"]
     ]
-    head = ["pair", "points", "95% interval", "flipped", "McNemar, Holm", "significant", "gained most", "lost most"]
-    print_table(head, rows)
+    print_table(["pair", "points", "95% interval", "flipped", "McNemar, Holm", "significant"], rows)
+    for pair in result["pairs"]:
+        for word in ("gained", "lost"):
+            classes = pair[f"classes_{word}"]
+            if classes:
+                print(f"{pair['first']} → {pair['second']} {word} most: {_changes(classes)}")
+    print("Points by class; * marks a class that changed significantly by itself.")
 
 
 def _changes(classes: list[dict[str, Any]]) -> str:

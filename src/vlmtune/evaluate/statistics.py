@@ -46,7 +46,7 @@ def mcnemar(only_first: int, only_second: int, method: Literal["mid-p", "exact"]
     if method == "exact":
         return exact
     if only_first == only_second:
-        return 1.0 - float(stats.binom.pmf(fewer, total, 0.5))
+        return 1.0 - float(stats.binom.pmf(fewer, total, 0.5)) / 2
     return 2 * float(stats.binom.cdf(fewer, total, 0.5)) - float(stats.binom.pmf(fewer, total, 0.5))
 
 

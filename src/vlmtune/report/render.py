@@ -6,10 +6,11 @@ Called by `vlmtune report`, `train`, `demo` and `compare`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -86,7 +87,9 @@ def _write(
         page.parent.mkdir(parents=True, exist_ok=True)
         write_charts(page.parent / "charts", view)
         _write_text(page.with_suffix(".md"), to_markdown(view))
-        _write_text(page.with_suffix(".json"), json.dumps(_plain(view), indent=1, ensure_ascii=False) + "\n")
+        _write_text(
+            page.with_suffix(".json"), json.dumps(_plain(view), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
         _write_text(page, to_html(view))
     except OSError as error:
         raise RunFolderError(f"Cannot write {page}: {error.strerror}. Free the disk or name another place.") from error
@@ -98,7 +101,17 @@ def _plain(view: dict[str, Any]) -> dict[str, Any]:
     gallery = [{key: value for key, value in card.items() if key != "image"} for card in view["gallery"]]
     left = {"main", "main_run", "training"}
     training = [{k: run[k] for k in ("name", "validation_rows", "best")} for run in view["training"]]
-    return {**{k: v for k, v in view.items() if k not in left}, "gallery": gallery, "training": training}
+    plain = {**{k: v for k, v in view.items() if k not in left}, "gallery": gallery, "training": training}
+    return cast(dict[str, Any], _without_nan(plain))
+
+
+def _without_nan(value: Any) -> Any:
+    """A diverged run has losses that JSON cannot say: null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _part(name: str) -> Markup:

@@ -54,8 +54,18 @@ def build(
 
 
 def drawings(view: dict[str, Any]) -> dict[str, Any]:
-    """The SVG charts of a view, by name; a chart without data is absent."""
-    drawn: dict[str, Any] = {}
+    """The SVG charts of a view, by name; a chart without data is None."""
+    names = (
+        "loss",
+        "validation",
+        "accuracy",
+        "confusion",
+        "confusion_labels",
+        "reliability",
+        "reliability_runs",
+        "risk",
+    )
+    drawn: dict[str, Any] = dict.fromkeys(names)
     training = view["training"]
     if any(run["loss"] for run in training):
         drawn["loss"] = charts.loss_curves(training)
