@@ -1,0 +1,62 @@
+"""The demo, whole: what `make demo` promises, on the built-in model and data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "vlmtune.cli.main", "demo", "--json", "--output", str(folder / "runs")]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return folder, json.loads(finished.stdout)
+
+
+def test_fine_tuning_beats_the_baseline_and_more_pictures_beat_fewer(demo: tuple[Path, dict[str, float]]) -> None:
+    _, result = demo
+    assert 0.50 <= result["baseline"] < result["tuned_10"] < result["tuned_100"]
+    assert result["tuned_10"] >= 0.85
+    assert result["tuned_100"] >= 0.98
+
+
+def test_all_three_are_measured_on_the_same_held_out_pictures(demo: tuple[Path, dict[str, object]]) -> None:
+    folder, _ = demo
+    evaluations = sorted((folder / "runs").rglob("evaluation.json"))
+    facts = [json.loads(path.read_text()) for path in evaluations]
+    assert [fact["data"]["num_examples"] for fact in facts] == [360, 360, 360]
+    assert len({fact["data"]["fingerprint"] for fact in facts}) == 1
+
+
+def test_the_report_is_one_page_with_the_three_results(demo: tuple[Path, dict[str, object]]) -> None:
+    folder, result = demo
+    page = (folder / str(result["report"])).read_text()
+    for name in ("baseline", "tuned_10", "tuned_100"):
+        assert name in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "src=\"data:image/jpeg" in page or "data:image/jpeg;base64" in page
+
+
+def test_the_tuned_model_answers_with_probabilities(demo: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    from vlmtune.inference.open import open_predictor
+    from vlmtune.inference.predictor import Query
+    from vlmtune.records import ImageSource, LabelScores
+
+    folder, _ = demo
+    digit = load_digits().images[0] * 255 / 16
+    Image.fromarray(digit.astype("uint8")).resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / "0.png")
+    predictor = open_predictor(str(folder / "runs" / "tuned_100"))
+    (scores,) = predictor.classify([Query(ImageSource(path=tmp_path / "0.png"))])
+    assert isinstance(scores, LabelScores)
+    assert scores.prediction == "0"
