@@ -101,8 +101,9 @@ def test_positions_asked_about_agree_with_where_things_are() -> None:
 
 def test_yes_no_questions_are_answered_yes_about_half_of_the_time() -> None:
     answers = []
+    things = [draw("thing", seed)[1] for seed in range(20)]
     for seed in range(300):
-        facts = draw("thing", seed % 20)[1]
+        facts = things[seed % 20]
         answers += [q.answer for q in questions(facts, seed) if q.type == "yes/no"]
     assert 0.4 < answers.count("yes") / len(answers) < 0.6
 
@@ -165,7 +166,7 @@ def test_colors_are_named_once() -> None:
     assert len(set(COLORS.values())) == len(COLORS)
 
 
-def test_a_corpus_is_the_same_with_one_process_or_two_and_opens_again(tmp_path: Path) -> None:
+def test_a_corpus_opens_again_and_is_reused(tmp_path: Path) -> None:
     mixture = {"digit": 1.0, "shapes": 2.0}
     told: list[int] = []
     one = draw_corpus(tmp_path / "one", mixture, 30, seed=5, processes=1, on_progress=told.append)
@@ -179,3 +180,10 @@ def test_a_corpus_is_the_same_with_one_process_or_two_and_opens_again(tmp_path: 
     assert (tmp_path / "one" / "pixels.npy").stat().st_mtime_ns == before
     other = draw_corpus(tmp_path / "one", mixture, 30, seed=6, processes=1)
     assert hashlib.sha256(other.pixels.tobytes()).hexdigest() != digest
+
+
+def test_a_corpus_is_the_same_with_one_process_or_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmtune.data.drawn.corpus._CHUNK", 4)
+    one = draw_corpus(tmp_path / "one", {"texture": 1.0}, 8, seed=1, processes=1)
+    two = draw_corpus(tmp_path / "two", {"texture": 1.0}, 8, seed=1, processes=2)
+    assert one.facts == two.facts and (one.pixels == two.pixels).all()

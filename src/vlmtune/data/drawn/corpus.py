@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -69,10 +70,11 @@ def draw_corpus(
     done_file.unlink(missing_ok=True)
     pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(num, size, size, 3))
     jobs = [(mixture, seed, first, min(first + _CHUNK, num), size) for first in range(0, num, _CHUNK)]
+    num_processes = min(processes or os.cpu_count() or 1, len(jobs))
     # `spawn`: a fork of a process that already runs torch threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes or os.cpu_count() or 1) as pool, (folder / "facts.jsonl").open("w") as lines:
-        for first, block, facts in pool.imap(_draw_chunk, jobs):
+    pool = multiprocessing.get_context("spawn").Pool(num_processes) if num_processes > 1 else None
+    with pool or nullcontext(), (folder / "facts.jsonl").open("w") as lines:
+        for first, block, facts in (pool.imap if pool else map)(_draw_chunk, jobs):
             pixels[first : first + len(block)] = block
             lines.writelines(json.dumps(asdict(fact)) + "\n" for fact in facts)
             on_progress(first + len(block))
