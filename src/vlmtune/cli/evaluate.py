@@ -70,6 +70,7 @@ def run_evaluation(
     experiment: Experiment, splits: Splits, *, checkpoint: Path | None, folder: Path, name: str | None = None
 ) -> Measured:
     """Evaluate a checkpoint (or the base, for None) into `folder`/evaluation/NAME."""
+    from vlmtune.data.splits import TEST_SEED, subset
     from vlmtune.evaluate.run import evaluate as run
     from vlmtune.inference.predictor import Predictor
     from vlmtune.train.prepare import open_checkpoint
@@ -77,7 +78,7 @@ def run_evaluation(
     section = experiment.evaluate
     examples = getattr(splits, section.split)
     if section.limit is not None:
-        examples = examples[: section.limit]
+        examples = subset(examples, section.limit, TEST_SEED)  # the first ones would be of one class
     opened = open_checkpoint(experiment.model, checkpoint)
     task = experiment.task
     if task.list_labels == "drop-after-first-epoch" and checkpoint is not None:
