@@ -78,9 +78,9 @@ test: $(STAMP) ## Every test tier: unit, cli, parity, e2e
 
 .PHONY: lint
 lint: $(STAMP) ## Style and types
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	@failed=0; for check in "ruff check ." "ruff format --check ." "mypy"; do \
+	  echo "$$check"; $(VENV)/bin/$$check || failed=1; \
+	done; exit $$failed
 
 .PHONY: check
 check: lint test ## Style, types and tests: exactly what CI runs

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlmtune.config.load import InvalidExperimentError, dump, load_experiment
+from vlmtune.config.load import InvalidExperimentError, dump, load_experiment, load_section
+from vlmtune.config.pretrain_schema import Pretraining, WholeStage
 from vlmtune.config.schema import AdapterSection, Experiment, TaskSection
 from vlmtune.errors import ConfigError
 
@@ -242,6 +243,19 @@ def test_all_problems_are_reported_at_once_in_the_files_order(write) -> None:
         ["9", "adapter.parts[0]"],
         ["--set train.lr=1", "train.lr"],
         ["--set evaluate.limit=0", "evaluate.limit"],
+    ]
+
+
+def test_a_file_of_another_schema_is_checked_in_the_same_way(write) -> None:
+    path = write("model: small\nwhole: {stps: 3}\ntower: {steps: 5e1}\n")
+    with pytest.raises(InvalidExperimentError) as caught:
+        load_section(path, Pretraining, ["whole.learning_rate=fast"])
+    assert [str(problem).replace(f"{path}:", "") for problem in caught.value.problems] == [
+        "1: model: found 'small', expected keys with values.",
+        "2: whole.stps: unknown key. Did you mean 'steps'? Known keys of whole: "
+        + ", ".join(WholeStage.model_fields)
+        + ".",
+        "--set whole.learning_rate=fast: whole.learning_rate: found 'fast', expected a number.",
     ]
 
 

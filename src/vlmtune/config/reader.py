@@ -108,8 +108,10 @@ class Reader:
                 written = f"'{node.value}'" if node.value else "nothing"
                 self.report(path, f"found {written}, which YAML reads as no value, expected text. Quote it.")
             return None
-        if section_of(annotation) and path and path[-1] in SHORTHANDS:
-            key = SHORTHANDS[str(path[-1])]
+        section = section_of(annotation)
+        key = SHORTHANDS.get(str(path[-1])) if path else None
+        if section is not None and key in section.model_fields:
+            assert key is not None
             self.places[(*path, key)] = self.places[path]
             return {key: self._scalar(node, str, (*path, key))}
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
