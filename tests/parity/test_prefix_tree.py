@@ -106,6 +106,19 @@ def test_loss_and_gradients_equal_running_every_sample_whole(max_answers: int) -
     check()
 
 
+def test_checkpointed_activations_give_the_same_gradients() -> None:
+    _, ours = pair()
+    picture = random_picture([(4, 4)], 1)
+    found = []
+    for enabled in (False, True):
+        ours.checkpoint_activations(enabled)
+        sample = Sample([*[IMAGE_TOKEN] * 4, 10], ours.encode_images([picture]), [Answer([20, 21, END])])
+        sample_loss(ours, [7, 8, 9], [sample]).total.backward()
+        found.append(gradients(ours))
+    ours.checkpoint_activations(False)
+    assert all(torch.equal(grad, found[1][name]) for name, grad in found[0].items())
+
+
 def test_loss_on_everything_equals_the_older_recipe() -> None:
     peer, ours = pair()
     prefix, picture = [7, 8, 9], random_picture([(4, 4)], 1)

@@ -76,6 +76,14 @@ class VisionLanguageModel(nn.Module, ABC):
     def device(self) -> torch.device: ...
 
     @abstractmethod
+    def activation_bytes_per_row(self) -> int:
+        """About what a decoder row keeps for the backward pass, without checkpointing, in bytes."""
+
+    @abstractmethod
+    def checkpoint_activations(self, enabled: bool) -> None:
+        """Keep only each layer's input for the backward pass and compute the layer again there, or not."""
+
+    @abstractmethod
     def config_dict(self) -> dict[str, Any]:
         """The configuration as the checkpoint's `config.json` holds it (what `transformers` reads)."""
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlmtune.errors import WeightsError
 from vlmtune.models.attention import attention
@@ -226,6 +227,7 @@ class Lfm2Model(nn.Module):
         self.embedding_norm = RMSNorm(config.hidden_size, config.norm_eps)
         attention = [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]
         self.last_attention = max(attention, default=-1)
+        self.checkpoint_activations = False
 
     def empty_state(self, dtype: torch.dtype, device: torch.device) -> State:
         """The state before any token: one empty path."""
@@ -260,7 +262,10 @@ class Lfm2Model(nn.Module):
             rows = tree.full if index < self.last_attention else tree.narrow
             if index == 0 and self.last_attention < 0:
                 x = gather_rows(x, tree.kept)
-            x, new_state = layer(x, rope, tree, rows, layer_state)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x, new_state = checkpoint(layer, x, rope, tree, rows, layer_state, use_reentrant=False)
+            else:
+                x, new_state = layer(x, rope, tree, rows, layer_state)
             layer_states.append(new_state)
         hidden = self.embedding_norm(x[tree.read])
         if not want_state:

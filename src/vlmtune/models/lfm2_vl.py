@@ -133,5 +133,14 @@ class Lfm2Vl(VisionLanguageModel):
     def device(self) -> torch.device:
         return self.model.language_model.embed_tokens.weight.device
 
+    def activation_bytes_per_row(self) -> int:
+        text = self.config.text_config
+        # Norms, gates, projections and residuals: about ten vectors of the width a layer, and three of the MLP's.
+        per_layer = 10 * text.hidden_size + 3 * text.feed_forward_size
+        return per_layer * len(text.layer_types) * self.model.language_model.embed_tokens.weight.element_size()
+
+    def checkpoint_activations(self, enabled: bool) -> None:
+        self.model.language_model.checkpoint_activations = enabled
+
     def config_dict(self) -> dict[str, Any]:
         return self.config.to_dict()

@@ -37,6 +37,7 @@ from vlmtune.train.checkpoints import (
     save_checkpoint,
 )
 from vlmtune.train.feature_cache import CachedPicture, FeatureCache, open_feature_cache
+from vlmtune.train.memory import needs_checkpointing
 from vlmtune.train.precision import autocast
 from vlmtune.train.run_folder import RunFolder, environment, now
 from vlmtune.train.schedule import learning_rate_factor, micro_batches
@@ -272,6 +273,14 @@ class Trainer:
         total_weight = sum(
             loss_weight(samples, predictor.prefix, train.loss)
             for (predictor, _, _), samples in zip(prepared, placeholders, strict=True)
+        )
+        setting = train.checkpoint_activations
+        rows = max(
+            len(predictor.prefix) + sum(len(sample.ids) + len(sample.answers[0].ids) for sample in samples)
+            for (predictor, _, _), samples in zip(prepared, placeholders, strict=True)
+        )
+        self.model.checkpoint_activations(
+            setting == "on" or (setting == "auto" and needs_checkpointing(self.model, rows))
         )
         total = self._backward(prepared, placeholders, total_weight)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
