@@ -174,11 +174,11 @@ def test_words_and_numbers_in_a_table_stay_text(tmp_path: Path) -> None:
 
 
 def test_a_missing_picture_is_named_with_file_and_line(tmp_path: Path) -> None:
-    table = write_csv(tmp_path, 'image,label,why\nred.png,red,"two\nlines"\ngone.png,green,\nblue.png,,\n')
+    table = write_csv(tmp_path, 'image,label,why\nred.png,red,"two\nlines"\ngone.png,green,"two\nlines"\nblue.png,,\n')
     with pytest.raises(DataError) as caught:
         load(table)
     assert f"{table}, line 4: there is no picture file {tmp_path / 'gone.png'}" in str(caught.value)
-    assert f"{table}, line 5: the label (column 'label') is empty" in str(caught.value)
+    assert f"{table}, line 6: the label (column 'label') is empty" in str(caught.value)
 
 
 def test_a_missing_column_lists_the_columns(tmp_path: Path) -> None:
