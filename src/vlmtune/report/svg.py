@@ -78,7 +78,7 @@ class Plot:
         y_range: Range,
         width: float = 460,
         height: float = 300,
-        left: float = 52,
+        left: float = 62,
     ) -> None:
         self.canvas = Canvas(width, height, description)
         self.x_range, self.y_range = _widened(x_range), _widened(y_range)
@@ -104,7 +104,7 @@ class Plot:
         self.canvas.line(self.left, self.bottom, self.right, self.bottom, "axis")
         self.canvas.text((self.left + self.right) / 2, self.bottom + 37, x_label, "name", "middle")
         middle = (self.top + self.bottom) / 2
-        self.canvas.text(13, middle, y_label, "name", "middle", turn=-90)
+        self.canvas.text(12, middle, y_label, "name", "middle", turn=-90)
 
     def curve(self, points: Sequence[Point], css: str) -> None:
         self.canvas.path([(self.x(x), self.y(y)) for x, y in points], css)

@@ -112,7 +112,7 @@ def _pair_sentence(pair: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     )
     change, p = pair["difference"], p_value(pair["p_holm"])
     span = f"95% interval {points_interval(pair['difference_interval'])}"
-    flipped = f"{pair['only_second']} pictures became right, {pair['only_first']} became wrong"
+    flipped = f"{count(pair['only_second'])} pictures became right, {count(pair['only_first'])} became wrong"
     if not pair["is_significant"]:
         return (
             f"Against {first}, {pair['second']} differs by {points(change)} points ({span}; {p}): "
@@ -162,8 +162,8 @@ def _calibration_sentence(figures: dict[str, Any]) -> str:
         return f"Its probabilities are off in both directions (calibration error {percent(figures['ece'])})."
     tendency = "too confident" if gap > 0 else "too cautious"
     return (
-        f"Its probabilities are {tendency}: {percent(figures['mean_confidence'])} on average (calibration error "
-        f"{percent(figures['ece'])})."
+        f"Its probabilities are {tendency}: it states {percent(figures['mean_confidence'])} on average "
+        f"(calibration error {percent(figures['ece'])})."
     )
 
 
