@@ -155,7 +155,10 @@ def confusion_heatmap(confusion: NDArray[np.int64], labels: Sequence[str]) -> Ma
     for index, label in enumerate(labels):
         middle = margin + (index + 0.5) * cell
         canvas.text(margin - 5, middle + size * 0.36, _shortened(label, 18), "tick", "end", size=size)
-        canvas.text(middle + size * 0.36, margin - 5, _shortened(label, 18), "tick", turn=-90, size=size)
+        if longest * size * 0.6 < cell:
+            canvas.text(middle, margin - 6, label, "tick", "middle", size=size)
+        else:
+            canvas.text(middle + size * 0.36, margin - 5, _shortened(label, 18), "tick", turn=-90, size=size)
     canvas.text(margin + side / 2, margin + side + 20, "predicted →  (truth in rows)", "name", "middle")
     return canvas.render()
 
