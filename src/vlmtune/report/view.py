@@ -251,7 +251,9 @@ def _facts(runs: Sequence[RunRecord], evaluations: Sequence[Evaluation]) -> list
 
 def _seconds(run: RunRecord) -> float | None:
     progress = run.facts.get("progress") or {}
-    return _number(progress.get("seconds", run.train[-1].get("seconds") if run.train else None))
+    # run.json is written before the first step and after the last: an unfinished run's time is in its metrics.
+    told = [_number(progress.get("seconds")), _number(run.train[-1].get("seconds")) if run.train else None]
+    return max((seconds for seconds in told if seconds), default=None)
 
 
 def _number(value: Any) -> float | None:
