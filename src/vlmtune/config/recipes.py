@@ -41,24 +41,31 @@ class Choice:
 
 ALL_LINEAR = ["attention", "mlp", "conv", "connector"]
 
+LORA_SUFFICES = 1_500
+"""Training pictures up to which the tiny base learns better by LoRA than as a whole."""
+
 # fmt: off
-TABLE: tuple[Choice, ...] = (
-    Choice("adapter.targets", ALL_LINEAR, ALL_LINEAR,
+WHAT_LEARNS: tuple[Choice, ...] = (
+    Choice("adapter.targets",
+           Ladder("num_train", ((LORA_SUFFICES, ALL_LINEAR), (None, []))), ALL_LINEAR,
            "every linear layer of the decoder, MLPs above all (LoRA Without Regret), and the connector"),
-    Choice("adapter.parts", [], [],
-           "LoRA alone unless the file asks for whole parts"),
+    Choice("adapter.parts",
+           Ladder("num_train", ((LORA_SUFFICES, []), (None, ["everything"]))), [],
+           "the tiny base has never seen a photograph: given enough of them, all of its 3 M weights should learn"),
+)
+TABLE: tuple[Choice, ...] = (
     Choice("adapter.rank", 16, 16,
            "16 to 32 loses nothing against full fine-tuning on sets of this size"),
     Choice("train.learning_rate", 2e-3, 2e-4,
            "about ten times that of full fine-tuning; small networks take a larger one"),
-    Choice("train.batch_size", 16, 16,
+    Choice("train.batch_size", Ladder("num_train", ((LORA_SUFFICES, 16), (None, 32))), 16,
            "one prefix tree: the shared prompt is paid once a batch, and 16 answers are still a noisy enough gradient"),
     Choice("train.epochs",
-           Ladder("num_train", ((200, 30), (1_000, 12), (5_000, 5), (None, 3))),
+           Ladder("num_train", ((200, 20), (1_000, 10), (LORA_SUFFICES, 5), (10_000, 8), (None, 3))),
            Ladder("num_train", ((200, 20), (1_000, 10), (5_000, 5), (None, 3))),
            "few pictures need more passes for the same number of steps"),
     Choice("train.augment", "none", "none",
-           "which changes keep a label true depends on the pictures: digits may not be flipped"),
+           "LoRA on few pictures does without; which changes keep a label true depends on the pictures"),
     Choice("task.list_labels",
            Ladder("num_labels", ((0, "never"), (64, "prompt"), (None, "never"))),
            Ladder("num_labels", ((0, "never"), (256, "prompt"), (None, "never"))),
@@ -71,6 +78,8 @@ TABLE: tuple[Choice, ...] = (
 WHOLE_PARTS: tuple[Choice, ...] = (
     Choice("train.learning_rate", 1e-3, 2e-5,
            "whole weights at a tenth of LoRA's rate; the tiny base was itself pretrained at 1.5e-3"),
+    Choice("train.augment", "crop", "crop",
+           "whole weights learn pictures by heart; crops and light keep any label true, flips would not keep text"),
 )
 # fmt: on
 
@@ -101,10 +110,12 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
     decided = experiment.model_copy(deep=True)
     if decided.adapter.targets is None and decided.adapter.parts:
         decided.adapter.targets = []  # `parts: [connector]` means the connector alone
-    table = TABLE if decided.adapter.targets != [] else (*WHOLE_PARTS, *TABLE)
-    for choice in table:
-        value = getattr(choice, column)
-        _fill(decided, choice.key, value.value(counts) if isinstance(value, Ladder) else value)
+    if decided.adapter.parts is None and decided.adapter.targets is not None:
+        decided.adapter.parts = []  # and `targets: [q_proj]` means LoRA alone
+    for choice in WHAT_LEARNS:
+        _decide(decided, choice, column, counts)
+    for choice in TABLE if decided.adapter.targets else (*WHOLE_PARTS, *TABLE):
+        _decide(decided, choice, column, counts)
     assert decided.adapter.rank is not None
     _fill(decided, "adapter.alpha", float(ALPHA_PER_RANK * decided.adapter.rank))
     if experiment.train.epochs is None and decided.train.max_steps is not None:
@@ -128,6 +139,11 @@ def num_steps(experiment: Experiment, num_train: int) -> int:
     # Rounded before the ceiling: 3 × 0.1 epochs are not a step more than 0.3.
     steps = max(1, math.ceil(round(experiment.train.epochs * steps_per_epoch(experiment, num_train), 6)))
     return min(steps, experiment.train.max_steps or steps)
+
+
+def _decide(experiment: Experiment, choice: Choice, column: Kind, counts: dict[str, int]) -> None:
+    value = getattr(choice, column)
+    _fill(experiment, choice.key, value.value(counts) if isinstance(value, Ladder) else value)
 
 
 def _fill(experiment: Experiment, key: str, value: Any) -> None:

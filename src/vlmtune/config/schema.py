@@ -132,7 +132,7 @@ class TrainSection(Section):
     """Optimizer steps between validations. Default: ten times a run, at least once an epoch."""
     save_every: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
-    augment: Literal["none", "flip-crop", "shift-rotate"] | None = None
+    augment: Literal["none", "crop", "flip-crop", "shift-rotate"] | None = None
     feature_cache: Literal["auto", "on", "off"] = "auto"
     checkpoint_activations: Literal["auto", "on", "off"] = "auto"
 

@@ -73,6 +73,7 @@ def random_affine(image: Image.Image, draw: Draw) -> Image.Image:
 
 AUGMENTATIONS: dict[str, tuple[Change, ...]] = {
     "none": (),
+    "crop": (random_crop, random_colour),
     "flip-crop": (random_flip, random_crop, random_colour),
     "shift-rotate": (random_affine,),
 }
