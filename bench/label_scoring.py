@@ -27,7 +27,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleave, progress, ratio, ratio_table, record, seconds_of, table, write_json
+from measure import (
+    add_options,
+    apply_options,
+    interleave,
+    progress,
+    ratio,
+    ratio_table,
+    record,
+    seconds_of,
+    table,
+    write_json,
+)
 from peers import END_TOKEN, VOCABULARY, Batch, build_ours, build_peer, make_batch
 from torch import Tensor
 
@@ -35,6 +46,7 @@ from vlmtune.inference.scoring import LabelScorer, Question
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.tree import Rows
 from vlmtune.text.trie import LabelTrie
+from vlmtune.train.allocator import hold_memory
 
 DTYPE = torch.bfloat16
 NUM_PICTURES = 16
@@ -204,15 +216,10 @@ class Ours:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under four minutes on two cores")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--repetitions", type=int)
-    parser.add_argument("--threads", type=int, default=2)
+    add_options(parser)
     options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type == "cpu":
-        torch.set_num_threads(options.threads)
+    device = apply_options(options)
+    hold_memory()
     repetitions = options.repetitions or (2 if options.quick else 5)
 
     progress("building")

@@ -6,6 +6,7 @@ is busy for a while slows both sides of a ratio.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,14 +33,48 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Clock:
+    """What a benchmark's seconds are.
+
+    ``kind`` is ``wall``; or ``cpu``, processor seconds of this process: what to use, with one thread, where others
+    use the same cores, since waiting for a core is not counted.
+    """
+
+    kind: Literal["wall", "cpu"] = "wall"
+
+    @classmethod
+    def now(cls) -> float:
+        return time.perf_counter() if cls.kind == "wall" else time.process_time()
+
+
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of one call."""
+    """Seconds of one call, by the benchmark's clock."""
     gc.collect()
     synchronize(device)
-    start = time.perf_counter()
+    start = Clock.now()
     work()
     synchronize(device)
-    return time.perf_counter() - start
+    return Clock.now() - start
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options every benchmark has."""
+    parser.add_argument("--quick", action="store_true", help="under four minutes on two cores")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", type=Path, help="write every repetition and the ratios there")
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time, for a machine in use"
+    )
+
+
+def apply_options(options: argparse.Namespace) -> torch.device:
+    device = torch.device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads)
+    Clock.kind = options.clock
+    return device
 
 
 def interleave(
@@ -82,8 +117,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, rows: int = 2048, seco
         torch.nn.functional.linear(torch.nn.functional.linear(x, up), down)
 
     product()
-    best, deadline = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
+    best, deadline = float("inf"), Clock.now() + seconds
+    while Clock.now() < deadline:
         best = min(best, seconds_of(product, device))
     return flop / best
 
@@ -152,6 +187,7 @@ def record(benchmark: str, device: torch.device, quick: bool, **content: Any) ->
         "benchmark": benchmark,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,
+        "clock": Clock.kind,
         "machine": machine(device),
         "versions": versions(),
         **content,

@@ -19,12 +19,13 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from measure import (
+    add_options,
+    apply_options,
     in_own_process,
     interleave,
     matrix_rate,
@@ -57,6 +58,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlmtune.adapters.lora import apply_adapter, trainable_parameters
 from vlmtune.config.schema import AdapterSection
 from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.train.allocator import hold_memory
 from vlmtune.train.precision import autocast
 from vlmtune.train.step import Answer, Sample, sample_loss
 
@@ -164,11 +166,11 @@ def contender(name: str, device: torch.device) -> Step:
     return peer.step(batch, checkpointing=is_recipe, answers_only=not is_recipe)
 
 
-def report_memory(name: str, device: torch.device) -> None:
-    """The body of an own process: two steps, and the peak while they ran."""
+def report_memory(name: str, device: torch.device, num_steps: int) -> None:
+    """The body of an own process: steps, and the peak while they ran."""
     step = contender(name, device)
     reset_peak_memory(device)
-    for _ in range(2):
+    for _ in range(num_steps):
         step()
     print(json.dumps({"bytes": peak_memory(device)}))
 
@@ -183,18 +185,13 @@ def share_of_rate(step: Step, seconds: list[float], rates: list[float]) -> tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under four minutes on two cores")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--repetitions", type=int)
-    parser.add_argument("--threads", type=int, default=2)
+    add_options(parser)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type == "cpu":
-        torch.set_num_threads(options.threads)
+    device = apply_options(options)
+    hold_memory()
     if options.memory_of:
-        report_memory(options.memory_of, device)
+        report_memory(options.memory_of, device, num_steps=1 if options.quick else 2)
         return
 
     repetitions = options.repetitions or (2 if options.quick else 5)
@@ -206,7 +203,7 @@ def main() -> None:
     if not options.quick:
         memory_of = ["recipe:4", *(f"strongest:{n}" for n in strongest_sizes), *(f"ours:{n}" for n in sizes)]
         memory_of.append("ours_cached:32")
-    arguments = ("--device", options.device, "--threads", str(options.threads))
+    arguments = ["--device", options.device, "--threads", str(options.threads), *(["--quick"] * options.quick)]
     memory = {name: in_own_process(__file__, *arguments, "--memory-of", name)["bytes"] for name in memory_of}
 
     progress("building")
