@@ -95,7 +95,9 @@ def test_yes_and_no_as_labels_must_be_quoted(fail: Fail, base: Path, pictures: P
     assert "quote" in message.lower()
 
 
-def test_a_learning_rate_that_yaml_reads_as_text_is_a_number(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_learning_rate_that_yaml_reads_as_text_is_a_number(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "x.yaml").write_text("train:\n  learning_rate: 5e-4\n")
     main_without_exit(["config", "show", str(tmp_path / "x.yaml"), "--as-written", "--json"])
     assert json.loads(capsys.readouterr().out)["train"]["learning_rate"] == 5e-4
@@ -146,9 +148,7 @@ def test_a_place_that_cannot_be_written_is_named(fail: Fail, base: Path, picture
     assert "output_dir" in message
 
 
-def test_a_full_disk_is_one_message(
-    fail: Fail, base: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_message(fail: Fail, base: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.write_text
 
     def write_text(path: Path, *arguments: object, **options: object) -> int:

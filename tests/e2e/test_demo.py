@@ -42,7 +42,7 @@ def test_the_report_is_one_page_with_the_three_results(demo: tuple[Path, dict[st
     for name in ("baseline", "tuned_10", "tuned_100"):
         assert name in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "src=\"data:image/jpeg" in page or "data:image/jpeg;base64" in page
+    assert 'src="data:image/jpeg' in page or "data:image/jpeg;base64" in page
 
 
 def test_the_tuned_model_answers_with_probabilities(demo: tuple[Path, dict[str, object]], tmp_path: Path) -> None:

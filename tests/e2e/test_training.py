@@ -107,7 +107,9 @@ def test_the_base_weights_do_not_move(base: Path, pictures: Path, tmp_path: Path
 
 
 def test_only_the_best_and_the_newest_checkpoints_stay(base: Path, pictures: Path, tmp_path: Path) -> None:
-    trainer, folder = start(experiment(base, pictures, tmp_path, "kept", save_every=1, eval_every=4, keep_checkpoints=2))
+    trainer, folder = start(
+        experiment(base, pictures, tmp_path, "kept", save_every=1, eval_every=4, keep_checkpoints=2)
+    )
     trainer.run(folder)
     kept = {path.name for path in list_checkpoints(folder.path)}
     assert {"step-000007", "step-000008", (folder.path / "best").resolve().name} == kept
@@ -124,5 +126,5 @@ def test_the_whole_command_teaches_new_words_and_writes_a_report(pictures: Path,
     assert {"config.yaml", "run.json", "preflight.json", "metrics.jsonl", "best", "report.html"} <= {
         path.name for path in run.iterdir()
     }
-    with pytest.raises(RunFolderError, match="this run exists.*--resume"):
+    with pytest.raises(RunFolderError, match=r"this run exists.*--resume"):
         run_training(wanted)

@@ -37,5 +37,5 @@ def test_none_leaves_the_picture_alone() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="flip-crop.*Known: crop, flip-crop, none, shift-rotate"):
+    with pytest.raises(UserError, match=r"flip-crop.*Known: crop, flip-crop, none, shift-rotate"):
         Augmentation.named("flipcrop")

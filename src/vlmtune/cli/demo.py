@@ -50,7 +50,9 @@ def demo(
     if json_:
         print_json({**accuracies, "report": str(report), "seconds": round(seconds, 1)})
         return
-    rows = [[name.replace("_", " ") + (" %" if "_" in name else ""), f"{100 * a:.1f} %"] for name, a in accuracies.items()]
+    rows = [
+        [name.replace("_", " ") + (" %" if "_" in name else ""), f"{100 * a:.1f} %"] for name, a in accuracies.items()
+    ]
     print_table(["model", f"accuracy on {len(splits.test)} held-out digits"], rows)
     print(f"{seconds / 60:.1f} minutes. Report: {report}")
 
