@@ -147,7 +147,8 @@ class _SwiGlu(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         grad_gate = grad_up = None
         if ctx.needs_input_grad[0]:
-            grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+            grad_gate = grad * up
+            torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)  # in its own memory
         if ctx.needs_input_grad[1]:
             grad_up = F.silu(gate).mul_(grad)
         return grad_gate, grad_up
