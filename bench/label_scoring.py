@@ -51,7 +51,7 @@ from vlmtune.train.allocator import hold_memory
 DTYPE = torch.bfloat16
 NUM_PICTURES = 16
 NUM_LABELS = (2, 49, 100)
-PEAKED_SCALE = 24.0
+PEAKED_SCALE = 48.0
 _NAMES = (
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
     "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "

@@ -256,7 +256,7 @@ class _Search:
         return np.flatnonzero(self._is_open()[np.arange(len(best)), best])
 
     def most_promising(self, picture: int, count: int) -> list[int]:
-        """Up to ``count`` open nodes of the labels that could still win, best first."""
+        """About ``count`` open nodes: those left of the labels that could still win, the most probable label first."""
         label_bound = self.edges.combine_forms(self.bound[picture])
         is_open = self._is_open()[picture]
         finished = label_bound[~is_open].max(initial=-np.inf)
@@ -267,12 +267,9 @@ class _Search:
             for form in self.edges.label_forms[label]:
                 if form == len(self.edges.form_label):
                     continue
-                depth = self.reached[picture, form]
-                if depth == self.edges.form_length[form]:
-                    continue
-                node = int(self.edges.form_path[form, depth - 1])
-                if node not in nodes:
-                    nodes.append(node)
+                # The whole rest of the form at once: a likely label is then finished in one wave, not one a token.
+                rest = self.edges.form_path[form, self.reached[picture, form] - 1 : self.edges.form_length[form] - 1]
+                nodes += [int(node) for node in rest if node not in nodes]
         return nodes
 
     def winners(self) -> list[tuple[int, float]]:
