@@ -11,9 +11,10 @@ Contenders, all in bfloat16 on the same weights, each picture encoded in the tim
   to the labels.
 - ours: `LabelScorer.best` (exact arg-max) and `.score` (every label's log-probability), prompt state kept.
 
-"Peaked": labels are the model's own likely continuations and the final norm is scaled, so that it is as sure as a
-fine-tuned model. "Flat": random labels under an untrained head, all about equally likely at every token: the worst
-case of a best-first search, which must then look at nearly every node.
+"Peaked": labels are the model's own likely continuations, pictures are alike, and the final norm is scaled, so that it
+is as sure as a fine-tuned model (the winner's mean probability is recorded). "Flat": random labels under an untrained
+head, all about equally likely at every token: the worst case of a best-first search, which must then look at nearly
+every node.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from peers import END_TOKEN, VOCABULARY, Batch, build_ours, build_peer, make_bat
 from torch import Tensor
 
 from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.tree import Rows
 from vlmtune.text.trie import LabelTrie
@@ -51,7 +53,7 @@ from vlmtune.train.allocator import hold_memory
 DTYPE = torch.bfloat16
 NUM_PICTURES = 16
 NUM_LABELS = (2, 49, 100)
-PEAKED_SCALE = 48.0
+PEAKED_SCALE = 96.0
 _NAMES = (
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
     "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
@@ -152,6 +154,16 @@ def generate_contender(peer: Any, batch: Batch, device: torch.device, max_new_to
     return run
 
 
+def alike(batch: Batch) -> Batch:
+    """Pictures that differ a little, so that what the model would say about the first is what it says about all."""
+    (patches, grid), first = batch.pictures[0].tiles[0], batch.pictures[0]
+    pictures = [
+        ProcessedImage([(patches + 0.02 * own.tiles[0][0], grid)], first.text, first.num_tokens)
+        for own in batch.pictures
+    ]
+    return Batch(batch.shared, [batch.own[0]] * len(batch), batch.answers, pictures)
+
+
 @torch.inference_mode()
 def likely_labels(model: Lfm2Vl, batch: Batch, count: int) -> list[list[list[int]]]:
     """Labels of 2 to 4 tokens that the model itself would say about the first picture, likeliest first token first."""
@@ -227,7 +239,7 @@ def main() -> None:
     ours = build_ours(dict(peer.state_dict()))
     for parameter in ours.parameters():
         parameter.requires_grad_(False)
-    batch = make_batch(NUM_PICTURES)
+    batch = alike(make_batch(NUM_PICTURES))
     labels = {"peaked": likely_labels(ours, batch, max(NUM_LABELS)), "flat": random_labels(max(NUM_LABELS))}
     counts = NUM_LABELS[-1:] if options.quick else NUM_LABELS
     scorers = {
@@ -252,8 +264,10 @@ def main() -> None:
         pictures[name] = 1 if name.startswith("outlines") else NUM_PICTURES
 
     progress("warming up, and checking that the arg-max is that of the full scores")
+    sureness: dict[str, float] = {}
     for name, scorer in scorers.items():
         best, scores = scorer.argmax(), scorer.full()
+        sureness[name] = scores.softmax(-1).max(1).values.mean().item()
         chosen = scores[torch.arange(len(best)), torch.tensor(best)]
         # bfloat16: the two ways may round a tie apart, by less than the scores differ otherwise.
         assert (scores.max(1).values - chosen).max() < 0.2 * PEAKED_SCALE, name
@@ -284,6 +298,7 @@ def main() -> None:
         },
         seconds_per_picture=per_picture,
         trie_rows_searched_per_picture=rows_run,
+        mean_winner_probability=sureness,
         ratios=ratios,
     )
     rows = []

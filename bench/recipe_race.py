@@ -35,7 +35,7 @@ from vlmtune.train.loop import Report, Trainer
 from vlmtune.train.run_folder import RunFolder
 
 BASE = "builtin:tiny"
-OLDER_RATES = (2e-4, 1e-3, 4e-3)
+OLDER_RATES = (5e-5, 2e-4, 1e-3)
 OUR_FACTORS = (0.5, 1.0, 2.0)
 OLDER_BATCH = 4
 
@@ -247,7 +247,7 @@ def race(source: str, options: argparse.Namespace) -> dict[str, Any]:
     default = experiment.train.learning_rate
     assert default is not None
     progress(f"{source}: {len(splits.train)} pictures, {epochs:g} epochs")
-    older_rates, factors = (OLDER_RATES[1:], OUR_FACTORS[1:]) if options.quick else (OLDER_RATES, OUR_FACTORS)
+    older_rates, factors = (OLDER_RATES[:2], OUR_FACTORS[:2]) if options.quick else (OLDER_RATES, OUR_FACTORS)
     older = [run_older(experiment, splits, rate, epochs) for rate in older_rates]
     ours = [run_ours(experiment, splits, default * factor, epochs) for factor in factors]
     best_ours, best_older = (max(curves, key=lambda curve: curve.validation) for curves in (ours, older))
