@@ -8,3 +8,5 @@ MODEL = 1e-4
 LOSS = 1e-5
 # A gradient passes the whole network twice.
 GRADIENT = 1e-4
+# The same at 450M: sums over 65,536 logits and 28 layers, in another order.
+FULL_SIZE_GRADIENT = 5e-4
