@@ -70,7 +70,7 @@ def run_evaluation(
     experiment: Experiment, splits: Splits, *, checkpoint: Path | None, folder: Path, name: str | None = None
 ) -> Measured:
     """Evaluate a checkpoint (or the base, for None) into `folder`/evaluation/NAME."""
-    from vlmtune.data.splits import TEST_SEED, subset
+    from vlmtune.data.splits import TEST_SEED, fingerprint, subset
     from vlmtune.evaluate.run import evaluate as run
     from vlmtune.inference.predictor import Predictor
     from vlmtune.train.prepare import open_checkpoint
@@ -93,7 +93,8 @@ def run_evaluation(
             "source": experiment.data.source,
             "split": section.split,
             "num_examples": len(examples),
-            "limit": section.limit,
+            "limit": section.limit or (experiment.data.limit_test if section.split == "test" else None),
+            "fingerprint": fingerprint(examples),
             "left_out": splits.description.get("left_out"),
         },
     }
