@@ -256,20 +256,25 @@ class _Search:
         return np.flatnonzero(self._is_open()[np.arange(len(best)), best])
 
     def most_promising(self, picture: int, count: int) -> list[int]:
-        """About ``count`` open nodes: those left of the labels that could still win, the most probable label first."""
+        """About ``count`` open nodes of the labels that could still win, best first."""
         label_bound = self.edges.combine_forms(self.bound[picture])
         is_open = self._is_open()[picture]
         finished = label_bound[~is_open].max(initial=-np.inf)
         nodes: list[int] = []
+        is_likeliest = True
         for label in np.argsort(-label_bound, kind="stable"):
             if label_bound[label] < finished or len(nodes) >= count:
                 break
             for form in self.edges.label_forms[label]:
                 if form == len(self.edges.form_label):
                     continue
-                # The whole rest of the form at once: a likely label is then finished in one wave, not one a token.
-                rest = self.edges.form_path[form, self.reached[picture, form] - 1 : self.edges.form_length[form] - 1]
-                nodes += [int(node) for node in rest if node not in nodes]
+                first = self.reached[picture, form] - 1
+                # Of the likeliest label the whole rest at once: where the model is sure, one wave finishes it. Of the
+                # others one node, for they will mostly be ruled out by it.
+                last = self.edges.form_length[form] - 1  # the end token's node has no children: it is never run
+                last = last if is_likeliest else min(last, first + 1)
+                nodes += [int(node) for node in self.edges.form_path[form, first:last] if node not in nodes]
+            is_likeliest = False
         return nodes
 
     def winners(self) -> list[tuple[int, float]]:
