@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ def build_app(named: str | None) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits 0 on success, 1 on a UserError in one message, 2 on wrong usage, 130 when interrupted."""
+    # Read by OpenMP when torch is loaded. Its threads otherwise spin while they wait, which on a machine with other
+    # work makes a training step fifty times slower (docs/LOG.md) and on an idle one gains nothing measurable.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if arguments is None else arguments)
     named = next((arg for arg in args if not arg.startswith("-")), None)
     try:
