@@ -28,6 +28,7 @@ from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example, LabelScores
+from vlmtune.train.allocator import hold_memory
 from vlmtune.train.checkpoints import (
     Progress,
     list_checkpoints,
@@ -93,6 +94,7 @@ class Trainer:
             raise DataError("There are no training pictures. Check data.source, data.train_split and data.limit.")
         self.experiment, self.opened, self.splits, self.watch = experiment, opened, splits, watch
         self.model = opened.model
+        hold_memory()
         torch.manual_seed(experiment.seed)
         self.plan: AdapterPlan = apply_adapter(self.model, experiment.adapter, seed=experiment.seed)
         self.predictor = Predictor(opened, experiment.task, splits.labels, experiment.evaluate.batch_size)
