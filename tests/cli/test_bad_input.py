@@ -195,3 +195,10 @@ def test_predict_names_a_file_that_is_not_there(capsys: pytest.CaptureFixture[st
         main(["predict", str(base), "nowhere.png", "--labels", "a,b"])
     assert stop.value.code == 1
     assert "nowhere.png" in capsys.readouterr().err
+
+
+def test_predict_answers_a_question(base: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = str(next((pictures / "test" / "wug").iterdir()))
+    main_without_exit(["predict", str(base), picture, "--question", "What is this?", "--json"])
+    (result,) = json.loads(capsys.readouterr().out)
+    assert isinstance(result["answer"], str)

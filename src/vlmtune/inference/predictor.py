@@ -18,7 +18,7 @@ from vlmtune.config.schema import TaskSection
 from vlmtune.data.loading import read_ahead
 from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.inference.generation import Sampling, generate
-from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.inference.scoring import LabelScorer, Question, run_prefix
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import ImageSource, LabelScores, LabelSet
@@ -140,7 +140,7 @@ class Predictor:
     ) -> Iterator[str | UnreadableImageError]:
         """An open answer to every question, in order; an unreadable picture yields its error."""
         tokenizer, model = self.opened.tokenizer, self.opened.model
-        prefix_state = LabelScorer(model, self.prefix, LabelTrie((), (), (), {})).prefix_state()
+        prefix_state = run_prefix(model.eval(), self.prefix)
         for outcomes, questions in self._batches(queries, 0):
             tokens = generate(model, prefix_state, questions, [tokenizer.end_id], sampling) if questions else []
             yield from _fill(

@@ -46,6 +46,15 @@ class BestLabel:
     num_rows: int
 
 
+@torch.inference_mode()
+def run_prefix(model: VisionLanguageModel, prefix: Sequence[int]) -> State | None:
+    """The decoder's state after a prefix that pictures share; None if there is none."""
+    if not prefix:
+        return None
+    embeddings = model.embed(torch.tensor(list(prefix), device=model.device), [])
+    return model.decode(embeddings, [Rows.chains([len(prefix)], read_last=0)], want_state=True).state
+
+
 class LabelScorer:
     """Scores a closed set of labels for pictures that share a prompt.
 
@@ -65,13 +74,10 @@ class LabelScorer:
         self._prefix_state: State | None = None
         self._edges = _Edges(trie)
 
-    @torch.inference_mode()
     def prefix_state(self) -> State | None:
         """The decoder's state after the shared prefix; None if there is none."""
-        if self._prefix_state is None and self.prefix:
-            embeddings = self.model.embed(torch.tensor(self.prefix, device=self.model.device), [])
-            rows = Rows.chains([len(self.prefix)], read_last=0)
-            self._prefix_state = self.model.decode(embeddings, [rows], want_state=True).state
+        if self._prefix_state is None:
+            self._prefix_state = run_prefix(self.model, self.prefix)
         return self._prefix_state
 
     @torch.inference_mode()
