@@ -180,6 +180,17 @@ def test_a_corrupt_picture_counts_as_wrong_and_is_listed(
     assert row["prediction"] is None
 
 
+def test_a_corrupt_training_picture_stops_the_run_before_it_begins(
+    fail: Fail, base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    damaged = pictures / "train" / "dax" / "001.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    message = fail("train", experiment(base, pictures))
+    assert "dax/001.png" in message
+    assert "Replace or remove" in message
+    assert not (tmp_path / "runs" / "x" / "config.yaml").exists()
+
+
 def test_predict_prints_probabilities_that_sum_to_one(
     base: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -245,6 +245,8 @@ class Trainer:
             else:
                 batch.append(result)
             if count % train.batch_size == 0:
+                if not batch:
+                    raise DataError(f"None of {train.batch_size} training pictures in a row can be read: {result}")
                 step.append(batch)
                 batch = []
                 if len(step) == train.gradient_accumulation:
