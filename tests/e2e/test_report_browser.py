@@ -99,7 +99,10 @@ def test_filters_show_the_pictures_that_match_and_count_them(browser: Any, small
     page.fill("input[name=search]", "no such file")
     assert page.locator(visible).count() == 0
     page.click(".filters button[type=reset]")
-    page.wait_for_function(f"document.querySelectorAll('{visible}').length === {everything}")
+    # Not wait_for_function: it polls by eval, which the page's own security policy forbids.
+    from playwright.sync_api import expect
+
+    expect(page.locator(visible)).to_have_count(everything)
     page.select_option("select[name=kind]", "right")
     assert set(opened.texts(f"{visible} .guess")) == {"recognised"}
     assert opened.problems == []
