@@ -80,9 +80,7 @@ def run_evaluation(
     if section.limit is not None:
         examples = subset(examples, section.limit, TEST_SEED)  # the first ones would be of one class
     opened = open_checkpoint(experiment.model, checkpoint)
-    task = experiment.task
-    if task.list_labels == "drop-after-first-epoch" and checkpoint is not None:
-        task = task.model_copy(update={"list_labels": "never"})
+    task = experiment.task if checkpoint is None else experiment.task.after_first_epoch()
     predictor = Predictor(opened, task, splits.labels, section.batch_size)
     name = name or ("base" if checkpoint is None else _checkpoint_name(checkpoint))
     facts = {

@@ -61,7 +61,7 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
     folder.begin(resolved)
     folder.write_json("preflight.json", checks.to_dict())
     started = now()
-    folder.write_json("run.json", describe_run(trainer, folder, started))
+    folder.write_json("run.json", describe_run(trainer, started))
     with ProgressBar(f"train {resolved.name}", trainer.num_steps, unit="steps", console=console) as bar:
 
         def watch(report: Any) -> None:
@@ -70,7 +70,7 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
 
         trainer.watch = watch
         progress = trainer.run(folder, resume=resume)
-    folder.write_json("run.json", describe_run(trainer, folder, started))
+    folder.write_json("run.json", describe_run(trainer, started))
     result: dict[str, Any] = {
         "run": str(folder.path),
         "steps": progress.step,

@@ -96,6 +96,11 @@ class TaskSection(Section):
     list_labels: ListLabels | None = None
     image_position: ImagePosition = "first"
 
+    def after_first_epoch(self) -> TaskSection:
+        """The task as every epoch but the first, and everything after training, asks it."""
+        is_dropped = self.list_labels == "drop-after-first-epoch"
+        return self.model_copy(update={"list_labels": "never"}) if is_dropped else self
+
 
 class AdapterSection(Section):
     """What is learned. LoRA on `targets`, and whole `parts` trained fully; either may be empty."""

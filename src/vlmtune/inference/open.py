@@ -31,11 +31,9 @@ def open_predictor(
     run = find_run(Path(model))
     task = TaskSection(kind="vqa" if is_question else "classify")
     if run is not None and not is_question:
-        task = load_experiment(run / "config.yaml", must_exist=False).task
+        task = load_experiment(run / "config.yaml", must_exist=False).task.after_first_epoch()
         if labels is None:
             labels = json.loads((run / "run.json").read_text(encoding="utf-8"))["labels"]
-        if task.list_labels == "drop-after-first-epoch":
-            task = task.model_copy(update={"list_labels": "never"})
     if labels is None and not is_question:
         raise UserError(f"{model}: no run folder, so nothing says which labels there are. Name them: --labels a,b,c")
     opened: OpenedModel = open_adapted(model)

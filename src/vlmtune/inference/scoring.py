@@ -138,7 +138,7 @@ class LabelScorer:
             read = torch.zeros(len(active), width, dtype=torch.bool)
             for group, (_, _, ends) in enumerate(paths):
                 read[group, ends] = True
-            tokens = torch.tensor([self._edges.node_token[n] for nodes, _, _ in paths for n in nodes])
+            tokens = torch.tensor([self._edges.tokens[n] for nodes, _, _ in paths for n in nodes])
             hidden = self.model.decode(
                 self.model.embed(tokens.to(self.model.device), []), [Rows.tree(before, parent=parent, read=read)], state
             ).hidden
@@ -156,7 +156,7 @@ class LabelScorer:
 
     def _children(self, hidden: Tensor, nodes: Sequence[int]) -> list[np.ndarray]:
         """For row i, expanded as trie node ``nodes[i]``: the float32 log-probabilities of the node's children."""
-        children = [self._edges.children(node) for node in nodes]
+        children = [self.trie.children[node] for node in nodes]
         rows = torch.tensor([i for i, edges in enumerate(children) for _ in edges])
         tokens = torch.tensor([self._edges.tokens[edge] for edges in children for edge in edges])
         log_probs = token_log_probs(self.model, hidden, rows.to(hidden.device), tokens.to(hidden.device))
@@ -170,48 +170,33 @@ class _Edges:
     """
 
     def __init__(self, trie: LabelTrie) -> None:
-        self.tokens = list(trie.token)
-        self.node_token = self.tokens
-        self.parent = list(trie.parent)
-        self._children: dict[int, list[int]] = {-1: []}
-        for node, parent in enumerate(self.parent):
-            self._children.setdefault(parent, []).append(node)
-        self.inner = sorted(node for node in self._children if node >= 0)
+        self.trie = trie
+        self.tokens = trie.token
+        self.inner = sorted(node for node in trie.children if node >= 0)
         place = {node: row for row, node in enumerate(self.inner)} | {-1: -1}
         self.inner_tokens = [self.tokens[node] for node in self.inner]
-        self.before = [place[self.parent[node]] for node in self.inner]
-        self.parent_row = [place[parent] for parent in self.parent]
+        self.before = [place[trie.parent[node]] for node in self.inner]
+        self.parent_row = [place[parent] for parent in trie.parent]
 
         leaves = sorted(trie.leaf.items())
-        self.num_labels = max(label for _, (label, _) in leaves) + 1
         self.form_label = np.array([label for _, (label, _) in leaves])
-        form_paths = [self._path(node) for node, _ in leaves]
+        form_paths = [trie.path(node) for node, _ in leaves]
         self.form_length = np.array([len(path) for path in form_paths])
         depth = int(self.form_length.max())
         self.form_path = np.array([path + [-1] * (depth - len(path)) for path in form_paths])
         self.forms_through = [np.flatnonzero((self.form_path == node).any(axis=1)) for node in range(len(self.tokens))]
         # Labels by their forms, padded with a form that does not exist (index F), whose score is -inf.
-        by_label = [np.flatnonzero(self.form_label == label) for label in range(self.num_labels)]
+        by_label = [np.flatnonzero(self.form_label == label) for label in range(trie.num_labels)]
         most = max(len(forms) for forms in by_label)
         self.label_forms = np.array(
             [list(forms) + [len(leaves)] * (most - len(forms)) for forms in by_label], dtype=np.int64
         )
 
-    def _path(self, node: int) -> list[int]:
-        path: list[int] = []
-        while node >= 0:
-            path.insert(0, node)
-            node = self.parent[node]
-        return path
-
-    def children(self, node: int) -> list[int]:
-        return self._children[node]
-
     def paths(self, nodes: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
         """The rows that reach all of ``nodes``: (trie node of each row, row before each row or -1, rows of nodes)."""
-        rows = sorted({step for node in nodes for step in self._path(node)})  # parents have smaller numbers
+        rows = sorted({step for node in nodes for step in self.trie.path(node)})  # parents have smaller numbers
         place = {node: row for row, node in enumerate(rows)} | {-1: -1}
-        return rows, [place[self.parent[node]] for node in rows], [place[node] for node in nodes]
+        return rows, [place[self.trie.parent[node]] for node in rows], [place[node] for node in nodes]
 
     def combine_forms(self, form_scores: np.ndarray) -> np.ndarray:
         """float64[..., F] -> float64[..., L]: the log of the summed probabilities of each label's forms."""
@@ -244,7 +229,7 @@ class _Search:
     def expand(self, pictures: np.ndarray, nodes: np.ndarray, log_probs: Sequence[np.ndarray]) -> None:
         """Record the log-probabilities of the children of ``nodes[i]`` for picture ``pictures[i]``."""
         for picture, node, children in zip(pictures, nodes, log_probs, strict=True):
-            for child, log_prob in zip(self.edges.children(int(node)), children, strict=True):
+            for child, log_prob in zip(self.edges.trie.children[int(node)], children, strict=True):
                 forms = self.edges.forms_through[child]
                 self.bound[picture, forms] += float(log_prob)
                 self.reached[picture, forms] += 1

@@ -101,11 +101,12 @@ class Trainer:
         # After the first epoch the class list may go: the closed-set scorer does not need it.
         self.later_predictor = self.predictor
         if experiment.task.list_labels == "drop-after-first-epoch":
-            without = experiment.task.model_copy(update={"list_labels": "never"})
             self.predictor = Predictor(
                 opened, experiment.task.model_copy(update={"list_labels": "prompt"}), splits.labels
             )
-            self.later_predictor = Predictor(opened, without, splits.labels, experiment.evaluate.batch_size)
+            self.later_predictor = Predictor(
+                opened, experiment.task.after_first_epoch(), splits.labels, experiment.evaluate.batch_size
+            )
         self.augmentation = Augmentation.named(experiment.train.augment or "none")
         self.num_steps = num_steps(experiment, len(splits.train))
         train = experiment.train
@@ -388,7 +389,7 @@ class Trainer:
         prune(folder.path, self.experiment.train.keep_checkpoints)
 
 
-def describe_run(trainer: Trainer, folder: RunFolder, started: str) -> dict[str, Any]:
+def describe_run(trainer: Trainer, started: str) -> dict[str, Any]:
     """`run.json`: everything a reader of the run folder needs that is not in the experiment file."""
     labels = trainer.splits.labels
     return {
