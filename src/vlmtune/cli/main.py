@@ -41,16 +41,24 @@ class Command:
 
 COMMANDS: tuple[Command, ...] = (
     Command("demo", "vlmtune.cli.demo:demo", "The whole story on built-in model and pictures, in minutes."),
-    Command("data", "vlmtune.cli.data:app", "Look at an experiment's pictures and labels: check."),
+    Command("data", "vlmtune.cli.data:app", "An experiment's pictures and labels: check, show, prepare."),
     Command("preflight", "vlmtune.cli.preflight:preflight", "Everything train checks before its first step."),
+    Command("estimate", "vlmtune.cli.estimate:estimate", "Parameters, memory and time, without loading weights."),
     Command("train", "vlmtune.cli.train:train", "Fine-tune a model on your pictures; writes a run folder."),
-    Command("pretrain", "vlmtune.cli.pretrain:pretrain", "Train a tiny model from scratch on drawn pictures."),
+    Command(
+        "pretrain", "vlmtune.cli.pretrain:pretrain", "Train a connector in two stages, or a tiny model from scratch."
+    ),
     Command("evaluate", "vlmtune.cli.evaluate:evaluate", "Score a whole split; writes an evaluation folder."),
     Command("compare", "vlmtune.cli.compare:compare", "Evaluations side by side, with intervals and paired tests."),
+    Command("sweep", "vlmtune.cli.sweep:sweep", "Every checkpoint of a run: accuracy against step."),
+    Command("study", "vlmtune.cli.study:study", "How accuracy grows with the number of training pictures."),
+    Command("search", "vlmtune.cli.search:search", "Look for the best rank, learning rate and more; resumable."),
     Command("report", "vlmtune.cli.report:report", "Render a run folder as one HTML page."),
-    Command("predict", "vlmtune.cli.predict:predict", "Labels with probabilities for your own images."),
-    Command("estimate", "vlmtune.cli.estimate:estimate", "Parameters, memory and time, without loading weights."),
-    Command("config", "vlmtune.cli.config:app", "Look at an experiment's file: show, validate."),
+    Command("predict", "vlmtune.cli.predict:predict", "Labels with probabilities, or answers, for your own images."),
+    Command("serve", "vlmtune.cli.serve:serve", "An HTTP API, OpenAI-compatible, and a web page."),
+    Command("export", "vlmtune.cli.export:export", "Ship a run as PEFT, merged or GGUF, through the export gate."),
+    Command("push", "vlmtune.cli.push:push", "Upload an exported folder to a hub repository."),
+    Command("config", "vlmtune.cli.config:app", "An experiment's file: show, validate, convert an older one."),
 )
 """In the order of the help. A row whose module does not exist yet is not offered."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmtune.inference.scoring import Question
+from vlmtune.inference.scoring import Question, prompt_rows
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.tree import Rows, State
 
@@ -52,8 +52,7 @@ def generate(
     generator = torch.Generator(device=model.device).manual_seed(sampling.seed)
     ids = torch.tensor([token for question in questions for token in question.ids], device=model.device)
     embeddings = model.embed(ids, [features for question in questions for features in question.features])
-    levels = [Rows.chains([len(question.ids) for question in questions])]
-    decoded = model.decode(embeddings, levels, prefix_state, want_state=True)
+    decoded = model.decode(embeddings, [prompt_rows(model, questions)], prefix_state, want_state=True)
     answers: list[list[int]] = [[] for _ in questions]
     running = list(range(len(questions)))
     for step in range(sampling.max_new_tokens):

@@ -69,7 +69,7 @@ class Predictor:
     @cached_property
     def prefix(self) -> list[int]:
         """The tokens every prompt of this task begins with; run once for all pictures."""
-        return self.prompt.shared_prefix()
+        return [] if self.opened.model.bidirectional_prompt else self.prompt.shared_prefix()
 
     @cached_property
     def trie(self) -> LabelTrie:

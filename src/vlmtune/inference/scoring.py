@@ -46,6 +46,12 @@ class BestLabel:
     num_rows: int
 
 
+def prompt_rows(model: VisionLanguageModel, questions: Sequence[Question]) -> Rows:
+    """The level of the tree that holds each question's own part of the prompt; the last row of each is read."""
+    lengths = [len(question.ids) for question in questions]
+    return Rows.chains(lengths, bidirectional=lengths if model.bidirectional_prompt else None)
+
+
 @torch.inference_mode()
 def run_prefix(model: VisionLanguageModel, prefix: Sequence[int]) -> State | None:
     """The decoder's state after a prefix that pictures share; None if there is none."""
@@ -84,7 +90,7 @@ class LabelScorer:
     def score(self, questions: Sequence[Question]) -> Tensor:
         """Every label's score: float32[B, L], the surface forms of a label summed in probability."""
         edges, num_inner = self._edges, len(self._edges.inner)
-        chains = Rows.chains([len(question.ids) for question in questions])
+        chains = prompt_rows(self.model, questions)
         before = [edges.before] * len(questions)
         tries = Rows.tree(before, parent=range(len(questions))) if num_inner else None
         tokens = torch.tensor(edges.inner_tokens * len(questions), dtype=torch.int64, device=self.model.device)
@@ -117,7 +123,7 @@ class LabelScorer:
         has won. Each wave expands the most promising open nodes of all pictures that are not decided.
         """
         decoded = self.model.decode(
-            self._embed(questions), [Rows.chains([len(q.ids) for q in questions])], self.prefix_state(), want_state=True
+            self._embed(questions), [prompt_rows(self.model, questions)], self.prefix_state(), want_state=True
         )
         assert decoded.state is not None
         search = _Search(self._edges, len(questions))

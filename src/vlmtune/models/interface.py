@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmtune.models.images import ProcessedImage
+from vlmtune.models.images import ProcessedImage, VisionFeatures
 from vlmtune.models.tree import Rows, State
 
 
@@ -38,9 +38,21 @@ class VisionLanguageModel(nn.Module, ABC):
     num_tokens: int
     """V, the size of the vocabulary."""
 
+    bidirectional_prompt: bool = False
+    """Whether all rows of a prompt see each other (a prefix-LM). Two such prompts share nothing, for each token of the
+    first part sees the second: the tree begins at the end of each prompt."""
+
     @abstractmethod
+    def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
+        """The vision tower: what `connect` reads of each picture."""
+
+    @abstractmethod
+    def connect(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
+        """The connector: one float[T, D] a picture, T its `num_tokens`, in the decoder's embedding space."""
+
     def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:
-        """Tower and connector: one float[T, D] a picture, T its `num_tokens`, in the decoder's embedding space."""
+        """Tower and connector: one float[T, D] a picture."""
+        return self.connect(self.tower_features(images))
 
     @abstractmethod
     def embed_tokens(self, ids: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 import torch
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmtune.models.configuration import ModelConfig
-from vlmtune.models.images import ProcessedImage
+from vlmtune.models.images import ProcessedImage, VisionFeatures, group_by_grid
 from vlmtune.models.interface import Decoded, VisionLanguageModel
 from vlmtune.models.lfm2 import Lfm2Config, Lfm2Model
-from vlmtune.models.siglip2 import Siglip2Config, Siglip2VisionModel, encode_by_grid
+from vlmtune.models.siglip2 import Siglip2Config, Siglip2VisionModel, encode_tiles
 from vlmtune.models.tree import Rows, State
 
 
@@ -98,18 +99,22 @@ class Lfm2Vl(VisionLanguageModel):
         self.num_tokens = config.text_config.vocab_size
         self.model = Lfm2VlModel(config)
 
-    def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:
-        tiles = [tile for image in images for tile in image.tiles]
-        features: list[Tensor] = [torch.empty(0)] * len(tiles)
-        for grid, (index, encoded) in encode_by_grid(self.model.vision_tower, tiles).items():
-            projected = self.model.multi_modal_projector(encoded, grid)
-            for tile, tokens in zip(index, projected.unbind(0), strict=True):
-                features[tile] = tokens
-        by_image, first = [], 0
-        for image in images:
-            by_image.append(torch.cat(features[first : first + len(image.tiles)]))
-            first += len(image.tiles)
-        return by_image
+    def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
+        tiles = iter(encode_tiles(self.model.vision_tower, [tile for image in images for tile in image.tiles]))
+        return [
+            VisionFeatures(torch.cat(list(islice(tiles, len(image.tiles)))), tuple(grid for _, grid in image.tiles))
+            for image in images
+        ]
+
+    def connect(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
+        tiles = [tile for picture in features for tile in picture.tiles()]
+        tokens: list[Tensor] = [torch.empty(0)] * len(tiles)
+        for grid, members in group_by_grid(grid for _, grid in tiles).items():
+            projected = self.model.multi_modal_projector(torch.stack([tiles[i][0] for i in members]), grid)
+            for tile, own in zip(members, projected.unbind(0), strict=True):
+                tokens[tile] = own
+        by_tile = iter(tokens)
+        return [torch.cat(list(islice(by_tile, len(picture.grids)))) for picture in features]
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.model.language_model.embed_tokens(ids)

@@ -6,6 +6,7 @@ parameter names are those of `transformers`' `Siglip2VisionModel`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from vlmtune.models.attention import attention
 from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.images import Grid, group_by_grid
 
 
 @dataclass(frozen=True)
@@ -142,22 +144,19 @@ class Siglip2VisionModel(nn.Module):
         return out
 
 
-def encode_by_grid(
-    tower: Siglip2VisionModel, tiles: list[tuple[Tensor, tuple[int, int]]]
-) -> dict[tuple[int, int], tuple[list[int], Tensor]]:
+def encode_tiles(tower: Siglip2VisionModel, tiles: Sequence[tuple[Tensor, Grid]]) -> list[Tensor]:
     """Run tiles through the tower, one batch a grid shape.
 
     Args:
         tiles: float32[P, C] patches with their grid.
 
     Returns:
-        grid -> (which tiles, float[n, P, D]).
+        float[P, D] of each tile, in order.
     """
-    members: dict[tuple[int, int], list[int]] = {}
-    for index, (_, grid) in enumerate(tiles):
-        members.setdefault(grid, []).append(index)
     device = tower.post_layernorm.weight.device
-    return {
-        grid: (index, tower(torch.stack([tiles[i][0] for i in index]).to(device, non_blocking=True), grid))
-        for grid, index in members.items()
-    }
+    features: list[Tensor] = [torch.empty(0)] * len(tiles)
+    for grid, members in group_by_grid(grid for _, grid in tiles).items():
+        patches = torch.stack([tiles[i][0] for i in members]).to(device, non_blocking=True)
+        for tile, encoded in zip(members, tower(patches, grid).unbind(0), strict=True):
+            features[tile] = encoded
+    return features

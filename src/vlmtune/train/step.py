@@ -113,7 +113,10 @@ def sample_loss(
         lengths.append(len(sample.ids) + len(answer_inputs))
         read_last.append(num_read + len(answer_inputs))
         targets.num_read += read_last[-1]
-    levels.append(Rows.chains(lengths, read_last=read_last))
+    prompts = [len(sample.ids) for sample in samples]
+    levels.append(
+        Rows.chains(lengths, read_last=read_last, bidirectional=prompts if model.bidirectional_prompt else None)
+    )
 
     if not is_single:
         branches = [(parent, answer) for parent, sample in enumerate(samples) for answer in sample.answers]
