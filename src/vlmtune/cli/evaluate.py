@@ -16,6 +16,7 @@ from vlmtune.errors import UserError
 if TYPE_CHECKING:
     from vlmtune.data.splits import Splits
     from vlmtune.evaluate.run import Measured
+    from vlmtune.models.registry import OpenedModel
 
 
 def evaluate(
@@ -67,9 +68,19 @@ def _choose(checkpoint: str | None, run: Path) -> Path | None:
 
 
 def run_evaluation(
-    experiment: Experiment, splits: Splits, *, checkpoint: Path | None, folder: Path, name: str | None = None
+    experiment: Experiment,
+    splits: Splits,
+    *,
+    checkpoint: Path | None,
+    folder: Path,
+    name: str | None = None,
+    opened: OpenedModel | None = None,
 ) -> Measured:
-    """Evaluate a checkpoint (or the base, for None) into `folder`/evaluation/NAME."""
+    """Evaluate a checkpoint (or the base, for None) into `folder`/evaluation/NAME.
+
+    Args:
+        opened: the model with that checkpoint in it, where the caller has it open already.
+    """
     from vlmtune.data.splits import TEST_SEED, fingerprint, subset
     from vlmtune.evaluate.run import evaluate as run
     from vlmtune.inference.predictor import Predictor
@@ -79,7 +90,7 @@ def run_evaluation(
     examples = getattr(splits, section.split)
     if section.limit is not None:
         examples = subset(examples, section.limit, TEST_SEED)  # the first ones would be of one class
-    opened = open_checkpoint(experiment.model, checkpoint)
+    opened = opened or open_checkpoint(experiment.model, checkpoint)
     task = experiment.task if checkpoint is None else experiment.task.after_first_epoch()
     predictor = Predictor(opened, task, splits.labels, section.batch_size)
     name = name or ("base" if checkpoint is None else _checkpoint_name(checkpoint))
