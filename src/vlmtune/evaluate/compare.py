@@ -60,7 +60,7 @@ def compare(evaluations: Sequence[Evaluation], num_resamples: int = 1000, seed: 
     return {
         "num_examples": len(tables[0]),
         "num_labels": len(tables[0].labels),
-        "runs": [_run(e, f) for e, f in zip(evaluations, figures, strict=True)],
+        "runs": [describe(e, f) for e, f in zip(evaluations, figures, strict=True)],
         "pairs": pairs,
         "num_resamples": num_resamples,
         "confidence": 0.95,
@@ -101,8 +101,9 @@ def same_examples(first: Evaluation, second: Evaluation) -> bool:
     return truth_a == dict(zip(b.ids, (b.labels[t] for t in b.truth), strict=True))
 
 
-def _run(evaluation: Evaluation, figures: dict[str, Any]) -> dict[str, Any]:
-    keys = ("num_examples", "num_correct", "num_unreadable", "accuracy", "accuracy_interval", "macro_f1")
+def describe(evaluation: Evaluation, figures: dict[str, Any]) -> dict[str, Any]:
+    """One evaluation as a row of a table of evaluations: its main figures, its cost, and what limited it."""
+    keys = ("num_examples", "num_correct", "num_unreadable", "accuracy", "accuracy_interval", "macro_f1", "top_k")
     more = ("weighted_f1", "balanced_accuracy", "nll", "brier", "ece", "seconds_per_example")
     facts = evaluation.facts
     data = facts.get("data") or {}
@@ -112,6 +113,7 @@ def _run(evaluation: Evaluation, figures: dict[str, Any]) -> dict[str, Any]:
         "seconds": facts.get("seconds"),
         "num_tokens": facts.get("num_tokens"),
         "limit": data.get("limit"),
+        "split": data.get("split"),
         "mode": facts.get("mode"),
     }
 
