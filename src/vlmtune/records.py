@@ -116,6 +116,12 @@ class LabelScores:
     log_prob: float
     log_probs: tuple[float, ...] | None = None
     scores: tuple[float, ...] | None = None
+    form_scores: tuple[float, ...] | None = None
+    """The score of each surface form by itself, in the order of `LabelTrie.forms`; full mode only."""
+    num_prompt_tokens: int = 0
+    """Of the whole prompt, image tokens and the part that pictures share included."""
+    num_rows: int = 0
+    """Token positions the decoder ran for this picture alone: its own part of the prompt, and trie nodes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,9 +116,10 @@ class Predictor:
         for outcomes, questions in self._batches(queries, len(self.trie)):
             results: list[LabelScores] = []
             if questions and mode == "full":
-                scores = scorer.score(questions)
+                form_scores = scorer.score_forms(questions)
+                scores = scorer.label_scores(form_scores)
                 log_probs = scores.double().log_softmax(-1)
-                for row in range(len(questions)):
+                for row, question in enumerate(questions):
                     best = int(scores[row].argmax())
                     results.append(
                         LabelScores(
@@ -126,12 +127,20 @@ class Predictor:
                             log_prob=float(log_probs[row, best]),
                             log_probs=tuple(log_probs[row].tolist()),
                             scores=tuple(scores[row].tolist()),
+                            form_scores=tuple(form_scores[row].tolist()),
+                            num_prompt_tokens=len(self.prefix) + len(question.ids),
+                            num_rows=len(question.ids) + len(self.trie.children) - 1,
                         )
                     )
             elif questions:
                 results = [
-                    LabelScores(prediction=self.labels.stored[winner.label], log_prob=winner.score)
-                    for winner in scorer.best(questions)
+                    LabelScores(
+                        prediction=self.labels.stored[winner.label],
+                        log_prob=winner.score,
+                        num_prompt_tokens=len(self.prefix) + len(question.ids),
+                        num_rows=len(question.ids) + winner.num_rows,
+                    )
+                    for question, winner in zip(questions, scorer.best(questions), strict=True)
                 ]
             yield from _fill(outcomes, results)
 

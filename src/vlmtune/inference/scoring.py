@@ -86,9 +86,17 @@ class LabelScorer:
             self._prefix_state = run_prefix(self.model, self.prefix)
         return self._prefix_state
 
-    @torch.inference_mode()
     def score(self, questions: Sequence[Question]) -> Tensor:
         """Every label's score: float32[B, L], the surface forms of a label summed in probability."""
+        return self.label_scores(self.score_forms(questions))
+
+    def label_scores(self, form_scores: Tensor) -> Tensor:
+        """float64[B, F] of `score_forms` -> float32[B, L]."""
+        return torch.from_numpy(self._edges.combine_forms(form_scores.numpy())).float()
+
+    @torch.inference_mode()
+    def score_forms(self, questions: Sequence[Question]) -> Tensor:
+        """Every surface form's score: float64[B, F], in the order of `LabelTrie.forms`."""
         edges, num_inner = self._edges, len(self._edges.inner)
         chains = prompt_rows(self.model, questions)
         before = [edges.before] * len(questions)
@@ -113,7 +121,7 @@ class LabelScorer:
         )
         by_edge = torch.empty(B * len(edges.tokens))
         by_edge[order] = log_probs.cpu()
-        return edges.label_scores(by_edge.view(B, -1))
+        return edges.form_scores(by_edge.view(B, -1))
 
     @torch.inference_mode()
     def best(self, questions: Sequence[Question]) -> list[BestLabel]:
@@ -185,9 +193,8 @@ class _Edges:
         self.parent_row = [place[parent] for parent in trie.parent]
 
         leaves = sorted(trie.leaf.items())
-        self.form_label = np.array([label for _, (label, _) in leaves])
+        self.form_label, self.form_length = np.array(trie.forms).T
         form_paths = [trie.path(node) for node, _ in leaves]
-        self.form_length = np.array([len(path) for path in form_paths])
         depth = int(self.form_length.max())
         self.form_path = np.array([path + [-1] * (depth - len(path)) for path in form_paths])
         self.forms_through = [np.flatnonzero((self.form_path == node).any(axis=1)) for node in range(len(self.tokens))]
@@ -213,11 +220,10 @@ class _Edges:
         combined: np.ndarray = np.logaddexp.reduce(by_label, axis=-1)
         return combined
 
-    def label_scores(self, by_edge: Tensor) -> Tensor:
-        """float32[B, N] log-probabilities of the edges -> float32[B, L] scores of the labels."""
+    def form_scores(self, by_edge: Tensor) -> Tensor:
+        """float32[B, N] log-probabilities of the edges -> float64[B, F] scores of the surface forms."""
         padded = torch.cat([by_edge.double(), torch.zeros(len(by_edge), 1, dtype=torch.float64)], dim=1)
-        form_scores = padded[:, torch.from_numpy(self.form_path)].sum(-1)  # -1 picks the zero
-        return torch.from_numpy(self.combine_forms(form_scores.numpy())).float()
+        return padded[:, torch.from_numpy(self.form_path)].sum(-1)  # -1 picks the zero
 
 
 class _Search:

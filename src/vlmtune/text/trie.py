@@ -78,6 +78,11 @@ class LabelTrie:
             lists.setdefault(before, []).append(node)
         return {node: tuple(nodes) for node, nodes in lists.items()}
 
+    @cached_property
+    def forms(self) -> tuple[tuple[int, int], ...]:
+        """(label, number of tokens) of each distinct surface form, in the order in which the scorer gives scores."""
+        return tuple((label, self.depth[node] + 1) for node, (label, _) in sorted(self.leaf.items()))
+
     @property
     def num_labels(self) -> int:
         """L: labels are numbered 0 … L-1."""
