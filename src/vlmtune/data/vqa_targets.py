@@ -1,4 +1,4 @@
-"""Which of a question's answers is learned in an epoch. A function of seed, example and epoch: resuming changes nothing.
+"""Which of a question's answers is learned in an epoch: a function of seed, example and epoch, so resuming is exact.
 
 Called by training for every sample of a VQA task.
 """
@@ -50,6 +50,6 @@ def choose_target(
 
 
 def usable_answers(answers: Sequence[str], closed: frozenset[str] | None = None) -> list[str]:
-    """The answers that can be learned: with outer and doubled white space gone, not empty, in the closed list if any."""
+    """The answers that can be learned: single spaces inside, not empty, and in the closed list if there is one."""
     cleaned = (" ".join(answer.split()) for answer in answers)
     return [answer for answer in cleaned if answer and (closed is None or answer in closed)]
