@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmtune.train.schedule import epoch_order, learning_rate_factor, micro_batches
+from vlmtune.train.schedule import Order, epoch_order, learning_rate_factor
 
 pytestmark = pytest.mark.unit
 
@@ -26,19 +24,19 @@ def test_linear_and_constant_schedules() -> None:
     assert learning_rate_factor(99, 100, 0.0, "constant") == 1.0
 
 
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 5))
-def test_every_epoch_sees_each_example_once_whatever_the_batch_size(num: int, size: int, seed: int) -> None:
-    taken = [member for _, batch in itertools.islice(micro_batches(num, size, seed), 3 * num) for member in batch]
-    for epoch in range(2):
-        seen = [example for example, own in taken if own == epoch]
+@given(st.integers(1, 40), st.integers(0, 5))
+def test_every_epoch_sees_each_example_once(num: int, seed: int) -> None:
+    taken = list(Order(num, seed).places(0, 3 * num))
+    for epoch in range(3):
+        seen = [place.example for place in taken if place.epoch == epoch]
         assert sorted(seen) == list(range(num))
         assert seen == epoch_order(num, seed, epoch)
 
 
-@given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 12))
-def test_starting_late_continues_the_same_order(num: int, size: int, first: int) -> None:
-    whole = list(itertools.islice(micro_batches(num, size, 3), first + 4))
-    assert list(itertools.islice(micro_batches(num, size, 3, first), 4)) == whole[first:]
+@given(st.integers(1, 30), st.integers(0, 60), st.integers(0, 20))
+def test_starting_late_continues_the_same_order(num: int, first: int, count: int) -> None:
+    order = Order(num, 3)
+    assert list(order.places(first, count)) == list(order.places(0, first + count))[first:]
 
 
 def test_another_seed_or_epoch_is_another_order() -> None:

@@ -79,7 +79,7 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
         "best_step": progress.best_step,
         "test_accuracy": None,
         "base_accuracy": None,
-        "unreadable": len(trainer.unreadable),
+        "unreadable": len(trainer.reader.unreadable),
     }
     del trainer, opened
     if splits.test and splits.labels:

@@ -1,7 +1,7 @@
-"""Fine-tuning: from an experiment to a run folder. Preflight, the loop, validation by label accuracy, checkpoints.
+"""Fine-tuning: from an experiment to a run folder. The loop of steps, with validation and checkpoints between them.
 
-Called by `vlmtune train` and `vlmtune demo`. Validation runs through the same `Predictor` as evaluation; samples are
-tokenised and pictures prepared by the same `Predictor` as well.
+Called by `vlmtune train` and `vlmtune demo`. What is shown comes from `samples`, what is learned from `targets`, the
+gradient from `step`, the accuracy from `validation`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from vlmtune.adapters.lora import AdapterPlan, apply_adapter, merged, parameter_groups
 from vlmtune.config.recipes import num_steps
 from vlmtune.config.schema import Experiment
 from vlmtune.data.augment import Augmentation
-from vlmtune.data.loading import read_ahead
 from vlmtune.data.splits import Splits
-from vlmtune.errors import DataError, RunFolderError, UnreadableImageError, UserError
-from vlmtune.inference.predictor import Predictor, Query
-from vlmtune.models.images import ProcessedImage
+from vlmtune.errors import DataError, RunFolderError, UserError
 from vlmtune.models.registry import OpenedModel
-from vlmtune.records import Example, LabelScores
 from vlmtune.train.allocator import hold_memory
 from vlmtune.train.checkpoints import (
     Progress,
@@ -37,22 +31,15 @@ from vlmtune.train.checkpoints import (
     prune,
     save_checkpoint,
 )
-from vlmtune.train.feature_cache import CachedPicture, FeatureCache, open_feature_cache
+from vlmtune.train.feature_cache import FeatureCache, open_feature_cache
 from vlmtune.train.memory import needs_checkpointing
 from vlmtune.train.precision import autocast
 from vlmtune.train.run_folder import RunFolder, environment, now
-from vlmtune.train.schedule import learning_rate_factor, micro_batches
-from vlmtune.train.step import Answer, Sample, loss_weight, sample_loss
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A picture as one micro-batch sees it: prepared, or with its features from the cache."""
-
-    example: Example
-    epoch: int
-    image: ProcessedImage | CachedPicture
-    digest: str
+from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, picture_features
+from vlmtune.train.schedule import Order, learning_rate_factor
+from vlmtune.train.step import loss_weight, sample_loss
+from vlmtune.train.targets import choose_targets
+from vlmtune.train.validation import choose_validator
 
 
 @dataclass(frozen=True)
@@ -73,6 +60,16 @@ class Report:
     accuracy: float | None
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What an optimizer step did: mean loss a token, gradient norm before clipping, pictures, tokens learned."""
+
+    loss: float
+    grad_norm: float
+    samples: int
+    tokens: float
+
+
 class Trainer:
     """One run.
 
@@ -81,6 +78,12 @@ class Trainer:
         opened: the base model; its weights are adapted in place.
         splits: the data.
         watch: called after every optimizer step.
+
+    Attributes:
+        plan: what learns.
+        prompts: what is asked.
+        reader: what is shown, in which order; its `targets` are what is answered.
+        validator: measures accuracy; None without validation pictures.
     """
 
     def __init__(
@@ -97,17 +100,15 @@ class Trainer:
         hold_memory()
         torch.manual_seed(experiment.seed)
         self.plan: AdapterPlan = apply_adapter(self.model, experiment.adapter, seed=experiment.seed)
-        self.predictor = Predictor(opened, experiment.task, splits.labels, experiment.evaluate.batch_size)
-        # After the first epoch the class list may go: the closed-set scorer does not need it.
-        self.later_predictor = self.predictor
-        if experiment.task.list_labels == "drop-after-first-epoch":
-            self.predictor = Predictor(
-                opened, experiment.task.model_copy(update={"list_labels": "prompt"}), splits.labels
-            )
-            self.later_predictor = Predictor(
-                opened, experiment.task.after_first_epoch(), splits.labels, experiment.evaluate.batch_size
-            )
-        self.augmentation = Augmentation.named(experiment.train.augment or "none")
+        self.prompts = Prompts(opened, experiment, splits.labels)
+        self.reader = SampleReader(
+            opened.processor,
+            splits.train,
+            Order(len(splits.train), experiment.seed),
+            Augmentation.named(experiment.train.augment or "none"),
+            choose_targets(experiment, splits.labels),
+        )
+        self.validator = choose_validator(self.prompts.later, splits.validation)
         self.num_steps = num_steps(experiment, len(splits.train))
         train = experiment.train
         assert train.learning_rate is not None
@@ -120,8 +121,6 @@ class Trainer:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.names = [name_of[id(p)] for p in self.parameters]
         self.progress = Progress()
-        self.unreadable: dict[str, str] = {}
-        self.cache: FeatureCache | None = None
         self.cache_note = ""
 
     def run(self, folder: RunFolder, *, resume: bool = False) -> Progress:
@@ -132,40 +131,35 @@ class Trainer:
         started = time.perf_counter() - self.progress.seconds
         recent: list[tuple[float, int]] = []
         accuracy = self.progress.history[-1][1] if self.progress.history else None
-        for prepared in self._steps():
-            self.model.train()
-            loss, grad_norm, num_samples, num_tokens = self._step(prepared)
+        for micro_batches in self._steps():
+            done = self._step(micro_batches)
             self.progress.step += 1
-            self.progress.micro_batch += len(prepared)
+            self.progress.micro_batch += len(micro_batches)
             self.progress.seconds = time.perf_counter() - started
-            step = self.progress.step
-            recent = [*recent[-20:], (self.progress.seconds, num_samples)]
-            rate = self._rate(recent)
-            folder.append_metrics(
-                kind="train",
-                step=step,
-                epoch=round(self._epoch(step), 4),
-                loss=loss,
+            recent = [*recent[-20:], (self.progress.seconds, done.samples)]
+            rate = _rate(recent)
+            self._log(
+                folder,
+                "train",
+                **asdict(done),
                 lr=self.optimizer.param_groups[0]["lr"],
-                grad_norm=grad_norm,
-                samples=num_samples,
-                tokens=num_tokens,
                 samples_per_s=rate,
                 seconds=self.progress.seconds,
             )
-            is_last = step == self.num_steps
-            every, save_every = self.experiment.train.eval_every, self.experiment.train.save_every
-            assert every is not None and save_every is not None
-            has_validated = bool(self.splits.validation) and (is_last or step % every == 0)
-            if has_validated:
+            if self._is_due(self.experiment.train.eval_every) and self.validator is not None:
                 accuracy = self._validate(folder)
                 self.progress.seconds = time.perf_counter() - started
-            if is_last or has_validated or step % save_every == 0:
-                self._save(folder, has_validated)
-            self.watch(Report(step, self.num_steps, rate, loss, accuracy))
-        if self.cache is not None:
-            self.cache.close()
+                self._save(folder, has_validated=True)
+            elif self._is_due(self.experiment.train.save_every):
+                self._save(folder, has_validated=False)
+            self.watch(Report(self.progress.step, self.num_steps, rate, done.loss, accuracy))
+        if self.reader.cache is not None:
+            self.reader.cache.close()
         return self.progress
+
+    def trial_step(self) -> None:
+        """One step's work without its effect: for measuring time and memory."""
+        self._step(next(self._steps()), learn=False)
 
     def _open_cache(self, runs: Path) -> None:
         """Features of frozen towers are shared by all runs over the same base, beside their folders."""
@@ -175,14 +169,14 @@ class Trainer:
             runs / ".features",
             self.opened,
             self.plan,
-            self.augmentation,
+            self.reader.augmentation,
             train.feature_cache,
             pictures=[example.image for example in self.splits.train],
             num_epochs=train.epochs,
             precision=self.experiment.model.dtype,
         )
         if isinstance(found, FeatureCache):
-            self.cache, self.cache_note = found, "picture features are cached"
+            self.reader.cache, self.cache_note = found, "picture features are cached"
         elif train.feature_cache == "on":
             raise UserError(f"train.feature_cache is on, but features cannot be cached: {found.reason}")
         else:
@@ -195,183 +189,78 @@ class Trainer:
         self.progress = load_checkpoint(found[-1], self.model, self.optimizer, self.names)
         folder.truncate_metrics(self.progress.step)
 
-    def _epoch(self, step: int) -> float:
+    def _steps(self) -> Iterator[list[list[Shown]]]:
+        """The micro-batches of every optimizer step still to take."""
         train = self.experiment.train
         assert train.batch_size is not None
-        return step * train.batch_size * train.gradient_accumulation / len(self.splits.train)
+        count = (self.num_steps - self.progress.step) * train.gradient_accumulation
+        step: list[list[Shown]] = []
+        for batch in self.reader.micro_batches(train.batch_size, self.progress.micro_batch, count):
+            step.append(batch)
+            if len(step) == train.gradient_accumulation:
+                yield step
+                step = []
 
-    @staticmethod
-    def _rate(recent: list[tuple[float, int]]) -> float:
-        seconds = recent[-1][0] - recent[0][0]
-        return round(sum(count for _, count in recent[1:]) / seconds, 2) if seconds > 0 else 0.0
-
-    def _steps(self) -> Iterator[list[list[_Seen]]]:
-        """The micro-batches of every optimizer step still to take, with their pictures read ahead."""
+    def _step(self, micro_batches: list[list[Shown]], *, learn: bool = True) -> _Step:
+        """One optimizer step over the mean loss of all its tokens."""
         train = self.experiment.train
-        assert train.batch_size is not None
-        examples = self.splits.train
-        first = self.progress.micro_batch
-        remaining = (self.num_steps - self.progress.step) * train.gradient_accumulation
-        places = (
-            (number, index, epoch)
-            for _, (number, members) in zip(
-                range(remaining),
-                micro_batches(len(examples), train.batch_size, self.experiment.seed, first),
-                strict=False,
-            )
-            for index, epoch in members
-        )
-
-        def load(place: tuple[int, int, int]) -> _Seen:
-            _, index, epoch = place
-            example = examples[index]
-            if self.cache is not None:
-                digest = example.image.digest()
-                cached = self.cache.get(digest)
-                image = cached or self.opened.processor.process(example.image.open())
-                return _Seen(example, epoch, image, digest)
-            # The draw depends on the example and the epoch alone: neither threads nor resuming change a picture.
-            draw = np.random.default_rng((self.experiment.seed, epoch, index))
-            return _Seen(
-                example, epoch, self.opened.processor.process(self.augmentation(example.image.open(), draw)), ""
-            )
-
-        step: list[list[_Seen]] = []
-        batch: list[_Seen] = []
-        for count, ((_, index, _), result) in enumerate(read_ahead(load, places), start=1):
-            if isinstance(result, UnreadableImageError):
-                self.unreadable[examples[index].id] = result.reason
-                if len(self.unreadable) == len(examples):
-                    raise DataError(f"No training picture can be read. The last one: {result}")
-            else:
-                batch.append(result)
-            if count % train.batch_size == 0:
-                if not batch:
-                    raise DataError(f"None of {train.batch_size} training pictures in a row can be read: {result}")
-                step.append(batch)
-                batch = []
-                if len(step) == train.gradient_accumulation:
-                    yield step
-                    step = []
-
-    def _step(self, micro: list[list[_Seen]], *, learn: bool = True) -> tuple[float, float, int, float]:
-        """One optimizer step: (mean loss a token, gradient norm before clipping, pictures, tokens learned)."""
-        train = self.experiment.train
+        self.model.train()
         factor = learning_rate_factor(self.progress.step, self.num_steps, train.warmup_ratio, train.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-
-        prepared = []
-        for batch in micro:
-            # One tree has one prefix: where the class list goes after the first epoch, a batch may hold two kinds.
-            for predictor in {id(p): p for p in (self.predictor, self.later_predictor)}.values():
-                own = [seen for seen in batch if self._predictor(seen.epoch) is predictor]
-                if own:
-                    prepared.append((predictor, own, [self.answers(predictor, seen.example) for seen in own]))
-        placeholders = [
-            [
-                Sample(p.rest_of_prompt(seen.image, seen.example.question), [], answer)
-                for seen, answer in zip(own, answers, strict=True)
-            ]
-            for p, own, answers in prepared
-        ]
-        total_weight = sum(
-            loss_weight(samples, predictor.prefix, train.loss)
-            for (predictor, _, _), samples in zip(prepared, placeholders, strict=True)
-        )
-        setting = train.checkpoint_activations
-        rows = max(
-            len(predictor.prefix) + sum(len(sample.ids) + len(sample.answers[0].ids) for sample in samples)
-            for (predictor, _, _), samples in zip(prepared, placeholders, strict=True)
-        )
-        self.model.checkpoint_activations(
-            setting == "on" or (setting == "auto" and needs_checkpointing(self.model, rows))
-        )
-        total = self._backward(prepared, placeholders, total_weight)
+        trees = [tree for batch in micro_batches for tree in self.prompts.trees(batch)]
+        weight = sum(loss_weight(tree.samples, tree.prefix, train.loss) for tree in trees)
+        self.model.checkpoint_activations(self._needs_checkpointing(trees))
+        total = sum(self._backward(tree, weight) for tree in trees)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
         if learn:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total / max(total_weight, 1e-12), norm, sum(len(batch) for batch in micro), total_weight
+        return _Step(total / max(weight, 1e-12), norm, sum(map(len, micro_batches)), weight)
 
-    def _backward(self, prepared: list[Any], samples_by_part: list[list[Sample]], total_weight: float) -> float:
-        """Losses and gradients of the parts of one step, each one tree; the summed loss."""
-        train = self.experiment.train
-        total = 0.0
-        for (predictor, own, _), samples in zip(prepared, samples_by_part, strict=True):
-            with autocast(self.model.device, self.experiment.model.dtype):
-                features = self._features(own)
-                for sample, picture in zip(samples, features, strict=True):
-                    sample.features = [picture]
-                loss = sample_loss(self.model, predictor.prefix, samples, train.loss)
-            value = loss.total.item()
-            if not math.isfinite(value):
-                raise UserError(
-                    f"The loss is not finite at step {self.progress.step + 1}. Lower train.learning_rate "
-                    f"({train.learning_rate}), or set model.dtype: float32."
-                )
-            (loss.total / total_weight).backward()  # type: ignore[no-untyped-call]
-            total += value
-        return total
+    def _backward(self, tree: SampleTree, weight: float) -> float:
+        """Gradients of one tree's loss over the ``weight`` of its whole step; returns the summed loss."""
+        with autocast(self.model.device, self.experiment.model.dtype):
+            features = picture_features(self.model, tree.shown, self.reader.cache)
+            for sample, picture in zip(tree.samples, features, strict=True):
+                sample.features = [picture]
+            loss = sample_loss(self.model, tree.prefix, tree.samples, self.experiment.train.loss)
+        value = loss.total.item()
+        if not math.isfinite(value):
+            raise UserError(
+                f"The loss is not finite at step {self.progress.step + 1}. Lower train.learning_rate "
+                f"({self.experiment.train.learning_rate}), or set model.dtype: float32."
+            )
+        (loss.total / weight).backward()  # type: ignore[no-untyped-call]
+        return value
 
-    def trial_step(self) -> None:
-        """One step's work without its effect: for measuring time and memory."""
-        self.model.train()
-        self._step(next(self._steps()), learn=False)
+    def _needs_checkpointing(self, trees: list[SampleTree]) -> bool:
+        setting = self.experiment.train.checkpoint_activations
+        if setting != "auto":
+            return setting == "on"
+        return needs_checkpointing(self.model, max(tree.num_rows for tree in trees))
 
-    def _predictor(self, epoch: int) -> Predictor:
-        return self.predictor if epoch == 0 else self.later_predictor
-
-    def _features(self, seen: list[_Seen]) -> list[Tensor]:
-        """Picture features, with a graph only where something before the decoder learns; from the cache if it has
-        them."""
-        new = [picture.image for picture in seen if isinstance(picture.image, ProcessedImage)]
-        encoded = iter(self.predictor.encode(new) if new else [])
-        features = []
-        for picture in seen:
-            if isinstance(picture.image, CachedPicture):
-                features.append(picture.image.features.to(self.model.device))
-                continue
-            features.append(next(encoded))
-            if self.cache is not None:
-                self.cache.put(picture.digest, features[-1], picture.image.text)
-        return features
-
-    def answers(self, predictor: Predictor, example: Example) -> list[Answer]:
-        """What an example teaches: the label's first surface form, end token last."""
-        labels = self.splits.labels
-        text = example.answers[0] if labels is None else labels.shown[labels.index(example.label)][0]
-        return [Answer(predictor.prompt.answer_tokens(text))]
+    def _is_due(self, every: int | None) -> bool:
+        """Whether something done every so many steps, and after the last, is to be done now."""
+        assert every is not None
+        return self.progress.step == self.num_steps or self.progress.step % every == 0
 
     def _validate(self, folder: RunFolder) -> float:
-        """Label accuracy and mean negative log-probability of the true label on the validation split."""
+        assert self.validator is not None
         started = time.perf_counter()
-        labels = self.splits.labels
-        assert labels is not None
-        num_right, nll, num_read = 0, 0.0, 0
-        examples = self.splits.validation
         with merged(self.model):
-            queries = (Query(example.image, example.question) for example in examples)
-            for example, result in zip(examples, self.later_predictor.classify(queries), strict=True):
-                if isinstance(result, LabelScores):
-                    assert result.log_probs is not None
-                    num_right += result.prediction == example.label
-                    nll -= result.log_probs[labels.index(example.label)]
-                    num_read += 1
-        accuracy = num_right / len(examples)
-        step = self.progress.step
-        folder.append_metrics(
-            kind="validation",
-            step=step,
-            epoch=round(self._epoch(step), 4),
-            accuracy=accuracy,
-            loss=nll / max(1, num_read),
-            num=len(examples),
-            unreadable=len(examples) - num_read,
+            found = self.validator.measure()
+        self._log(
+            folder,
+            "validation",
+            accuracy=found.accuracy,
+            loss=found.loss,
+            num=found.num,
+            unreadable=found.num_unreadable,
             seconds=time.perf_counter() - started,
         )
-        self.progress.history.append((step, accuracy))
-        return accuracy
+        self.progress.history.append((self.progress.step, found.accuracy))
+        return found.accuracy
 
     def _save(self, folder: RunFolder, has_validated: bool) -> None:
         is_best = False
@@ -384,9 +273,23 @@ class Trainer:
         checkpoint = save_checkpoint(
             folder.path, self.progress, self.model, self.plan, self.optimizer, self.names, self.experiment.model.base
         )
-        if is_best or not self.splits.validation:
+        if is_best or self.validator is None:
             mark_best(folder.path, checkpoint)
         prune(folder.path, self.experiment.train.keep_checkpoints)
+
+    def _log(self, folder: RunFolder, kind: str, **values: Any) -> None:
+        """One line of metrics.jsonl."""
+        train = self.experiment.train
+        assert train.batch_size is not None
+        step = self.progress.step
+        epoch = step * train.batch_size * train.gradient_accumulation / len(self.splits.train)
+        folder.append_metrics(kind=kind, step=step, epoch=round(epoch, 4), **values)
+
+
+def _rate(recent: list[tuple[float, int]]) -> float:
+    """Pictures a second, from (seconds so far, pictures) of the latest steps."""
+    seconds = recent[-1][0] - recent[0][0]
+    return round(sum(count for _, count in recent[1:]) / seconds, 2) if seconds > 0 else 0.0
 
 
 def describe_run(trainer: Trainer, started: str) -> dict[str, Any]:
@@ -406,6 +309,6 @@ def describe_run(trainer: Trainer, started: str) -> dict[str, Any]:
         "started": started,
         "finished": now() if trainer.progress.step == trainer.num_steps else None,
         "progress": asdict(trainer.progress),
-        "unreadable": trainer.unreadable,
+        "unreadable": trainer.reader.unreadable,
         "feature_cache": trainer.cache_note,
     }

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from vlmtune.data.loading import read_ahead
@@ -82,14 +83,14 @@ def _adapter(trainer: Trainer) -> list[Finding]:
 def _targets(trainer: Trainer) -> list[Finding]:
     """The supervised tokens of a few examples, decoded back to text."""
     findings = []
-    tokenizer = trainer.opened.tokenizer
+    tokenizer, prompt = trainer.opened.tokenizer, trainer.prompts.first.prompt
     for example in trainer.splits.train[:_NUM_SHOWN]:
-        answer = trainer.answers(trainer.predictor, example)[0]
-        decoded = tokenizer.decode(answer.ids)
-        findings.append(Finding("target", "ok", f"{example.id}: learns {decoded!r} ({len(answer.ids)} tokens)"))
+        shown = trainer.reader.targets.of(example, 0, np.random.default_rng(trainer.experiment.seed))
+        ids = prompt.answer_tokens(max(shown, key=shown.__getitem__))
+        findings.append(Finding("target", "ok", f"{example.id}: learns {tokenizer.decode(ids)!r} ({len(ids)} tokens)"))
     labels = trainer.splits.labels
     names = [forms[0] for forms in labels.shown] if labels else []
-    merged = [w for name in names if (w := trainer.predictor.prompt.check_answer_boundary(name))]
+    merged = [w for name in names if (w := prompt.check_answer_boundary(name))]
     if merged:
         findings.append(Finding("target", "warning", merged[0] + f" ({len(merged)} labels)"))
     unknown = [name for name in names if tokenizer.decode(tokenizer.encode(name)).strip() != name.strip()]
@@ -106,11 +107,11 @@ def _tokens(trainer: Trainer) -> list[Finding]:
     example = None
     for candidate, processed in _read_some(trainer):
         counts.append(processed.num_tokens)
-        rests.append(len(trainer.predictor.rest_of_prompt(processed, candidate.question)))
+        rests.append(len(trainer.prompts.first.rest_of_prompt(processed, candidate.question)))
         example = (candidate, processed)
     if example is None:
         return []
-    prefix, mean_rest = len(trainer.predictor.prefix), sum(rests) / len(rests)
+    prefix, mean_rest = len(trainer.prompts.first.prefix), sum(rests) / len(rests)
     shared = prefix / (prefix + mean_rest)
     findings = [
         Finding("image tokens", "ok", f"{min(counts)} to {max(counts)} a picture (of {len(counts)} looked at)"),
@@ -138,7 +139,7 @@ def _tokens(trainer: Trainer) -> list[Finding]:
 
 def _read_some(trainer: Trainer) -> Any:
     examples = trainer.splits.train[:: max(1, len(trainer.splits.train) // _NUM_MEASURED)]
-    for example, result in read_ahead(lambda e: trainer.predictor.process(Query(e.image)), examples):
+    for example, result in read_ahead(lambda e: trainer.prompts.first.process(Query(e.image)), examples):
         if not isinstance(result, UnreadableImageError):
             yield example, result
 

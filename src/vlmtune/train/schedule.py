@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,22 +30,41 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def micro_batches(
-    num_examples: int, batch_size: int, seed: int, first: int = 0
-) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Micro-batches without end, from number ``first`` on: (number, [(example, epoch)]).
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One place in the order of a run.
 
-    Examples run on from one epoch into the next, so every micro-batch is full and every epoch sees each example once.
+    Attributes:
+        example: the number of the example that stands there.
+        epoch: the pass, from 0; slot: the place within the pass.
     """
-    orders: dict[int, list[int]] = {}
-    number = first
-    while True:
-        members = []
-        for place in range(number * batch_size, (number + 1) * batch_size):
-            epoch, index = divmod(place, num_examples)
-            if epoch not in orders:
-                orders = {kept: order for kept, order in orders.items() if kept == epoch - 1}
-                orders[epoch] = epoch_order(num_examples, seed, epoch)
-            members.append((orders[epoch][index], epoch))
-        yield number, members
-        number += 1
+
+    example: int
+    epoch: int
+    slot: int
+
+
+class Order:
+    """In which order a run sees its examples: pass after pass, without end.
+
+    Args:
+        num_examples: of the training split; a pass has as many places.
+        seed: of the run.
+    """
+
+    def __init__(self, num_examples: int, seed: int) -> None:
+        self.num_examples, self.seed = num_examples, seed
+
+    def epoch(self, epoch: int) -> list[int]:
+        """The examples of one pass."""
+        return epoch_order(self.num_examples, self.seed, epoch)
+
+    def places(self, first: int, count: int) -> Iterator[Place]:
+        """``count`` places from the number ``first`` of the whole run on. Passes follow each other without a gap, so
+        that every micro-batch cut from them is full."""
+        current, order = -1, [0]
+        for place in range(first, first + count):
+            epoch, slot = divmod(place, self.num_examples)
+            if epoch != current:
+                current, order = epoch, self.epoch(epoch)
+            yield Place(order[slot], epoch, slot)

@@ -1,0 +1,182 @@
+"""Training examples on their way into a step: read ahead, prepared or cached, tokenised, grouped to trees.
+
+In: the examples and the order of a run. Out: micro-batches of `Shown` examples, and from each the prefix trees that
+`step.sample_loss` runs. Everything random about an example follows from the run's seed and the example's place in the
+order: neither reading threads nor resuming change what is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from vlmtune.config.schema import Experiment
+from vlmtune.data.augment import Augmentation
+from vlmtune.data.loading import read_ahead
+from vlmtune.errors import DataError, UnreadableImageError
+from vlmtune.inference.predictor import Predictor
+from vlmtune.models.images import ProcessedImage
+from vlmtune.models.interface import VisionLanguageModel
+from vlmtune.models.registry import ImageProcessor, OpenedModel
+from vlmtune.records import Example, LabelSet
+from vlmtune.train.feature_cache import CachedPicture, FeatureCache
+from vlmtune.train.schedule import Order, Place
+from vlmtune.train.step import Answer, Sample
+from vlmtune.train.targets import Targets
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example as one micro-batch shows it.
+
+    Attributes:
+        image: prepared, or with its features from the cache.
+        digest: of the picture's file, where features are cached; else empty.
+        answers: what it teaches, answer text -> weight of its loss.
+    """
+
+    example: Example
+    epoch: int
+    image: ProcessedImage | CachedPicture
+    digest: str
+    answers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SampleTree:
+    """Examples under one prompt prefix: what one call of the decoder learns from.
+
+    Attributes:
+        prefix: tokens that all of them begin with.
+        shown: the examples.
+        samples: their tokens; the pictures' features are filled in when the tree is run.
+    """
+
+    prefix: list[int]
+    shown: list[Shown]
+    samples: list[Sample]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the decoder will run."""
+        own = sum(len(s.ids) + sum(len(answer.ids) for answer in s.answers) for s in self.samples)
+        return len(self.prefix) + own
+
+
+class Prompts:
+    """The predictors of a run, which make its prompts: one, or two where the class list goes after the first epoch.
+
+    Attributes:
+        first: of the first epoch.
+        later: of every other epoch, of validation, and of everything after training.
+    """
+
+    def __init__(self, opened: OpenedModel, experiment: Experiment, labels: LabelSet | None) -> None:
+        task, batch_size = experiment.task, experiment.evaluate.batch_size
+        self.later = Predictor(opened, task.after_first_epoch(), labels, batch_size)
+        self.first = self.later
+        if task.list_labels == "drop-after-first-epoch":
+            self.first = Predictor(opened, task.model_copy(update={"list_labels": "prompt"}), labels)
+
+    def of_epoch(self, epoch: int) -> Predictor:
+        return self.first if epoch == 0 else self.later
+
+    def trees(self, batch: Sequence[Shown]) -> list[SampleTree]:
+        """A micro-batch as trees: one, or two where it holds examples of two epochs with different prompts."""
+        trees = []
+        for predictor in {id(p): p for p in (self.first, self.later)}.values():
+            shown = [item for item in batch if self.of_epoch(item.epoch) is predictor]
+            if shown:
+                samples = [_sample(predictor, item) for item in shown]
+                trees.append(SampleTree(predictor.prefix, shown, samples))
+        return trees
+
+
+def _sample(predictor: Predictor, shown: Shown) -> Sample:
+    answers = [Answer(predictor.prompt.answer_tokens(text), weight) for text, weight in shown.answers.items()]
+    return Sample(predictor.rest_of_prompt(shown.image, shown.example.question), [], answers)
+
+
+class SampleReader:
+    """Reads the examples of a run in its order.
+
+    Args:
+        processor: prepares pictures for the tower.
+        examples: the training split.
+        order: which example comes when; its seed also draws what is random about an example.
+        augmentation: changes pictures at random.
+        targets: what an example teaches.
+
+    Attributes:
+        cache: if set, features are taken from there, and pictures are not changed.
+        unreadable: example id -> reason, of the pictures that could not be read so far.
+    """
+
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        examples: Sequence[Example],
+        order: Order,
+        augmentation: Augmentation,
+        targets: Targets,
+    ) -> None:
+        self.processor, self.examples, self.order = processor, examples, order
+        self.augmentation, self.targets = augmentation, targets
+        self.cache: FeatureCache | None = None
+        self.unreadable: dict[str, str] = {}
+
+    def micro_batches(self, batch_size: int, first: int, count: int) -> Iterator[list[Shown]]:
+        """``count`` micro-batches from number ``first`` on, their pictures read ahead on other threads.
+
+        An unreadable picture is left out of its batch and noted. Raises DataError where a whole batch, or every
+        picture there is, cannot be read.
+        """
+        batch: list[Shown] = []
+        places = self.order.places(first * batch_size, count * batch_size)
+        for number, (place, result) in enumerate(read_ahead(self.show, places), start=1):
+            if isinstance(result, UnreadableImageError):
+                self.unreadable[self.examples[place.example].id] = result.reason
+                if len(self.unreadable) == len(self.examples):
+                    raise DataError(f"No training picture can be read. The last one: {result}")
+            else:
+                batch.append(result)
+            if number % batch_size == 0:
+                if not batch:
+                    raise DataError(f"None of {batch_size} training pictures in a row can be read: {result}")
+                yield batch
+                batch = []
+
+    def show(self, place: Place) -> Shown:
+        """One example as it is shown at one place of the order. Raises UnreadableImageError. Thread-safe."""
+        example = self.examples[place.example]
+        draw = np.random.default_rng((self.order.seed, place.epoch, place.slot))
+        answers = self.targets.of(example, place.epoch, draw)
+        if self.cache is not None:
+            digest = example.image.digest()
+            image = self.cache.get(digest) or self.processor.process(example.image.open())
+            return Shown(example, place.epoch, image, digest, answers)
+        picture = self.augmentation(example.image.open(), draw)
+        return Shown(example, place.epoch, self.processor.process(picture), "", answers)
+
+
+def picture_features(
+    model: VisionLanguageModel, shown: Sequence[Shown], cache: FeatureCache | None = None
+) -> list[Tensor]:
+    """float[T, D] of each picture: from the cache if it has them, else encoded (and put there).
+
+    A graph is kept only where something before the decoder learns.
+    """
+    new = [item.image for item in shown if isinstance(item.image, ProcessedImage)]
+    encoded = iter(model.encode_images(new) if new else [])
+    features = []
+    for item in shown:
+        if isinstance(item.image, CachedPicture):
+            features.append(item.image.features.to(model.device))
+            continue
+        features.append(next(encoded))
+        if cache is not None:
+            cache.put(item.digest, features[-1], item.image.text)
+    return features
