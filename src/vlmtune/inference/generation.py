@@ -1,15 +1,18 @@
-"""Open-ended answers: greedy or sampled tokens, batched, on the same state that scoring uses."""
+"""Open-ended answers: greedy or sampled tokens, batched, on the same state that scoring uses.
+
+`generate` is for a batch that is wanted whole; `Generation` gives every token as it is chosen, for streaming.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vlmtune.inference.scoring import Question, prompt_rows
-from vlmtune.models.interface import VisionLanguageModel
+from vlmtune.models.interface import Decoded, VisionLanguageModel
 from vlmtune.models.tree import Rows, State
 
 
@@ -21,7 +24,7 @@ class Sampling:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_p: sample from the smallest set of tokens whose probabilities sum to at least this (arXiv 1904.09751).
         max_new_tokens: an answer is cut there.
-        seed: of the random draws; the same seed, batch and model give the same answers.
+        seed: of the random draws. A question's draws depend on its own seed, not on what else is in the batch.
     """
 
     temperature: float = 0.0
@@ -30,7 +33,88 @@ class Sampling:
     seed: int = 0
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Step:
+    """One token of every question that was running.
+
+    Attributes:
+        questions: their numbers.
+        tokens: what each of them got; a stop token ends its question.
+        logits: float32[A, V], what the tokens were chosen from.
+    """
+
+    questions: list[int]
+    tokens: list[int]
+    logits: Tensor
+
+
+class Generation:
+    """A batch of answers in the making, one token at a time.
+
+    Args:
+        model: in evaluation mode.
+        prefix_state: the state after the prompt that all questions share, or None.
+        stop: tokens that end an answer.
+        samplings: one a question.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        prefix_state: State | None,
+        questions: Sequence[Question],
+        stop: Sequence[int],
+        samplings: Sequence[Sampling],
+    ) -> None:
+        self.model = model
+        self.running = list(range(len(questions)))
+        self._prefix_state = prefix_state
+        self._questions = questions
+        self._stop = frozenset(stop)
+        self._samplings = samplings
+        self._draws = [torch.Generator(device=model.device).manual_seed(sampling.seed) for sampling in samplings]
+        self._num_steps = 0
+        self._state: State | None = None
+        self._in_state: list[int] = []
+        self._tokens: list[int] = []
+
+    def drop(self, question: int) -> None:
+        """Give up a question, as if it had ended."""
+        if question in self.running:
+            self.running.remove(question)
+
+    @torch.inference_mode()
+    def step(self) -> Step:
+        """Choose the next token of every running question; there must be one. Afterwards `running` holds the rest."""
+        decoded = self._prefill() if self._state is None else self._continue(self._state)
+        assert decoded.state is not None
+        self._state, self._in_state = decoded.state, self.running
+        logits = self.model.logits(decoded.hidden)
+        self._tokens = _choose(
+            logits, [self._samplings[q] for q in self.running], [self._draws[q] for q in self.running]
+        )
+        self._num_steps += 1
+        step = Step(self.running, self._tokens, logits)
+        self.running = [
+            question
+            for question, token in zip(step.questions, step.tokens, strict=True)
+            if token not in self._stop and self._num_steps < self._samplings[question].max_new_tokens
+        ]
+        return step
+
+    def _prefill(self) -> Decoded:
+        questions = [self._questions[question] for question in self.running]
+        ids = torch.tensor([token for question in questions for token in question.ids], device=self.model.device)
+        embeddings = self.model.embed(ids, [features for question in questions for features in question.features])
+        return self.model.decode(embeddings, [prompt_rows(self.model, questions)], self._prefix_state, want_state=True)
+
+    def _continue(self, state: State) -> Decoded:
+        slots = [self._in_state.index(question) for question in self.running]
+        tokens = torch.tensor([self._tokens[slot] for slot in slots], device=self.model.device)
+        rows = Rows.chains([1] * len(slots), parent=range(len(slots)))
+        return self.model.decode(self.model.embed(tokens, []), [rows], state.select(slots), want_state=True)
+
+
 def generate(
     model: VisionLanguageModel,
     prefix_state: State | None,
@@ -38,47 +122,37 @@ def generate(
     stop: Sequence[int],
     sampling: Sampling | None = None,
 ) -> list[list[int]]:
-    """Answer every question.
+    """Answer every question; arguments as in `Generation`.
 
     Args:
-        model: in evaluation mode.
-        prefix_state: the state after the prompt that all questions share, or None.
-        stop: tokens that end an answer; they are not part of it.
+        sampling: of all questions; the i-th draws with its seed plus i.
 
     Returns:
-        The answers' tokens.
+        The answers' tokens, without the stop token.
     """
     sampling = sampling or Sampling()
-    generator = torch.Generator(device=model.device).manual_seed(sampling.seed)
-    ids = torch.tensor([token for question in questions for token in question.ids], device=model.device)
-    embeddings = model.embed(ids, [features for question in questions for features in question.features])
-    decoded = model.decode(embeddings, [prompt_rows(model, questions)], prefix_state, want_state=True)
+    samplings = [replace(sampling, seed=sampling.seed + number) for number in range(len(questions))]
+    generation = Generation(model, prefix_state, questions, stop, samplings)
     answers: list[list[int]] = [[] for _ in questions]
-    running = list(range(len(questions)))
-    for step in range(sampling.max_new_tokens):
-        tokens = _choose(model.logits(decoded.hidden), sampling, generator).tolist()
-        going = [slot for slot, token in enumerate(tokens) if token not in stop]
-        for slot in going:
-            answers[running[slot]].append(tokens[slot])
-        if not going or step + 1 == sampling.max_new_tokens:
-            break
-        assert decoded.state is not None
-        state = decoded.state.select(going)
-        running = [running[slot] for slot in going]
-        embedded = model.embed(torch.tensor([tokens[slot] for slot in going], device=model.device), [])
-        rows = Rows.chains([1] * len(going), parent=range(len(going)))
-        decoded = model.decode(embedded, [rows], state, want_state=True)
+    while generation.running:
+        step = generation.step()
+        for question, token in zip(step.questions, step.tokens, strict=True):
+            if token not in stop:
+                answers[question].append(token)
     return answers
 
 
-def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """float32[B, V] -> int64[B]."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        ordered, index = probabilities.sort(-1, descending=True)
-        # A token stays while the mass before it is below top_p: the first one always does.
-        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
-        probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered.masked_fill(beyond, 0))
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+def _choose(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[torch.Generator]) -> list[int]:
+    """float32[A, V] -> A tokens."""
+    tokens: list[int] = logits.argmax(-1).tolist()
+    for row, (sampling, draw) in enumerate(zip(samplings, draws, strict=True)):
+        if sampling.temperature == 0:
+            continue
+        probabilities = (logits[row] / sampling.temperature).softmax(-1)
+        if sampling.top_p < 1:
+            ordered, index = probabilities.sort(descending=True)
+            # A token stays while the mass before it is below top_p: the first one always does.
+            beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+            probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered.masked_fill(beyond, 0))
+        tokens[row] = int(torch.multinomial(probabilities, 1, generator=draw))
+    return tokens
