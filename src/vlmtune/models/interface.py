@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmtune.models.connectors import Connector
 from vlmtune.models.images import ProcessedImage, VisionFeatures
 from vlmtune.models.tree import Rows, State
+
+CONNECTOR = "model.multi_modal_projector"
+"""Name of the connector's module."""
 
 
 @dataclass
@@ -37,6 +41,7 @@ class VisionLanguageModel(nn.Module, ABC):
     image_token_id: int
     num_tokens: int
     """V, the size of the vocabulary."""
+    num_tower_layers: int
 
     bidirectional_prompt: bool = False
     """Whether all rows of a prompt see each other (a prefix-LM). Two such prompts share nothing, for each token of the
@@ -53,6 +58,19 @@ class VisionLanguageModel(nn.Module, ABC):
     def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:
         """Tower and connector: one float[T, D] a picture."""
         return self.connect(self.tower_features(images))
+
+    @property
+    def connector(self) -> Connector:
+        """What stands between tower and decoder, in every family under the name that `transformers` gives it."""
+        connector = self.get_submodule(CONNECTOR)
+        assert isinstance(connector, Connector)
+        return connector
+
+    def replace_connector(self, connector: Connector) -> None:
+        """Put another connector in its place, on the same device and in the same type."""
+        owner, _, leaf = CONNECTOR.rpartition(".")
+        old = next(self.connector.parameters())
+        setattr(self.get_submodule(owner), leaf, connector.to(old.device, old.dtype).train(self.connector.training))
 
     @abstractmethod
     def embed_tokens(self, ids: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.connectors import ConnectorShape, build_connector
 from vlmtune.models.images import ProcessedImage, VisionFeatures, group_by_grid
 from vlmtune.models.interface import Decoded, VisionLanguageModel
 from vlmtune.models.lfm2 import Lfm2Config, Lfm2Model
@@ -52,40 +53,23 @@ class Lfm2VlConfig(ModelConfig):
         return values | {"architectures": ["Lfm2VlForConditionalGeneration"], "tie_word_embeddings": True}
 
 
-class Lfm2VlProjector(nn.Module):
-    """Squares of patches to image tokens: pixel-unshuffle, then a two-layer MLP."""
-
-    def __init__(self, config: Lfm2VlConfig) -> None:
-        super().__init__()
-        self.factor = config.downsample_factor
-        channels = config.vision_config.hidden_size * self.factor**2
-        self.layer_norm = nn.LayerNorm(channels) if config.projector_use_layernorm else None
-        self.linear_1 = nn.Linear(channels, config.projector_hidden_size, bias=config.projector_bias)
-        self.linear_2 = nn.Linear(
-            config.projector_hidden_size, config.text_config.hidden_size, bias=config.projector_bias
-        )
-
-    def unshuffle(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        """float[B, P, C] -> float[B, P / f², C * f²]; channels ordered (row in square, column in square, C)."""
-        (rows, columns), f = grid, self.factor
-        squares = features.view(len(features), rows // f, f, columns // f, f, -1).permute(0, 1, 3, 2, 4, 5)
-        return squares.reshape(len(features), rows * columns // f**2, -1)
-
-    def forward(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
-        x = self.unshuffle(features, grid)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        out: Tensor = self.linear_2(F.gelu(self.linear_1(x)))
-        return out
-
-
 class Lfm2VlModel(nn.Module):
     """The three parts, under the names the checkpoint gives them."""
 
     def __init__(self, config: Lfm2VlConfig) -> None:
         super().__init__()
         self.vision_tower = Siglip2VisionModel(config.vision_config)
-        self.multi_modal_projector = Lfm2VlProjector(config)
+        self.multi_modal_projector = build_connector(
+            ConnectorShape(
+                trunk="mlp",
+                channels=config.vision_config.hidden_size,
+                width=config.text_config.hidden_size,
+                factor=config.downsample_factor,
+                hidden_size=config.projector_hidden_size,
+                bias=config.projector_bias,
+                layer_norm=config.projector_use_layernorm,
+            )
+        )
         self.language_model = Lfm2Model(config.text_config)
 
 
@@ -97,10 +81,12 @@ class Lfm2Vl(VisionLanguageModel):
         self.config = config
         self.image_token_id = config.image_token_id
         self.num_tokens = config.text_config.vocab_size
+        self.num_tower_layers = config.vision_config.num_hidden_layers
         self.model = Lfm2VlModel(config)
 
     def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
-        tiles = iter(encode_tiles(self.model.vision_tower, [tile for image in images for tile in image.tiles]))
+        every = [tile for image in images for tile in image.tiles]
+        tiles = iter(encode_tiles(self.model.vision_tower, every, self.connector.shape.groups))
         return [
             VisionFeatures(torch.cat(list(islice(tiles, len(image.tiles)))), tuple(grid for _, grid in image.tiles))
             for image in images

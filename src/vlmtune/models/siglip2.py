@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vlmtune.models.attention import attention
 from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.connectors import LayerGroup, side_by_side
 from vlmtune.models.images import Grid, group_by_grid
 
 
@@ -144,19 +145,26 @@ class Siglip2VisionModel(nn.Module):
         return out
 
 
-def encode_tiles(tower: Siglip2VisionModel, tiles: Sequence[tuple[Tensor, Grid]]) -> list[Tensor]:
+def encode_tiles(
+    tower: Siglip2VisionModel, tiles: Sequence[tuple[Tensor, Grid]], groups: Sequence[LayerGroup] = ()
+) -> list[Tensor]:
     """Run tiles through the tower, one batch a grid shape.
 
     Args:
         tiles: float32[P, C] patches with their grid.
+        groups: of layers, whose means a dense connector reads beside the output.
 
     Returns:
-        float[P, D] of each tile, in order.
+        float[P, D * (1 + number of groups)] of each tile, in order.
     """
     device = tower.post_layernorm.weight.device
     features: list[Tensor] = [torch.empty(0)] * len(tiles)
     for grid, members in group_by_grid(grid for _, grid in tiles).items():
         patches = torch.stack([tiles[i][0] for i in members]).to(device, non_blocking=True)
-        for tile, encoded in zip(members, tower(patches, grid).unbind(0), strict=True):
-            features[tile] = encoded
+        states: list[Tensor] | None = [] if groups else None
+        encoded = tower(patches, grid, states)
+        if states is not None:
+            encoded = side_by_side(encoded, states, groups, tower.post_layernorm)
+        for tile, own in zip(members, encoded.unbind(0), strict=True):
+            features[tile] = own
     return features
