@@ -68,7 +68,8 @@ class ImageSource:
 class Example:
     """One picture with its accepted answers, and with a question where the task asks one.
 
-    ``answers`` holds the stored label (classification: exactly one) or every annotator's answer (VQA: up to ten).
+    ``answers`` holds the stored label (classification: exactly one) or every annotator's answer (VQA: up to ten, and
+    none where a test set keeps them to itself).
     ``id`` is unique and stable within a data set: a path relative to the source, or ``split/row``.
     """
 
@@ -78,6 +79,8 @@ class Example:
     question: str | None = None
     question_type: str | None = None
     answer_type: str | None = None
+    image_id: str | None = None
+    """Equal for the questions about one picture; None where there are no questions."""
 
     @property
     def label(self) -> str:

@@ -59,14 +59,23 @@ class DataSection(Section):
     """Where the pictures are. A plain string in YAML stands for `source`."""
 
     source: str = "builtin:digits"
-    """A folder of class folders, a CSV/JSONL/parquet file, a `datasets` folder, a hub id, or `builtin:digits`."""
+    """A folder of class folders, a CSV/JSONL/parquet file, a `datasets` folder, a hub id, or `builtin:digits`.
+
+    For questions (`task.kind: vqa`) a table or data set with questions and answers, a folder with VQA's official JSON
+    files, or `builtin:drawn-vqa`.
+    """
     revision: str | None = None
     subset: str | None = None
     """The hub data set's configuration name."""
     image_column: str | None = None
     label_column: str | None = None
     question_column: str | None = None
+    answer_column: str | None = None
+    """Of questions: one answer, or a list of the annotators' answers."""
+    image_folder: str | None = None
+    """Where the pictures of VQA's official JSON files are. Default: beside the files."""
     train_split: str | None = None
+    """A split's name, a slice of it, or several: `train+validation[:-10240]`; the same for the next two."""
     validation_split: str | None = None
     test_split: str | None = None
     validation_fraction: Fraction = 0.1
@@ -95,6 +104,8 @@ class TaskSection(Section):
     """May hold `{labels}`."""
     list_labels: ListLabels | None = None
     image_position: ImagePosition = "first"
+    max_answer_tokens: int = Field(default=32, ge=1)
+    """An open answer is cut there."""
 
     def after_first_epoch(self) -> TaskSection:
         """The task as every epoch but the first, and everything after training, asks it."""
@@ -131,6 +142,8 @@ class TrainSection(Section):
     weight_decay: NonNegative = 0.0
     betas: tuple[Number, Number] = (0.9, 0.999)
     max_grad_norm: Positive = 1.0
+    answer: Literal["sample", "majority"] = "sample"
+    """Of a question's several answers: one drawn without replacement over epochs, or always the most frequent."""
     loss: Literal["answer", "all"] = "answer"
     """`all` also learns the prompt, as the older repos did; for comparison."""
     eval_every: int | None = Field(default=None, ge=1)

@@ -23,6 +23,9 @@ class Row:
     question: str | None = None
     question_type: str | None = None
     answer_type: str | None = None
+    image_id: str | None = None
+    has_picture: bool = True
+    """False where the source knows that there is no such file: then the row is not learned from."""
 
 
 @dataclass(frozen=True, slots=True)
