@@ -1,7 +1,7 @@
 """Hand-written forward and backward passes of the operations that dominate activation memory.
 
 Autograd keeps every intermediate of a formula; these keep only what the backward pass cannot recompute
-cheaply. The network files (`rms_norm`, `swiglu`) and `adapters.lora` (`lora_linear`) call them. Where no
+cheaply. The network files (`rms_norm`, `swiglu`, `geglu`) and `adapters.lora` (`lora_linear`) call them. Where no
 gradient is asked for, each runs as plain operations and saves nothing. First-order gradients only.
 
 Compute types: reductions run in float32 (float64 for float64 input, so that gradcheck means something);
@@ -18,21 +18,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, one_offset: bool = False) -> Tensor:
     """Root-mean-square norm over the last dimension (arXiv 1910.07467), rounded as transformers' Lfm2RMSNorm.
 
     Args:
         x: [..., D].
         weight: [D]; cast to x's type if it is kept in another (a part trained in float32 under bfloat16).
         eps: added to the mean square.
+        one_offset: multiply by 1 + weight, before rounding to x's type, as transformers' GemmaRMSNorm does.
 
     Returns:
         [..., D] in x's type. For the backward pass x, weight and float32[..., 1] reciprocal roots are kept.
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        out: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        out: Tensor = _RmsNorm.apply(x, weight, eps, one_offset)  # type: ignore[no-untyped-call]
         return out
-    return _rms_norm_forward(x, weight, eps)[0]
+    return _rms_norm_forward(x, weight, eps, one_offset)[0]
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -41,6 +42,14 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         out: Tensor = _SwiGlu.apply(gate, up)  # type: ignore[no-untyped-call]
         return out
     return F.silu(gate).mul_(up)
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) · up, both [..., D] (arXiv 2002.05202), by the tanh approximation; keeps what `swiglu` keeps."""
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        out: Tensor = _GeGlu.apply(gate, up)  # type: ignore[no-untyped-call]
+        return out
+    return F.gelu(gate, approximate="tanh").mul_(up)
 
 
 def lora_linear(
@@ -104,23 +113,26 @@ def _reduction_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _rms_norm_forward(x: Tensor, weight: Tensor, eps: float, one_offset: bool) -> tuple[Tensor, Tensor]:
     wide = x.to(_reduction_dtype(x.dtype))
     inverse_rms = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    if one_offset:
+        return (wide * inverse_rms).mul_(1.0 + weight.to(wide.dtype)).to(x.dtype), inverse_rms
     # The rounding to x's type comes before the weight, as in the reference.
     return (wide * inverse_rms).to(x.dtype).mul_(weight.to(x.dtype)), inverse_rms
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out, inverse_rms = _rms_norm_forward(x, weight, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, one_offset: bool) -> Tensor:
+        out, inverse_rms = _rms_norm_forward(x, weight, eps, one_offset)
         ctx.save_for_backward(x, weight, inverse_rms)
+        ctx.one_offset = one_offset
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight, inverse_rms = ctx.saved_tensors
         grad = grad.to(inverse_rms.dtype)
         normal = x.to(inverse_rms.dtype) * inverse_rms
@@ -129,10 +141,10 @@ class _RmsNorm(torch.autograd.Function):
             grad_weight = (grad * normal).flatten(0, -2).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             # d/dx of x·r, r = (mean x² + eps)^-1/2:  r · (g − n · mean(g · n)),  n = x·r, g = grad · weight
-            wide = grad * weight
+            wide = grad * (1.0 + weight.to(grad.dtype) if ctx.one_offset else weight)
             mean = (wide * normal).mean(-1, keepdim=True)
             grad_x = wide.addcmul_(normal, mean, value=-1).mul_(inverse_rms).to(x.dtype)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, None, None
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -151,6 +163,25 @@ class _SwiGlu(torch.autograd.Function):
             torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)  # in its own memory
         if ctx.needs_input_grad[1]:
             grad_up = F.silu(gate).mul_(grad)
+        return grad_gate, grad_up
+
+
+class _GeGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.gelu(gate, approximate="tanh").mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        gate, up = ctx.saved_tensors
+        grad_gate = grad_up = None
+        if ctx.needs_input_grad[0]:
+            grad_gate = grad * up
+            torch.ops.aten.gelu_backward.grad_input(grad_gate, gate, approximate="tanh", grad_input=grad_gate)
+        if ctx.needs_input_grad[1]:
+            grad_up = F.gelu(gate, approximate="tanh").mul_(grad)
         return grad_gate, grad_up
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlmtune.errors import WeightsError
-from vlmtune.models.attention import attention
 from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.decoder_attention import attend, rope_angles, rotate
 from vlmtune.models.interface import Decoded
 from vlmtune.models.kernels import rms_norm, swiglu, tree_conv
 from vlmtune.models.tree import (
@@ -28,8 +28,6 @@ from vlmtune.models.tree import (
     State,
     Tree,
     gather_rows,
-    pad,
-    take_groups,
 )
 
 
@@ -271,66 +269,3 @@ class Lfm2Model(nn.Module):
         if not want_state:
             return Decoded(hidden, None)
         return Decoded(hidden, State(layer_states, tree.end_valid, tree.end_positions, tree.end_lengths))
-
-
-def rope_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary embedding (arXiv 2104.09864): float[R, 1, d] each.
-
-    Always computed in fp32: rounding the frequencies to bfloat16 moves late positions by whole radians.
-    """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angle = positions[:, None].float() * (1.0 / theta**exponent)
-    angle = torch.cat([angle, angle], dim=-1)[:, None]  # [R, 1, d]: the same for every head
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate halves (not neighbouring pairs) of each head: float[R, H, d]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, tree: Tree, queries: RowSet, state: AttentionState
-) -> tuple[Tensor, AttentionState]:
-    """Attention of each row to its ancestors and itself.
-
-    Args:
-        q: float[R', H, d], queries of the rows in ``queries``.
-        k: float[R, KV, d], rotated keys of all rows of the tree.
-        v: float[R, KV, d].
-        state: keys and values of what the first level hangs on.
-
-    Returns:
-        float[R', H * d], and the keys and values of the last level's paths.
-    """
-    num_heads, num_kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
-    share = num_heads // num_kv_heads
-    outputs, start = [], 0
-    for level, (rows, new) in enumerate(zip(tree.levels, queries.levels, strict=True)):
-        shape = (rows.num_groups, rows.width, num_kv_heads, head_dim)
-        count = int(rows.lengths.sum())
-        own = slice(start, start + count)
-        start += count
-        grown = []
-        for packed, before in ((k, state.keys), (v, state.values)):
-            padded = pad(packed[own].flatten(1), tree.key_cells[level], shape[0] * shape[1])
-            past = take_groups(before, rows.parent).to(padded.dtype)
-            grown.append(torch.cat([past, padded.view(shape).transpose(1, 2)], dim=2))  # [G, KV, A + W, d]
-        state = AttentionState(*grown)
-
-        num_groups, width = new.shape
-        if not width:
-            continue
-        padded = pad(q[new.rows].flatten(1), new.cells, num_groups * width)
-        # Query heads that share a key head become rows of one query: keys and values are never repeated.
-        folded = padded.view(num_groups, width, num_kv_heads, share, head_dim).permute(0, 2, 3, 1, 4)
-        mixed = attention(
-            folded.reshape(num_groups, num_kv_heads, share * width, head_dim),
-            state.keys,
-            state.values,
-            tree.mask(level, queries, q.dtype, share),
-        )
-        mixed = mixed.view(num_groups, num_kv_heads, share, width, head_dim).permute(0, 3, 1, 2, 4)
-        outputs.append(gather_rows(mixed.reshape(num_groups * width, num_heads * head_dim), new.cells))
-    return torch.cat(outputs), state

@@ -126,10 +126,15 @@ class Rows:
                 seen[group, row, ancestor[group, row]] = True
                 above = self.before.gather(1, ancestor.clamp(min=0))
                 ancestor = torch.where(found, above, ancestor)
-        if self.bidirectional is not None:
-            inside = torch.arange(width) < self.bidirectional[:, None]
-            seen |= inside[:, :, None] & inside[:, None, :]
-        return seen
+        return seen if self.together is None else seen | self.together
+
+    @cached_property
+    def together(self) -> Tensor | None:
+        """bool[G, Q, Q]: pairs of rows of one bidirectional prompt; None where there is none."""
+        if self.bidirectional is None:
+            return None
+        inside = torch.arange(self.width) < self.bidirectional[:, None]
+        return inside[:, :, None] & inside[:, None, :]
 
 
 @dataclass
@@ -205,6 +210,7 @@ class LevelRows:
         cells: int64[rows], the padded cell (group * Q + slot) of each packed row; None where the rectangle is full.
         shape: (G, Q) of the padded rectangle.
         visible: bool[G, Q, A + W], the columns each query attends to; W is the level's width in keys.
+        together: bool[G, Q, W], the columns of each query's own bidirectional prompt; None where there is none.
         positions: int64[G, Q], each query's position on its path.
     """
 
@@ -212,6 +218,7 @@ class LevelRows:
     cells: Tensor | None
     shape: tuple[int, int]
     visible: Tensor
+    together: Tensor | None
     positions: Tensor
 
 
@@ -377,6 +384,7 @@ class Tree:
             cells=None if len(cell) == num_groups * width else cell.to(self.device),
             shape=(num_groups, width),
             visible=visible[group, row].view(num_groups, width, visible.shape[2]),
+            together=None if rows.together is None else rows.together[group, row].view(num_groups, width, rows.width),
             positions=(self._column_positions[level][group, visible.shape[2] - rows.width + row]).view(
                 num_groups, width
             ),
@@ -386,7 +394,8 @@ class Tree:
         """The additive attention mask of one level: float[G, 1, repeat * Q, A + W], 0 or -inf.
 
         ``repeat`` is the number of query heads that share a key head: they are folded into the query rows, so that
-        keys and values are never repeated. ``window`` limits a sliding-attention layer to that many positions.
+        keys and values are never repeated. ``window`` limits a sliding-attention layer to that many positions, except
+        inside a bidirectional prompt, which sees itself whole (as in transformers).
         """
         key = (level, row_set is self.full, dtype, window)
         if key not in self._masks:
@@ -394,7 +403,10 @@ class Tree:
             visible = queries.visible
             if window is not None:
                 distance = queries.positions[:, :, None] - self._column_positions[level][:, None, :]
-                visible = visible & (distance < window)
+                is_near = distance < window
+                if queries.together is not None:
+                    is_near[:, :, -queries.together.shape[2] :] |= queries.together
+                visible = visible & is_near
             mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
             self._masks[key] = mask.repeat(1, repeat, 1)[:, None].to(self.device)
         return self._masks[key]
