@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmtune.models.kernels import lora_linear, rms_norm, swiglu
+from vlmtune.models.kernels import geglu, lora_linear, rms_norm, swiglu
 
 pytestmark = pytest.mark.unit
 
@@ -55,8 +55,27 @@ def test_gradcheck_rms_norm() -> None:
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-5), (_random(2, 3, 5), _random(5)))
 
 
-def test_gradcheck_swiglu() -> None:
-    assert torch.autograd.gradcheck(swiglu, (_random(4, 6), _random(4, 6)))
+def test_gradcheck_rms_norm_with_one_offset() -> None:
+    def norm(x: Tensor, w: Tensor) -> Tensor:
+        return rms_norm(x, w, 1e-5, one_offset=True)
+
+    x, weight = _random(2, 3, 5), _random(5)
+    assert torch.autograd.gradcheck(norm, (x, weight))
+    assert torch.allclose(norm(x, weight), _plain_rms_norm(x, weight + 1, 1e-5))
+
+
+@pytest.mark.parametrize("glu", [swiglu, geglu])
+def test_gradcheck_gated_units(glu: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert torch.autograd.gradcheck(glu, (_random(4, 6), _random(4, 6)))
+
+
+def test_geglu_equals_autograd() -> None:
+    gate, up = _random(4, 6), _random(4, 6)
+    plain = F.gelu(gate, approximate="tanh") * up
+    assert torch.allclose(geglu(gate, up), plain)
+    ours = torch.autograd.grad(geglu(gate, up).pow(2).sum(), (gate, up))
+    theirs = torch.autograd.grad(plain.pow(2).sum(), (gate, up))
+    assert all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -208,5 +227,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_docstrings_say() -> None
     weight = _random(wide, wide, dtype=torch.float32, grad=False)
     a, b = _random(rank, wide, dtype=torch.float32), _random(wide, rank, dtype=torch.float32)
     assert _saved_bytes(lambda: rms_norm(x, weight[0], 1e-6), [x, weight]) == rows * 4
+    assert _saved_bytes(lambda: rms_norm(x, weight[0], 1e-6, one_offset=True), [x, weight]) == rows * 4
     assert _saved_bytes(lambda: swiglu(x, up), [x, up]) == 0
+    assert _saved_bytes(lambda: geglu(x, up), [x, up]) == 0
     assert _saved_bytes(lambda: lora_linear(x, weight, None, a, b, 1.0), [x, weight, a, b]) == rows * rank * 4
