@@ -28,16 +28,25 @@ def open_predictor(
     Raises:
         UserError: nothing says which labels there are.
     """
-    run = find_run(Path(model))
-    task = TaskSection(kind="vqa" if is_question else "classify")
-    if run is not None and not is_question:
-        task = load_experiment(run / "config.yaml", must_exist=False).task.after_first_epoch()
-        if labels is None:
-            labels = json.loads((run / "run.json").read_text(encoding="utf-8"))["labels"]
+    task, stored = read_task(model)
+    if is_question and task.kind != "vqa":
+        task = TaskSection(kind="vqa")
     if labels is None and not is_question:
+        labels = stored
+    if labels is None and task.kind == "classify":
         raise UserError(f"{model}: no run folder, so nothing says which labels there are. Name them: --labels a,b,c")
     opened: OpenedModel = open_adapted(model)
     return Predictor(opened, task, None if labels is None else label_set(labels, task), batch_size)
+
+
+def read_task(model: str) -> tuple[TaskSection, tuple[str, ...] | None]:
+    """What MODEL was trained to be asked, and its labels: (a plain classification, None) where nothing says so."""
+    run = find_run(Path(model))
+    if run is None:
+        return TaskSection(), None
+    task = load_experiment(run / "config.yaml", must_exist=False).task.after_first_epoch()
+    stored = json.loads((run / "run.json").read_text(encoding="utf-8"))["labels"]
+    return task, None if stored is None else tuple(stored)
 
 
 def label_set(stored: Sequence[str], task: TaskSection) -> LabelSet:
