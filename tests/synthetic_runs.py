@@ -58,6 +58,7 @@ def random_table(
         log_probs=log_probs.astype(np.float32) if has_probabilities else None,
         seconds=rng.uniform(0.01, 0.02, num).astype(np.float32),
         errors=errors,
+        num_tokens=np.where(prediction < 0, 0, 70),
     )
 
 
@@ -78,6 +79,11 @@ def facts(name: str, table: PredictionTable, **more: Any) -> dict[str, Any]:
         "labels": list(table.labels),
         "mode": "full" if table.log_probs is not None else "argmax",
         "seconds": float(table.seconds.sum()),
+        "num_tokens": 70.5,
+        "num_tokens_unshared": 812.0,
+        "unreadable": [
+            {"id": str(table.ids[row]), "error": table.errors[row]} for row in np.flatnonzero(~table.readable)
+        ],
         "created": "2026-11-21T05:00:00+00:00",
         "versions": {"vlmtune": "0.1.0"},
         "metrics": measure(table),

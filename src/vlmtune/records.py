@@ -136,6 +136,7 @@ class Prediction:
     prediction: str | None
     log_probs: tuple[float, ...] | None = None
     seconds: float = 0.0
+    num_tokens: int = 0
     error: str | None = None
     image: str | None = None
     question: str | None = None

@@ -6,6 +6,7 @@ Called by `vlmtune compare` and the report. No torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -112,6 +113,7 @@ def describe(evaluation: Evaluation, figures: dict[str, Any]) -> dict[str, Any]:
         **{key: figures.get(key) for key in (*keys, *more)},
         "seconds": facts.get("seconds"),
         "num_tokens": facts.get("num_tokens"),
+        "num_tokens_unshared": facts.get("num_tokens_unshared"),
         "limit": data.get("limit"),
         "split": data.get("split"),
         "mode": facts.get("mode"),
@@ -222,15 +224,12 @@ def _relabel(table: PredictionTable, labels: tuple[str, ...]) -> PredictionTable
         return table
     old_of_new = np.asarray([table.labels.index(label) for label in labels])
     new_of_old = np.append(np.argsort(old_of_new), -1)  # the last entry serves position -1: unreadable
-    return PredictionTable(
+    return replace(
+        table,
         labels=labels,
-        ids=table.ids,
-        images=table.images,
         truth=new_of_old[table.truth],
         prediction=new_of_old[table.prediction],
         log_probs=None if table.log_probs is None else table.log_probs[:, old_of_new],
-        seconds=table.seconds,
-        errors=table.errors,
     )
 
 

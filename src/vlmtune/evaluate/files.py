@@ -1,6 +1,19 @@
-"""An evaluation folder: evaluation.json, predictions.parquet, thumbnails.parquet. Written whole or not at all.
+"""An evaluation folder: evaluation.json and three parquet files. Written whole or not at all.
 
 `evaluate` writes it; `report`, `compare` and `calibration` need nothing else. No torch.
+
+- predictions.parquet: id, image, truth, prediction, log_probs (of every label, normalised), top (five labels),
+  num_tokens, error. It depends on model and pictures alone: equal byte for byte however often it is made.
+- timing.parquet: id, seconds. - thumbnails.parquet: id, jpeg.
+- evaluation.json: ``name``, ``task``, ``labels``, ``mode``, ``model``, ``base``, ``checkpoint``, versions, and
+
+  - ``data``: ``source``, ``split``, ``num_examples``, ``limit`` (null: the whole split), ``fingerprint``, ``left_out``;
+  - ``metrics``: see `metrics.measure`; ``unreadable``: a list of ``id`` and ``error``;
+  - ``seconds``: of all pictures; ``num_tokens``: decoder rows run, a picture's mean, its share of the prompt that
+    pictures share included; ``num_tokens_unshared``: what a plain forward pass for every label would have run;
+  - ``scoring``: ``form``, ``calibration`` (see `scoring`), ``chosen_on`` (null or "validation"), ``num_validation``,
+    ``candidates``: each with ``form``, ``calibration``, and on validation ``accuracy``, ``num_correct``, ``nll``;
+  - ``calibration`` (only if asked for): see `calibration.calibrate`.
 """
 
 from __future__ import annotations
@@ -25,6 +38,7 @@ from vlmtune.evaluate.predictions import COLUMNS, PredictionTable, from_arrow, t
 
 FACTS_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.parquet"
+TIMING_FILE = "timing.parquet"
 THUMBNAILS_FILE = "thumbnails.parquet"
 THUMBNAIL_SIDE = 96
 
@@ -74,6 +88,8 @@ def write_evaluation(
         ) from error
     try:
         pq.write_table(to_arrow(predictions), temporary / PREDICTIONS_FILE, compression="zstd")
+        timing = {"id": pa.array(predictions.ids, pa.string()), "seconds": pa.array(predictions.seconds, pa.float32())}
+        pq.write_table(pa.table(timing), temporary / TIMING_FILE, compression="zstd")
         pq.write_table(_thumbnail_table(thumbnails or {}), temporary / THUMBNAILS_FILE)
         text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
         (temporary / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
@@ -98,8 +114,10 @@ def read_evaluation(folder: Path | str) -> Evaluation:
     facts = _read_facts(folder)
     labels = tuple(facts["labels"])
     table = _read_parquet(folder / PREDICTIONS_FILE, COLUMNS)
+    timing = _read_parquet(folder / TIMING_FILE, ("id", "seconds"))
+    seconds = dict(zip(timing["id"].to_pylist(), timing["seconds"].to_pylist(), strict=True))
     try:
-        predictions = from_arrow(table, labels)
+        predictions = from_arrow(table, labels, seconds)
     except DataError as error:
         raise RunFolderError(f"{folder / PREDICTIONS_FILE}: {error}") from error
     thumbnails: dict[str, bytes] = {}

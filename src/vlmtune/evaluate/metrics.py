@@ -43,7 +43,7 @@ def measure(predictions: PredictionTable, labels: Sequence[str] | None = None) -
         **_class_figures(truth, guess, counts, names),
         "confusion": counts[:, :-1].tolist(),
         "unreadable_by_class": counts[:, -1].tolist(),
-        "seconds_per_example": float(predictions.seconds.mean()) if num else None,
+        "seconds_per_example": _mean_or_none(predictions.seconds),
     }
     probability_keys = ("top_k", "nll", "brier", "ece", "reliability", "risk_coverage", "aurc", "mean_confidence")
     result.update(dict.fromkeys(probability_keys))
@@ -211,3 +211,8 @@ def _interval(successes: int, trials: int) -> list[float] | None:
 def _pair(low: Any, high: Any) -> list[float] | None:
     """JSON has no NaN: an interval from no trials is null."""
     return None if np.isnan(low) else [float(low), float(high)]
+
+
+def _mean_or_none(values: NDArray[np.float32]) -> float | None:
+    """JSON has no NaN: what was not measured for every picture is null."""
+    return float(values.mean()) if len(values) and not np.isnan(values).any() else None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vlmtune.errors import DataError
 from vlmtune.records import Prediction
 
-COLUMNS = ("id", "image", "truth", "prediction", "log_probs", "top", "seconds", "error")
+COLUMNS = ("id", "image", "truth", "prediction", "log_probs", "top", "num_tokens", "error")
 NUM_TOP = 5
 
 
@@ -34,8 +34,9 @@ class PredictionTable:
     truth: NDArray[np.int64]  # [N]
     prediction: NDArray[np.int64]  # [N]
     log_probs: NDArray[np.float32] | None  # [N, L]
-    seconds: NDArray[np.float32]  # [N]
+    seconds: NDArray[np.float32]  # [N], NaN where it was not measured
     errors: NDArray[np.object_]  # str or None [N]
+    num_tokens: NDArray[np.int64] | None = None  # [N], decoder rows run for this picture alone
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,6 +62,7 @@ class PredictionTable:
             None if self.log_probs is None else self.log_probs[rows],
             self.seconds[rows],
             self.errors[rows],
+            None if self.num_tokens is None else self.num_tokens[rows],
         )
 
     @classmethod
@@ -86,11 +88,15 @@ class PredictionTable:
             log_probs=_log_prob_matrix(predictions, len(labels)),
             seconds=np.asarray([r.seconds for r in predictions], dtype=np.float32),
             errors=_objects([r.error for r in predictions]),
+            num_tokens=np.asarray([r.num_tokens for r in predictions], dtype=np.int64),
         )
 
 
 def to_arrow(table: PredictionTable) -> pa.Table:
-    """The table as predictions.parquet holds it: names instead of positions."""
+    """The table as predictions.parquet holds it: names instead of positions, and no time.
+
+    So the file is a function of model and pictures alone, equal byte for byte however often it is made.
+    """
     names = np.asarray([*table.labels, None], dtype=object)  # position -1 reads as None
     return pa.table(
         {
@@ -100,7 +106,7 @@ def to_arrow(table: PredictionTable) -> pa.Table:
             "prediction": pa.array(names[table.prediction], pa.string()),
             "log_probs": _log_prob_column(table),
             "top": pa.array(_top_labels(table), pa.list_(pa.string())),
-            "seconds": pa.array(table.seconds, pa.float32()),
+            "num_tokens": pa.nulls(len(table), pa.int64()) if table.num_tokens is None else pa.array(table.num_tokens),
             "error": pa.array(table.errors, pa.string()),
         }
     )
@@ -132,8 +138,8 @@ def top_positions(log_probs: NDArray[np.float32], num: int) -> NDArray[np.int64]
     return np.take_along_axis(chosen, order, axis=1).astype(np.int64)
 
 
-def from_arrow(table: pa.Table, labels: tuple[str, ...]) -> PredictionTable:
-    """Columns from predictions.parquet.
+def from_arrow(table: pa.Table, labels: tuple[str, ...], seconds: Mapping[str, float]) -> PredictionTable:
+    """Columns from predictions.parquet, with the seconds that each id took.
 
     Raises DataError for a label outside ``labels``, a repeated id, or probabilities that do not fit the labels.
     """
@@ -153,8 +159,9 @@ def from_arrow(table: pa.Table, labels: tuple[str, ...]) -> PredictionTable:
         truth=np.asarray(truth, dtype=np.int64),
         prediction=predicted,
         log_probs=_log_probs_from_arrow(table["log_probs"].combine_chunks(), len(labels), predicted >= 0),
-        seconds=np.asarray(table["seconds"].to_numpy(), dtype=np.float32),
+        seconds=np.asarray([seconds.get(i, np.nan) for i in ids], dtype=np.float32),
         errors=_objects(table["error"].to_pylist()),
+        num_tokens=None if table["num_tokens"].null_count else np.asarray(table["num_tokens"].to_numpy(), np.int64),
     )
 
 
