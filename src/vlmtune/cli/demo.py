@@ -60,7 +60,7 @@ def demo(
 def _experiment(name: str, fraction: float, seed: int, folder: Path) -> Experiment:
     experiment = Experiment(name=name, seed=seed, output_dir=str(folder))
     experiment.data.fraction = fraction
-    experiment.train.augment = "shift-rotate"  # a digit stays a digit; 10 % of the pictures gain three points by it
+    experiment.train.augment = ["shift-rotate"]  # a digit stays a digit; 10 % of the pictures gain three points by it
     return experiment
 
 

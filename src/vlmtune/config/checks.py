@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlmtune.config.augmentation import find_mistakes
 from vlmtune.config.schema import PARTS, ROLES, Experiment
 from vlmtune.errors import unknown_name
 
@@ -17,9 +18,12 @@ def find_contradictions(experiment: Experiment) -> Iterator[Finding]:
     """Every contradiction, in the file's order."""
     yield from _name(experiment)
     yield from _image_tokens(experiment)
+    yield from _connector(experiment)
     yield from _labels(experiment)
     yield from _label_names(experiment)
     yield from _adapter(experiment)
+    yield from _train(experiment)
+    yield from _evaluate(experiment)
 
 
 def _name(experiment: Experiment) -> Iterator[Finding]:
@@ -32,6 +36,39 @@ def _image_tokens(experiment: Experiment) -> Iterator[Finding]:
     low, high = experiment.model.min_image_tokens, experiment.model.max_image_tokens
     if low is not None and high is not None and low > high:
         yield ("model", "min_image_tokens"), f"found {low}, expected at most model.max_image_tokens ({high})."
+
+
+def _connector(experiment: Experiment) -> Iterator[Finding]:
+    connector, adapter = experiment.model.connector, experiment.adapter
+    if connector is None:
+        return
+    if connector.kind != "dense":
+        for key in ("variant", "groups"):
+            if getattr(connector, key) is not None:
+                yield ("model", "connector", key), f"only a dense connector has this, found kind '{connector.kind}'."
+    for index, group in enumerate(connector.groups or ()):
+        first, _, last = group.partition("-")
+        if last and int(last) < int(first):
+            yield ("model", "connector", "groups", index), f"found '{group}', expected the first layer before the last."
+        if last not in ("", first) and connector.variant in ("sti", "sci"):
+            yield (
+                ("model", "connector", "groups", index),
+                f"found '{group}', but {connector.variant} reads single layers, such as 7. Means are for dci.",
+            )
+    if connector.groups == []:
+        yield ("model", "connector", "groups"), "found an empty list, expected layers such as [0-12, 13-25]."
+    learns = adapter.parts is None or {"connector", "everything"} & set(adapter.parts)
+    if not learns and connector.start in (None, "pretrained", "random"):
+        yield (
+            ("adapter", "parts"),
+            "model.connector puts a new connector in, which nobody has trained: expected 'connector' among the parts "
+            "(or model.connector.start: a run folder with a trained one).",
+        )
+    if "connector" in (adapter.targets or ()):
+        yield (
+            ("adapter", "targets"),
+            "found 'connector', but a connector from model.connector is trained whole: move it to adapter.parts.",
+        )
 
 
 def _labels(experiment: Experiment) -> Iterator[Finding]:
@@ -92,3 +129,39 @@ def _adapter(experiment: Experiment) -> Iterator[Finding]:
             ("adapter", "parts"),
             "found 'everything' beside adapter.targets: layers trained fully need no LoRA. Drop one of the two.",
         )
+
+
+def _train(experiment: Experiment) -> Iterator[Finding]:
+    train, task = experiment.train, experiment.task
+    for index, message in find_mistakes(train.augment or []):
+        yield ("train", "augment", index), message
+    if train.patience is None and train.min_gain:
+        yield ("train", "min_gain"), "found without train.patience, which it belongs to. Set how many validations."
+    if train.class_weights == "balanced" and train.sampling == "balanced":
+        yield (
+            ("train", "class_weights"),
+            "found 'balanced' beside train.sampling: balanced: rare labels would count twice. Choose one of the two.",
+        )
+    if task.kind == "classify":
+        return
+    # Two questions cannot be asked of one mixed picture at once, and open answers have no set to spread a target over.
+    for key in ("mixup", "cutmix", "label_smoothing"):
+        if getattr(train, key):
+            yield ("train", key), f"found {getattr(train, key):g} with task.kind: {task.kind}, expected 0."
+    for key, default in (("sampling", "natural"), ("class_weights", "none")):
+        if getattr(train, key) != default:
+            yield ("train", key), f"found 'balanced' with task.kind: {task.kind}, which has no labels to balance."
+
+
+def _evaluate(experiment: Experiment) -> Iterator[Finding]:
+    section, scoring = experiment.evaluate, experiment.evaluate.scoring
+    adjusts = scoring.form != "sum" or scoring.calibration not in (None, "none")
+    chooses = "auto" in (scoring.form, scoring.calibration)
+    if section.mode == "argmax":
+        for key, is_wanted in (("scoring", adjusts), ("calibrate", section.calibrate)):
+            if is_wanted:
+                yield ("evaluate", key), "needs every label's score; mode: argmax finds the best only. Set mode: full."
+    if section.split == "validation":
+        for key, is_wanted in (("scoring", chooses), ("calibrate", section.calibrate)):
+            if is_wanted:
+                yield ("evaluate", key), "is decided on validation, so it cannot be measured there. Set split: test."

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from vlmtune.config.augmentation import AugmentSteps
+
 
 def _number_from_text(value: Any) -> Any:
     """PyYAML reads `5e-4` as text (YAML 1.1 wants `5.0e-4`); people mean the number."""
@@ -41,6 +43,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
+class ConnectorSection(Section):
+    """What stands between vision tower and decoder. A plain string in YAML stands for `kind`."""
+
+    kind: Literal["linear", "mlp", "dense"]
+    """`linear` (PaliGemma's own), `mlp` with pixel-unshuffle (LFM2-VL's own), or `dense`: the base's own, which also
+    reads layers inside the tower (arXiv 2405.13800)."""
+    variant: Literal["dci", "sci", "sti"] | None = None
+    """Of a dense connector; default dci. dci and sci add channels, sti adds image tokens."""
+    groups: list[Annotated[str, Field(pattern=r"^\d+(-\d+)?$")]] | None = None
+    """Layers that a dense connector reads besides the last: `7`, or `0-12` for a mean; 0 is the embeddings' output.
+    Default: for dci two halves of the tower, for sci and sti two single layers."""
+    start: str | None = None
+    """`pretrained` (new channels at zero, so that nothing changes yet), `random` (nothing pretrained is kept), or a run
+    folder whose connector is taken. Default: pretrained where the base has such weights."""
+
+
 class ModelSection(Section):
     """Which model is made an expert. A plain string in YAML stands for `base`."""
 
@@ -53,6 +71,8 @@ class ModelSection(Section):
     min_image_tokens: int | None = Field(default=None, ge=1)
     max_image_tokens: int | None = Field(default=None, ge=1)
     do_image_splitting: bool | None = None
+    connector: ConnectorSection | None = None
+    """Default: the base's own."""
 
 
 class DataSection(Section):
@@ -150,9 +170,40 @@ class TrainSection(Section):
     """Optimizer steps between validations. Default: ten times a run, at least once an epoch."""
     save_every: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
-    augment: Literal["none", "crop", "flip-crop", "shift-rotate"] | None = None
+    keep_best: int = Field(default=1, ge=1)
+    """So many of the best checkpoints on validation stay, besides the newest `keep_checkpoints`."""
+    average_last: int = Field(default=0, ge=0)
+    """At the end, average the weights of so many of the last checkpoints, and validate the average too. 0 is off."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many validations in a row without a gain. Default: never."""
+    min_gain: NonNegative = 0.0
+    """Validation accuracy above the best so far that counts as a gain."""
+    augment: AugmentSteps | None = None
+    """Random changes of training pictures, in order: a name, or a list of names and `{name: {setting: value}}`."""
+    mixup: NonNegative = 0.0
+    """α of MixUp's Beta(α, α): a picture is blended with another, and learns both answers. 0 is off."""
+    cutmix: NonNegative = 0.0
+    """α of CutMix's: a rectangle of another picture. With both, each picture draws one of the two."""
+    mix_probability: Annotated[float, BeforeValidator(_number_from_text), Field(ge=0, le=1)] = 1.0
+    """Of a picture to be mixed, where `mixup` or `cutmix` is on."""
+    label_smoothing: Annotated[float, BeforeValidator(_number_from_text), Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread evenly over all labels."""
+    sampling: Literal["natural", "balanced"] = "natural"
+    """`balanced` shows every label equally often in an epoch, which keeps its length."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weights an answer's loss by the inverse of its label's frequency."""
     feature_cache: Literal["auto", "on", "off"] = "auto"
     checkpoint_activations: Literal["auto", "on", "off"] = "auto"
+
+
+class ScoringSection(Section):
+    """How the scores of labels become probabilities. A plain string in YAML stands for `form`."""
+
+    form: Literal["sum", "mean", "auto"] = "sum"
+    """Sum or mean of a label's token log-probabilities. `auto`: the better one on validation, calibration included."""
+    calibration: Literal["none", "content-free", "prior", "auto"] | None = None
+    """Subtracted from the scores: those of pictures without content (grey, black, noise; contextual calibration), or
+    the mean over training pictures (batch calibration). Default: none, and with `form: auto` auto."""
 
 
 class EvaluateSection(Section):
@@ -163,6 +214,10 @@ class EvaluateSection(Section):
     """`full` scores every label; `argmax` proves the winner only, and is faster."""
     batch_size: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1)
+    """At most this many pictures, stratified; every table then says so."""
+    scoring: ScoringSection = Field(default_factory=ScoringSection)
+    calibrate: bool = False
+    """Also fit temperature, label sets and an abstention threshold on validation, and measure them on `split`."""
 
 
 class Experiment(Section):

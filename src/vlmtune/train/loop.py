@@ -105,7 +105,7 @@ class Trainer:
             opened.processor,
             splits.train,
             Order(len(splits.train), experiment.seed),
-            Augmentation.named(experiment.train.augment or "none"),
+            Augmentation.of(experiment.train.augment or []),
             choose_targets(experiment, splits.labels),
         )
         self.validator = choose_validator(self.prompts.later, splits.validation)

@@ -4,8 +4,9 @@ its number, so that a resumed run continues exactly."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,26 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
+def balanced_order(strata: Sequence[str], seed: int, epoch: int) -> list[int]:
+    """As many examples as there are, every label equally often (but for one where it does not come out even).
+
+    A label with more examples than its share is sampled without replacement, one with fewer repeats all of them
+    before any comes once more.
+    """
+    draw = np.random.default_rng((seed, epoch))
+    members: dict[str, list[int]] = {}
+    for example, stratum in enumerate(strata):
+        members.setdefault(stratum, []).append(example)
+    share, more = divmod(len(strata), len(members))
+    favoured = set(draw.permutation(len(members))[:more].tolist())
+    chosen: list[int] = []
+    for number, own in enumerate(members.values()):
+        rounds, rest = divmod(share + (number in favoured), len(own))
+        chosen += own * rounds + draw.choice(own, rest, replace=False).tolist()
+    order: list[int] = draw.permutation(chosen).tolist()
+    return order
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """One place in the order of a run.
@@ -50,21 +71,23 @@ class Order:
     Args:
         num_examples: of the training split; a pass has as many places.
         seed: of the run.
+        strata: each example's label, to show every label equally often; None shows each example once a pass.
     """
 
-    def __init__(self, num_examples: int, seed: int) -> None:
+    def __init__(self, num_examples: int, seed: int, strata: Sequence[str] | None = None) -> None:
         self.num_examples, self.seed = num_examples, seed
-
-    def epoch(self, epoch: int) -> list[int]:
-        """The examples of one pass."""
-        return epoch_order(self.num_examples, self.seed, epoch)
+        self.epoch = lru_cache(maxsize=2)(
+            partial(epoch_order, num_examples, seed) if strata is None else partial(balanced_order, strata, seed)
+        )
+        """epoch -> the examples of that pass."""
 
     def places(self, first: int, count: int) -> Iterator[Place]:
         """``count`` places from the number ``first`` of the whole run on. Passes follow each other without a gap, so
         that every micro-batch cut from them is full."""
-        current, order = -1, [0]
         for place in range(first, first + count):
             epoch, slot = divmod(place, self.num_examples)
-            if epoch != current:
-                current, order = epoch, self.epoch(epoch)
-            yield Place(order[slot], epoch, slot)
+            yield Place(self.epoch(epoch)[slot], epoch, slot)
+
+    def partner(self, place: Place, draw: np.random.Generator) -> int:
+        """Another example for the one at a place, drawn as the pass shows them (balanced, where it is)."""
+        return self.epoch(place.epoch)[draw.integers(self.num_examples)]

@@ -1,0 +1,61 @@
+"""Whether an answer depends on left and right, or on writing: then no picture may be mirrored under it.
+
+Called by training where `train.augment` mirrors (or turns far) and by preflight, which says what was found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from vlmtune.config.augmentation import AugmentStep, settings_of
+from vlmtune.errors import UserError
+from vlmtune.records import Example, LabelSet
+
+_SIDES = {"left", "right", "leftmost", "rightmost", "clockwise", "counterclockwise", "anticlockwise"}
+_WRITING = {
+    *("letter", "letters", "word", "words", "text", "written", "write", "says", "say", "spell", "spells", "spelled"),
+    *("read", "reads", "sign", "digit", "digits", "time", "clock"),
+}
+_DIGITS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+_WORD = re.compile(r"[a-z0-9]+")
+
+
+def sided_labels(labels: LabelSet) -> str | None:
+    """Why pictures of these labels must not be mirrored, in words; None if they may."""
+    words = [(form, _words(form)) for forms in labels.shown for form in forms[:1]]
+    sided = [form for form, own in words if own & _SIDES]
+    if sided:
+        return f"the label '{sided[0]}' names a side"
+    # 'letter b' and 'digit 3' as well as 'b' and '3'.
+    written = [form for form, own in words if _is_character(own - {"letter", "digit", "number"})]
+    if len(written) * 2 > len(words):
+        return f"{len(written)} of {len(words)} labels are letters or digits, such as '{written[0]}'"
+    return None
+
+
+def refuse_flips(steps: Sequence[AugmentStep], labels: LabelSet | None) -> None:
+    """Raises UserError where `train.augment` mirrors pictures whose labels would not stay true."""
+    reason = sided_labels(labels) if labels is not None else None
+    if reason and any(name == "flip" and not settings["anyway"] for name, settings in map(settings_of, steps)):
+        raise UserError(
+            f"train.augment: flip would mirror the pictures, but {reason}. Leave it out (crop instead of flip-crop); "
+            "if a mirrored picture keeps its label all the same, write it as {flip: {anyway: 1}}."
+        )
+
+
+def has_sides(example: Example) -> bool:
+    """Whether a question or its answers speak of left and right or of writing."""
+    if example.question is None:
+        return False
+    return bool(_words(example.question) & (_SIDES | _WRITING)) or any(
+        _words(text) & _SIDES for text in example.answers
+    )
+
+
+def _is_character(words: set[str]) -> bool:
+    return len(words) == 1 and all(len(word) == 1 or word in _DIGITS for word in words)
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.casefold().replace("_", " ")))
