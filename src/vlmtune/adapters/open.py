@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmtune.adapters.files import is_adapter_folder, load_adapter, read_adapter_config
+import torch
+
+from vlmtune.adapters.connectors import follow_connector, install_connector, wanted_shape
+from vlmtune.adapters.files import is_adapter_folder, load_adapter, load_connector, read_adapter_config, read_shape
 from vlmtune.adapters.lora import AdapterPlan, fold
+from vlmtune.adapters.manifest import read_manifest
 from vlmtune.config.load import load_experiment
-from vlmtune.config.schema import Experiment
-from vlmtune.errors import AdapterError, RunFolderError
+from vlmtune.config.schema import ConnectorSection, Experiment
+from vlmtune.errors import AdapterError, ConfigError, RunFolderError
+from vlmtune.models.connectors import start_equal, start_random
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.models.source import BUILTIN_PREFIX, locate
 
@@ -72,6 +77,8 @@ def open_adapted(
         for name in ("min_image_tokens", "max_image_tokens", "do_image_splitting"):
             if overrides.get(name) is None:
                 overrides[name] = getattr(experiment.model, name)
+    elif (manifest := read_manifest(folder)) is not None:
+        overrides = manifest.image | {name: value for name, value in overrides.items() if value is not None}
     if not is_adapter_folder(adapter):
         opened = open_model(source if adapter == folder else str(adapter), revision, dtype, device, overrides)
         return AdaptedModel(**vars(opened), base=source, experiment=experiment)
@@ -88,6 +95,10 @@ def open_adapted(
                 "hub id."
             )
     opened = open_model(base, base_revision, dtype, device, overrides)
+    if (shape := read_shape(adapter)) is not None:
+        before = opened.model.connector
+        install_connector(opened.model, shape)
+        follow_connector(opened, before)
     plan = load_adapter(adapter, opened.model)
     if not keep_adapter:
         fold(opened.model)
@@ -95,6 +106,42 @@ def open_adapted(
     return AdaptedModel(
         **{**vars(opened), "source": source}, plan=plan, adapter_folder=adapter, base=base, experiment=experiment
     )
+
+
+def put_connector(opened: OpenedModel, section: ConnectorSection, seed: int = 0) -> None:
+    """Give an opened base the connector that an experiment asks for, in place.
+
+    Args:
+        opened: a plain model, without an adapter.
+        section: `start` says what it begins with. By default a trunk that the base has keeps its weights and new
+            channels are zero: the model then computes, to the bit, what it did. The exception is STI, which adds
+            tokens: they go through the pretrained trunk, but the decoder has never seen so many.
+        seed: of a random start.
+
+    Raises:
+        ConfigError: layers the tower does not have; a pretrained start where there are no such weights; a folder whose
+            connector has another shape, or that has none.
+    """
+    own = opened.model.connector
+    shape = wanted_shape(section, opened.model)
+    has_weights = shape.trunk == own.shape.trunk and shape.factor == own.shape.factor
+    start = section.start or ("pretrained" if has_weights else "random")
+    if start == "pretrained" and not has_weights:
+        raise ConfigError(
+            f"model.connector.start: the base has a connector of the kind '{own.shape.trunk}', so there are no "
+            f"pretrained weights for '{section.kind}'. Set start: random and align it first (vlmtune pretrain)."
+        )
+    if start == "pretrained" and shape == own.shape:
+        return
+    connector = install_connector(opened.model, shape)
+    follow_connector(opened, own)
+    if start == "pretrained":
+        start_equal(connector, own)
+    elif start == "random":
+        start_random(connector, torch.Generator().manual_seed(seed))
+    else:
+        folder = locate(start)
+        load_connector(find_checkpoint(folder) if find_run(folder) == folder.resolve() else folder, connector)
 
 
 def find_run(folder: Path) -> Path | None:

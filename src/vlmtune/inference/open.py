@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlmtune.adapters.manifest import read_manifest
 from vlmtune.adapters.open import find_run, open_adapted
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import TaskSection
 from vlmtune.errors import UserError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
+from vlmtune.models.source import locate
 from vlmtune.records import LabelSet
 
 
@@ -43,7 +45,8 @@ def read_task(model: str) -> tuple[TaskSection, tuple[str, ...] | None]:
     """What MODEL was trained to be asked, and its labels: (a plain classification, None) where nothing says so."""
     run = find_run(Path(model))
     if run is None:
-        return TaskSection(), None
+        manifest = read_manifest(locate(model))  # an exported folder, here or on the hub
+        return (TaskSection(), None) if manifest is None else (manifest.task, manifest.labels)
     task = load_experiment(run / "config.yaml", must_exist=False).task.after_first_epoch()
     stored = json.loads((run / "run.json").read_text(encoding="utf-8"))["labels"]
     return task, None if stored is None else tuple(stored)
