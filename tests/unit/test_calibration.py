@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from tests.synthetic_runs import random_table
+from tests.synthetic_runs import facts, random_table
 from vlmtune.errors import DataError
 from vlmtune.evaluate import calibration
+from vlmtune.evaluate.files import write_evaluation as write_folder
 from vlmtune.evaluate.predictions import PredictionTable
 
 pytestmark = pytest.mark.unit
@@ -75,10 +79,35 @@ def test_abstention_threshold_is_the_lowest_that_reaches_the_precision() -> None
 
 def test_calibrate_lowers_the_likelihood_loss_on_test_and_reaches_coverage_and_precision() -> None:
     result = calibration.calibrate(*tables(), coverage=0.9, precision=0.97)
-    assert result["after"]["nll"] < result["before"]["nll"] + 1e-3
-    assert result["sets"]["lac"]["coverage"] == pytest.approx(0.9, abs=0.04)
+    assert result["nll_after"] < result["nll_before"] + 1e-3
+    assert result["ece_after"] == pytest.approx(calibration.calibration_error(result["reliability"]))
+    assert result["conformal"]["lac"]["coverage"] == pytest.approx(0.9, abs=0.04)
     assert result["abstention"]["precision"] > 0.95
     assert 0 < result["abstention"]["answered_share"] < 1
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_precision_that_is_not_reached_answers_nothing() -> None:
+    found = calibration.calibrate(*tables(60), precision=0.9999)["abstention"]
+    assert found["threshold"] is None and found["num_answered"] == 0 and found["precision"] is None
+
+
+def test_a_runs_calibration_is_that_of_its_latest_fine_tuned_evaluation(tmp_path: Path) -> None:
+    assert calibration.read_calibration(tmp_path) is None
+    validation, test = tables(300)
+    for name, checkpoint, created, coverage in (
+        ("base", None, "2026-11-23", 0.5),
+        ("test-old", "step-000001", "2026-11-21", 0.6),
+        ("test-new", "step-000002", "2026-11-22", 0.999),
+    ):
+        figures = calibration.calibrate(validation, test, coverage=coverage)
+        more = {"checkpoint": checkpoint, "created": created, "calibration": figures}
+        write_folder(tmp_path / "evaluation" / name, facts(name, test) | more, test)
+    write_folder(tmp_path / "evaluation" / "later", facts("x", test) | {"checkpoint": "y", "created": "2027"}, test)
+    found = calibration.read_calibration(tmp_path)
+    assert found is not None and found.wanted_coverage == 0.999
+    assert found.conformal["lac"] == np.inf  # 300 pictures cannot vouch for 99.9 %
+    assert found.temperature == figures["temperature"]
 
 
 def test_calibrate_refuses_the_same_pictures_and_missing_probabilities() -> None:

@@ -18,7 +18,7 @@ from vlmtune.config import yaml_source
 from vlmtune.config.schema import Section
 from vlmtune.config.wording import KeyPath, dotted, quote_me, unknown_key
 
-SHORTHANDS = {"data": "source", "model": "base"}
+SHORTHANDS = {"data": "source", "model": "base", "scoring": "form", "connector": "kind"}
 """Section -> the key that a plain text in the section's place stands for: `data: path/to/pictures`."""
 
 
@@ -102,7 +102,7 @@ class Reader:
         kinds = _kinds(annotation)
         self.written[path] = node.value
         if node.tag == yaml_source.NULL_TAG:
-            if section_of(annotation):
+            if section_of(annotation) and type(None) not in kinds:
                 return {}  # `train:` with nothing under it
             if type(None) not in kinds and str in kinds:
                 written = f"'{node.value}'" if node.value else "nothing"

@@ -6,7 +6,9 @@ from a prediction table. No torch.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from vlmtune.errors import DataError
+from vlmtune.evaluate.files import is_evaluation, read_facts
 from vlmtune.evaluate.metrics import (
     calibration_error,
     filled_log_probs,
@@ -25,6 +28,7 @@ from vlmtune.evaluate.statistics import wilson_interval
 
 Floats = NDArray[np.float64]
 Method = Literal["lac", "aps"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 def fit_temperature(log_probs: Floats, truth: NDArray[np.int64]) -> float:
@@ -120,6 +124,13 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit temperature, label sets and abstention on validation; report what they do on test. JSON-ready.
 
+    - ``temperature``, ``num_validation``; ``nll_before``, ``nll_after``, ``ece_before``, ``ece_after``, ``reliability``
+      (bins of `metrics.reliability_bins`, after scaling): measured on test.
+    - ``conformal``: ``wanted_coverage``, and under ``lac`` and ``aps`` the ``threshold`` (null: too few pictures for
+      this coverage, so sets hold every label) and the figures of `measure_sets`.
+    - ``abstention``: ``wanted_precision``, ``threshold`` (of the scaled probability; null: none reaches it),
+      ``num_answered``, ``answered_share``, ``precision`` and ``precision_interval`` of what is answered.
+
     Raises DataError when either has no probabilities, the labels differ, or a picture is in both.
     """
     if validation.log_probs is None or test.log_probs is None:
@@ -132,36 +143,79 @@ def calibrate(
     fitted, raw = filled_log_probs(validation), filled_log_probs(test)
     temperature = fit_temperature(fitted, validation.truth)
     fitted, scaled = apply_temperature(fitted, temperature), apply_temperature(raw, temperature)
-    result: dict[str, Any] = {
+    bins_before, bins_after = (reliability_bins(top_probabilities(p), test.correct) for p in (raw, scaled))
+    conformal: dict[str, Any] = {"wanted_coverage": coverage}
+    for method in METHODS:
+        limit = conformal_threshold(fitted, validation.truth, coverage, method)
+        figures = measure_sets(label_sets(scaled, limit, method), test.truth)
+        conformal[method] = {"threshold": None if np.isinf(limit) else limit, **figures}
+    threshold = abstention_threshold(top_probabilities(fitted), validation.correct, precision)
+    return {
         "temperature": temperature,
         "num_validation": len(validation),
-        "before": _quality(raw, test),
-        "after": _quality(scaled, test),
-        "wanted_coverage": coverage,
-        "sets": {},
+        "nll_before": float(negative_log_likelihoods(raw, test.truth).mean()),
+        "nll_after": float(negative_log_likelihoods(scaled, test.truth).mean()),
+        "ece_before": calibration_error(bins_before),
+        "ece_after": calibration_error(bins_after),
+        "reliability": bins_after,
+        "conformal": conformal,
+        "abstention": {"wanted_precision": precision, "threshold": threshold, **_answered(threshold, scaled, test)},
     }
-    methods: tuple[Method, Method] = ("lac", "aps")
-    for method in methods:
-        threshold = conformal_threshold(fitted, validation.truth, coverage, method)
-        figures = measure_sets(label_sets(scaled, threshold, method), test.truth)
-        result["sets"][method] = {"threshold": None if np.isinf(threshold) else threshold, **figures}
-    threshold_found = abstention_threshold(np.exp(fitted.max(axis=1)), validation.correct, precision)
-    result["abstention"] = _abstention(threshold_found, scaled, test, precision)
-    return result
 
 
-def _quality(log_probs: Floats, table: PredictionTable) -> dict[str, float]:
-    bins = reliability_bins(np.exp(log_probs.max(axis=1)), table.correct)
-    nll = float(negative_log_likelihoods(log_probs, table.truth).mean())
-    return {"nll": nll, "ece": calibration_error(bins)}
+def top_probabilities(log_probs: Floats) -> Floats:
+    """float64[N]: the probability of the most probable label."""
+    top: Floats = np.exp(log_probs.max(axis=1))
+    return top
 
 
-def _abstention(threshold: float | None, log_probs: Floats, table: PredictionTable, precision: float) -> dict[str, Any]:
-    answered = np.zeros(len(table), bool) if threshold is None else np.exp(log_probs.max(axis=1)) >= threshold
-    num = int(answered.sum())
+@dataclass(frozen=True)
+class Calibration:
+    """What prediction needs of a run's calibration.
+
+    Attributes:
+        temperature: log-probabilities are divided by it and normalised again (`apply_temperature`).
+        abstain_below: the scaled probability under which no answer should be given; None if none was found.
+        wanted_precision: what that threshold was fitted for.
+        conformal: method -> threshold of `label_sets`, infinite where sets hold every label.
+        wanted_coverage: what those were fitted for.
+    """
+
+    temperature: float
+    abstain_below: float | None
+    wanted_precision: float
+    conformal: dict[Method, float]
+    wanted_coverage: float
+
+
+def read_calibration(run: Path) -> Calibration | None:
+    """The calibration of a run's fine-tuned model (the latest, if there are several); None if it was not calibrated.
+
+    Raises RunFolderError for a damaged evaluation.
+    """
+    found = [read_facts(path) for path in sorted((run / "evaluation").glob("*")) if is_evaluation(path)]
+    found = [facts for facts in found if facts.get("calibration") and facts.get("checkpoint")]
+    if not found:
+        return None
+    figures = max(found, key=lambda facts: str(facts.get("created", "")))["calibration"]
+    conformal, abstention = figures["conformal"], figures["abstention"]
+    thresholds = {method: conformal[method]["threshold"] for method in METHODS}
+    return Calibration(
+        temperature=figures["temperature"],
+        abstain_below=abstention["threshold"],
+        wanted_precision=abstention["wanted_precision"],
+        conformal={method: float("inf") if limit is None else limit for method, limit in thresholds.items()},
+        wanted_coverage=conformal["wanted_coverage"],
+    )
+
+
+def _answered(threshold: float | None, log_probs: Floats, table: PredictionTable) -> dict[str, Any]:
+    answered = np.zeros(len(table), bool) if threshold is None else top_probabilities(log_probs) >= threshold
+    num, num_right = int(answered.sum()), int(table.correct[answered].sum())
+    low, high = wilson_interval(num_right, num)
     return {
-        "wanted_precision": precision,
-        "threshold": threshold,
+        "num_answered": num,
         "answered_share": num / len(table),
-        "precision": float(table.correct[answered].mean()) if num else None,
+        "precision": num_right / num if num else None,
+        "precision_interval": [float(low), float(high)] if num else None,
     }

@@ -111,7 +111,7 @@ def read_evaluation(folder: Path | str) -> Evaluation:
     list, a repeated id, or rows whose probabilities do not fit the labels.
     """
     folder = Path(folder)
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     labels = tuple(facts["labels"])
     table = _read_parquet(folder / PREDICTIONS_FILE, COLUMNS)
     timing = _read_parquet(folder / TIMING_FILE, ("id", "seconds"))
@@ -177,7 +177,8 @@ def thumbnail_rows(predictions: PredictionTable, max_wrong: int = 500, max_right
     return np.sort(np.concatenate([wrong[:max_wrong], right])).astype(np.int64)
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """evaluation.json alone, checked. Raises RunFolderError."""
     path = folder / FACTS_FILE
     if not path.is_file():
         raise RunFolderError(

@@ -1,0 +1,109 @@
+"""Each scoring option does what its paper says, and the choice is made by validation alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+
+from vlmtune.config.schema import ScoringSection
+from vlmtune.errors import DataError
+from vlmtune.evaluate.scoring import (
+    Option,
+    References,
+    SurfaceForms,
+    choose,
+    content_free_pictures,
+    label_log_probs,
+    options,
+)
+
+pytestmark = pytest.mark.unit
+
+ONE_FORM_EACH = SurfaceForms.of([(0, 2), (1, 2), (2, 4)])
+TWO_FORMS = SurfaceForms.of([(0, 2), (1, 3), (0, 5)])
+NONE = References()
+
+
+def scores(num: int = 6, num_forms: int = 3, seed: int = 0) -> np.ndarray:
+    return -np.random.default_rng(seed).exponential(4, (num, num_forms))
+
+
+def test_the_sum_is_the_softmax_over_scores_and_forms_of_a_label_add_up() -> None:
+    s = scores()
+    assert label_log_probs(s, ONE_FORM_EACH, Option(), NONE) == pytest.approx(log_softmax(s, axis=1))
+    probs = softmax(s, axis=1)
+    expected = np.log(np.column_stack([probs[:, 0] + probs[:, 2], probs[:, 1]]))
+    assert label_log_probs(s, TWO_FORMS, Option(), NONE) == pytest.approx(expected)
+
+
+def test_the_mean_divides_by_each_forms_tokens_and_the_best_form_stands_for_its_label() -> None:
+    s = scores()
+    means = s / [2, 3, 5]
+    expected = log_softmax(np.column_stack([np.maximum(means[:, 0], means[:, 2]), means[:, 1]]), axis=1)
+    assert label_log_probs(s, TWO_FORMS, Option("mean"), NONE) == pytest.approx(expected)
+    long_label = np.array([[-4.0, -9.0, -6.0]])  # 2, 2 and 4 tokens: the third loses by the sum and wins by the mean
+    assert label_log_probs(long_label, ONE_FORM_EACH, Option(), NONE).argmax() == 0
+    assert label_log_probs(long_label, ONE_FORM_EACH, Option("mean"), NONE).argmax() == 2
+
+
+def test_contextual_calibration_makes_a_content_free_picture_uniform() -> None:
+    one = scores(1)
+    found = label_log_probs(one, ONE_FORM_EACH, Option("sum", "content-free"), References(content_free=one))
+    assert found == pytest.approx(np.full((1, 3), -np.log(3)))
+    three, s = scores(3, seed=1), scores()
+    probs = softmax(s, axis=1) / softmax(three, axis=1).mean(axis=0)  # W = diag(p_cf)^-1 of the paper
+    found = label_log_probs(s, ONE_FORM_EACH, Option("sum", "content-free"), References(content_free=three))
+    assert np.exp(found) == pytest.approx(probs / probs.sum(axis=1, keepdims=True))
+
+
+def test_the_prior_takes_a_constant_prejudice_away() -> None:
+    s, prejudice = scores(200), np.array([0.0, 3.0, -2.0])
+    references = References(training=s + prejudice)
+    found = label_log_probs(s + prejudice, ONE_FORM_EACH, Option("sum", "prior"), references)
+    without = label_log_probs(s, ONE_FORM_EACH, Option("sum", "prior"), References(training=s))
+    assert found == pytest.approx(without)
+    assert (found.argmax(1) == (s - log_softmax(s, axis=1).mean(0)).argmax(1)).all()
+
+
+def test_the_choice_is_the_most_accurate_on_validation_and_the_plainest_of_equals() -> None:
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 3, 300)
+    fair = rng.normal(size=(300, 3)) + 2 * np.eye(3)[truth]
+    prejudiced = fair + np.array([0, 6, 0])
+    references = References(content_free=np.array([[0.0, 6.0, 0.0]]) - 10, training=prejudiced)
+    candidates = options(ScoringSection(form="sum", calibration="auto"))
+    chosen, figures = choose(prejudiced, truth, ONE_FORM_EACH, candidates, references)
+    assert chosen.calibration != "none"
+    by_option = {f["calibration"]: f for f in figures}
+    assert by_option["none"]["accuracy"] < 0.6 < 0.8 < by_option[chosen.calibration]["accuracy"]
+    assert by_option[chosen.calibration]["num_correct"] == max(f["num_correct"] for f in figures)
+    same = [Option("sum"), Option("sum", "content-free")]
+    flat = References(content_free=np.zeros((1, 3)))
+    assert choose(fair, truth, ONE_FORM_EACH, same, flat)[0] == Option("sum", "none")
+
+
+def test_an_unreadable_validation_picture_stays_in_the_denominator() -> None:
+    s, truth = np.array([[0.0, -9.0, -9.0], [np.nan] * 3]), np.array([0, 0])
+    assert choose(s, truth, ONE_FORM_EACH, [Option()], NONE)[1][0]["accuracy"] == 0.5
+    with pytest.raises(DataError, match="validation_fraction"):
+        choose(s[1:], truth[1:], ONE_FORM_EACH, [Option()], NONE)
+
+
+def test_auto_tries_everything_and_a_named_option_nothing_else() -> None:
+    assert options(ScoringSection()) == [Option("sum", "none")]
+    assert len(set(options(ScoringSection(form="auto")))) == 6
+    assert options(ScoringSection(form="auto"))[0] == Option()
+    assert options(ScoringSection(form="auto", calibration="none")) == [Option("sum"), Option("mean")]
+    assert options(ScoringSection(form="mean", calibration="prior")) == [Option("mean", "prior")]
+
+
+def test_rows_unshared_are_those_of_one_sequence_a_form() -> None:
+    assert TWO_FORMS.num_rows_unshared(np.array([10, 20])).tolist() == [30 + 7, 60 + 7]
+
+
+def test_pictures_without_content_have_the_size_asked_for_and_repeat() -> None:
+    opened = [example.image.open() for example in content_free_pictures((20, 10))]
+    assert [picture.size for picture in opened] == [(20, 10)] * 3
+    assert [len(picture.getcolors(300)) for picture in opened] == [1, 1, 200]
+    assert content_free_pictures((20, 10)) == content_free_pictures((20, 10))
