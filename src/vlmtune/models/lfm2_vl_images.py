@@ -7,28 +7,22 @@ several threads at once.
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlmtune.errors import UserError, WeightsError
+from vlmtune.errors import UserError
 from vlmtune.models.images import ProcessedImage
+from vlmtune.models.pixels import RESAMPLING, normalisation, read_settings, resize, to_pixels, write_json
 
 _IMAGE, _START, _END = "<image>", "<|image_start|>", "<|image_end|>"
 _THUMBNAIL = "<|img_thumbnail|>"
-# Pillow's numbers, which the checkpoint's `resample` uses, and torch's names.
-_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Lfm2VlImageSettings:
             problems.append(f"min_tiles {self.min_tiles} exceeds max_tiles {self.max_tiles}")
         if self.do_image_splitting and self.tile_size % patch:
             problems.append(f"tile_size {self.tile_size} is no multiple of encoder_patch_size {patch}")
-        if self.resample not in _RESAMPLING:
+        if self.resample not in RESAMPLING:
             problems.append(f"resample {self.resample} is not known; known: 2 (bilinear), 3 (bicubic)")
         if problems:
             raise UserError(
@@ -95,7 +89,8 @@ class Lfm2VlImageProcessor:
     def __init__(self, settings: Lfm2VlImageSettings | None = None) -> None:
         self.settings = settings or Lfm2VlImageSettings()
         patch = self.settings.encoder_patch_size
-        self._mean, self._std = _normalisation(self.settings, patch * patch)
+        mean, std = normalisation(self.settings)
+        self._mean, self._std = mean.repeat(patch * patch), std.repeat(patch * patch)
 
     @classmethod
     def from_folder(cls, folder: Path | str, **overrides: Any) -> Lfm2VlImageProcessor:
@@ -109,7 +104,9 @@ class Lfm2VlImageProcessor:
             WeightsError: if neither file is there, or one is not readable.
             UserError: if the settings contradict each other.
         """
-        values = _read_settings(Path(folder))
+        processor, values = read_settings(Path(folder))
+        special = processor.get("use_image_special_tokens")
+        values |= {} if special is None else {"use_image_special_tokens": special}
         values |= {key: value for key, value in overrides.items() if value is not None}
         known = {field.name for field in fields(Lfm2VlImageSettings)}
         if unknown := overrides.keys() - known:
@@ -134,8 +131,8 @@ class Lfm2VlImageProcessor:
             "use_image_special_tokens": special,
             "image_processor": image_processor,
         }
-        _write_json(folder / "preprocessor_config.json", {"processor_class": "Lfm2VlProcessor", **image_processor})
-        _write_json(folder / "processor_config.json", processor)
+        write_json(folder / "preprocessor_config.json", {"processor_class": "Lfm2VlProcessor", **image_processor})
+        write_json(folder / "processor_config.json", processor)
 
     def process(self, image: Image.Image) -> ProcessedImage:
         """Resize, cut and normalise one picture. Thread-safe.
@@ -147,34 +144,21 @@ class Lfm2VlImageProcessor:
             One tile, or the tiles row by row and then the thumbnail. A patch is row by row, channels last.
         """
         layout = _layout(self.settings, image.height, image.width)
-        pixels = torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB")))  # uint8[H, W, 3]
+        pixels = to_pixels(image)
         tiles = []
         if layout.tiles is not None:
             rows, columns = layout.tiles
             side = self.settings.tile_size
-            canvas = self._resize(pixels, (rows * side, columns * side))
+            canvas = resize(pixels, (rows * side, columns * side), self.settings.resample)
             grid = canvas.view(rows, side, columns, side, 3)
             tiles = [self._patches(grid[row, :, column]) for row in range(rows) for column in range(columns)]
         if layout.tiles is None or self.settings.use_thumbnail:
-            tiles.append(self._patches(self._resize(pixels, layout.size)))
+            tiles.append(self._patches(resize(pixels, layout.size, self.settings.resample)))
         return ProcessedImage(tiles=tiles, text=layout.text, num_tokens=layout.num_tokens)
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Image tokens of a picture of this size in pixels, without looking at it."""
         return _layout(self.settings, height, width).num_tokens
-
-    def _resize(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """uint8[H, W, 3] -> uint8[height, width, 3], as torchvision resizes: antialiased, on whole levels."""
-        if pixels.shape[:2] == size:
-            return pixels
-        mode = _RESAMPLING[self.settings.resample]
-        batch = pixels.permute(2, 0, 1)[None]
-        if _resizes_bytes(mode):
-            resized = F.interpolate(batch, size, mode=mode, antialias=True, align_corners=False)
-        else:
-            resized = F.interpolate(batch.float(), size, mode=mode, antialias=True, align_corners=False)
-            resized = resized.clamp_(0, 255).round_().to(torch.uint8)
-        return resized[0].permute(1, 2, 0).contiguous()
 
     def _patches(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """uint8[H, W, 3] -> float32[P, patch * patch * 3] and its (rows, columns)."""
@@ -189,27 +173,6 @@ class Lfm2VlImageProcessor:
         elif self.settings.do_rescale:
             patches.mul_(self.settings.rescale_factor)
         return patches, (rows, columns)
-
-
-def _normalisation(settings: Lfm2VlImageSettings, pixels: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of every value in a patch, float32[pixels * 3] each.
-
-    The rescaling is folded into them in transformers' order of operations: another would differ in the last bit.
-    """
-    mean, std = torch.tensor(settings.image_mean), torch.tensor(settings.image_std)
-    if settings.do_rescale:
-        mean, std = mean * (1.0 / settings.rescale_factor), std * (1.0 / settings.rescale_factor)
-    return mean.repeat(pixels), std.repeat(pixels)
-
-
-@lru_cache(maxsize=1)
-def _resizes_bytes_bilinearly() -> bool:
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64")
-
-
-def _resizes_bytes(mode: str) -> bool:
-    """Whether torchvision resizes uint8 as it is: bicubic always, bilinear where the CPU has a kernel for it."""
-    return mode == "bicubic" or _resizes_bytes_bilinearly()
 
 
 @lru_cache(maxsize=4096)
@@ -296,30 +259,3 @@ def _tile_grids(fewest: int, most: int) -> list[tuple[int, int]]:
         if fewest <= columns * rows <= most
     }
     return [(rows, columns) for columns, rows in sorted(ratios, key=lambda ratio: ratio[0] * ratio[1])]
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """The nested settings come first, as in transformers."""
-    processor = _read_json(folder / "processor_config.json") or {}
-    values = processor.get("image_processor") or _read_json(folder / "preprocessor_config.json")
-    if not isinstance(values, Mapping):
-        raise WeightsError(
-            f"{folder}: no image settings. Expected preprocessor_config.json, or processor_config.json with the key "
-            "'image_processor'."
-        )
-    special = processor.get("use_image_special_tokens")
-    return {**values, **({} if special is None else {"use_image_special_tokens": special})}
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error}). Download the file again.") from error
-    return content if isinstance(content, dict) else None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

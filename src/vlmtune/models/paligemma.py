@@ -1,0 +1,145 @@
+"""PaliGemma (arXiv 2407.07726) and PaliGemma 2 (arXiv 2412.03555): SigLIP tower, linear connector, Gemma decoder.
+
+A prefix-LM: picture and prompt see each other in both directions, the answer follows causally. Parameter names are
+those of `transformers`' `PaliGemmaForConditionalGeneration`; the head is tied to the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from vlmtune.errors import WeightsError
+from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.gemma import GemmaConfig, GemmaModel
+from vlmtune.models.images import Grid, ProcessedImage, VisionFeatures
+from vlmtune.models.interface import Decoded, VisionLanguageModel
+from vlmtune.models.siglip import SiglipConfig, SiglipVisionModel
+from vlmtune.models.tree import Rows, State
+
+
+@dataclass(frozen=True)
+class PaliGemmaConfig(ModelConfig):
+    """Field names are the checkpoint's."""
+
+    vision_config: SiglipConfig
+    text_config: GemmaConfig
+    model_type: str = "paligemma"  # of both generations
+    image_token_index: int = 256_000
+    projection_dim: int = 2048  # the decoder's width
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Also reads `image_token_id`. Raises WeightsError for a decoder that is not Gemma, or of another width."""
+        values = {"vision_config": {}, "text_config": {}, **values}
+        if "image_token_id" in values:
+            values.setdefault("image_token_index", values["image_token_id"])
+        for part, known in (("text_config", ("gemma", "gemma2")), ("vision_config", ("siglip_vision_model",))):
+            found = values[part].get("model_type", known[0])
+            if found not in known:
+                raise WeightsError(f"config.json: {part}.model_type is '{found}'; PaliGemma's is {' or '.join(known)}.")
+        config = super().from_dict(values)
+        if config.projection_dim != config.text_config.hidden_size:
+            raise WeightsError(
+                f"config.json: projection_dim {config.projection_dim} is not the decoder's hidden_size "
+                f"{config.text_config.hidden_size}. Is config.json that of these weights?"
+            )
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        values["text_config"] = self.text_config.to_dict()
+        # The pooling head is neither built nor saved.
+        values["vision_config"]["vision_use_head"] = False
+        return values | {"architectures": ["PaliGemmaForConditionalGeneration"], "tie_word_embeddings": True}
+
+
+class PaliGemmaProjector(nn.Module):
+    """One linear layer from patches to image tokens."""
+
+    def __init__(self, config: PaliGemmaConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+
+    def forward(self, features: Tensor, grid: Grid) -> Tensor:
+        """float[B, P, C] -> float[B, P, D].
+
+        transformers once divided these by √D, for its decoder to multiply all inputs by it: the same numbers.
+        """
+        out: Tensor = self.linear(features)
+        return out
+
+
+class PaliGemmaModel(nn.Module):
+    """The three parts, under the names the checkpoint gives them."""
+
+    def __init__(self, config: PaliGemmaConfig) -> None:
+        super().__init__()
+        self.vision_tower = SiglipVisionModel(config.vision_config)
+        self.multi_modal_projector = PaliGemmaProjector(config)
+        # Positions count from one. Attention reads differences alone, but bfloat16 rounds each position's angle.
+        self.language_model = GemmaModel(config.text_config, first_position=1)
+
+
+class PaliGemma(VisionLanguageModel):
+    """The whole model behind the one interface."""
+
+    bidirectional_prompt = True
+
+    def __init__(self, config: PaliGemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_token_id = config.image_token_index
+        self.num_tokens = config.text_config.vocab_size
+        self.model = PaliGemmaModel(config)
+
+    def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
+        # Every picture has the one size, so all are one batch.
+        patches = torch.stack([image.tiles[0][0] for image in images]).to(self.device, non_blocking=True)
+        encoded: Tensor = self.model.vision_tower(patches)
+        return [
+            VisionFeatures(features, (image.tiles[0][1],))
+            for features, image in zip(encoded.unbind(0), images, strict=True)
+        ]
+
+    def connect(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
+        patches = torch.stack([picture.patches for picture in features])
+        return list(self.model.multi_modal_projector(patches, features[0].grids[0]).unbind(0))
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.model.language_model.embed_tokens(ids)
+        return embedded
+
+    def decode(
+        self,
+        embeddings: Tensor,
+        levels: Sequence[Rows],
+        state: State | None = None,
+        *,
+        want_state: bool = False,
+    ) -> Decoded:
+        decoded: Decoded = self.model.language_model(embeddings, levels, state, want_state)
+        return decoded
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.model.language_model.logits(hidden)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.language_model.embed_tokens.weight.device
+
+    def activation_bytes_per_row(self) -> int:
+        text = self.config.text_config
+        # Norms, projections and residuals: about ten vectors of the width a layer, and three of the MLP's.
+        per_layer = 10 * text.hidden_size + 3 * text.intermediate_size
+        return per_layer * text.num_hidden_layers * self.model.language_model.embed_tokens.weight.element_size()
+
+    def checkpoint_activations(self, enabled: bool) -> None:
+        self.model.language_model.checkpoint_activations = enabled
+
+    def config_dict(self) -> dict[str, Any]:
+        return self.config.to_dict()
