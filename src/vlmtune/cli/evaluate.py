@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlmtune.data.splits import Splits
     from vlmtune.evaluate.run import Measured
     from vlmtune.models.registry import OpenedModel
+    from vlmtune.records import Example
 
 
 def evaluate(
@@ -67,6 +68,16 @@ def _choose(checkpoint: str | None, run: Path) -> Path | None:
     return None
 
 
+def measured_examples(experiment: Experiment, splits: Splits) -> list[Example]:
+    """What `evaluate.split` and `evaluate.limit` choose."""
+    from vlmtune.data.splits import TEST_SEED, subset
+
+    section = experiment.evaluate
+    examples = splits.split(section.split)
+    # Stratified: the first ones would be of one class.
+    return examples if section.limit is None else subset(examples, section.limit, TEST_SEED)
+
+
 def run_evaluation(
     experiment: Experiment,
     splits: Splits,
@@ -81,15 +92,13 @@ def run_evaluation(
     Args:
         opened: the model with that checkpoint in it, where the caller has it open already.
     """
-    from vlmtune.data.splits import TEST_SEED, fingerprint, subset
+    from vlmtune.data.splits import fingerprint
     from vlmtune.evaluate.run import evaluate as run
     from vlmtune.inference.predictor import Predictor
     from vlmtune.train.prepare import open_checkpoint
 
     section = experiment.evaluate
-    examples = getattr(splits, section.split)
-    if section.limit is not None:
-        examples = subset(examples, section.limit, TEST_SEED)  # the first ones would be of one class
+    examples = measured_examples(experiment, splits)
     opened = opened or open_checkpoint(experiment.model, checkpoint)
     task = experiment.task if checkpoint is None else experiment.task.after_first_epoch()
     predictor = Predictor(opened, task, splits.labels, section.batch_size)

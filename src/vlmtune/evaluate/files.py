@@ -132,6 +132,14 @@ def is_evaluation(folder: Path | str) -> bool:
     return (Path(folder) / FACTS_FILE).is_file()
 
 
+def facts_if_of(folder: Path | str, fingerprint: str) -> dict[str, Any] | None:
+    """evaluation.json of a folder that was measured on the examples with this fingerprint; None for any other."""
+    if not is_evaluation(folder):
+        return None
+    facts = read_facts(Path(folder))
+    return facts if (facts["data"] or {}).get("fingerprint") == fingerprint else None
+
+
 def with_distinct_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The same evaluations; those that share a name are called by their run's folder, or by run and evaluation."""
     names = [e.name for e in evaluations]
