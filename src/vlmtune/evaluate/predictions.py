@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
 
 from vlmtune.errors import DataError
 from vlmtune.records import Prediction
@@ -72,23 +73,51 @@ class PredictionTable:
         Raises DataError for a truth or a prediction outside ``labels``, for a repeated id, and when some readable
         rows have probabilities and others do not.
         """
-        ids = [record.id for record in predictions]
-        _refuse_repeated(ids, "the predictions")
+        return cls.from_columns(
+            labels,
+            ids=[r.id for r in predictions],
+            images=[r.image for r in predictions],
+            truth=[r.truth[0] for r in predictions],
+            prediction=[r.prediction for r in predictions],
+            log_probs=_log_prob_matrix(predictions, len(labels)),
+            seconds=[r.seconds for r in predictions],
+            errors=[r.error for r in predictions],
+            num_tokens=[r.num_tokens for r in predictions],
+        )
+
+    @classmethod
+    def from_columns(
+        cls,
+        labels: Sequence[str],
+        *,
+        ids: Sequence[str],
+        images: Sequence[str | None],
+        truth: Sequence[str],
+        prediction: Sequence[str | None],
+        log_probs: NDArray[np.float32] | None,
+        seconds: ArrayLike,
+        errors: Sequence[str | None],
+        num_tokens: ArrayLike | None,
+    ) -> PredictionTable:
+        """Columns with names of labels instead of positions; a prediction of None is an unreadable picture.
+
+        Raises DataError for a name outside ``labels`` and for a repeated id.
+        """
+        _refuse_repeated(ids)
         positions = {label: index for index, label in enumerate(labels)}
-        truth = [_position(positions, r.truth[0], r.id, "truth") for r in predictions]
-        prediction = [
-            -1 if r.prediction is None else _position(positions, r.prediction, r.id, "prediction") for r in predictions
+        places = [
+            -1 if p is None else _position(positions, p, i, "prediction") for i, p in zip(ids, prediction, strict=True)
         ]
         return cls(
             labels=tuple(labels),
             ids=_objects(ids),
-            images=_objects([r.image for r in predictions]),
-            truth=np.asarray(truth, dtype=np.int64),
-            prediction=np.asarray(prediction, dtype=np.int64),
-            log_probs=_log_prob_matrix(predictions, len(labels)),
-            seconds=np.asarray([r.seconds for r in predictions], dtype=np.float32),
-            errors=_objects([r.error for r in predictions]),
-            num_tokens=np.asarray([r.num_tokens for r in predictions], dtype=np.int64),
+            images=_objects(images),
+            truth=np.asarray([_position(positions, t, i, "truth") for i, t in zip(ids, truth, strict=True)], np.int64),
+            prediction=np.asarray(places, np.int64),
+            log_probs=log_probs,
+            seconds=np.asarray(seconds, np.float32),
+            errors=_objects(errors),
+            num_tokens=None if num_tokens is None else np.asarray(num_tokens, np.int64),
         )
 
 
@@ -144,41 +173,38 @@ def from_arrow(table: pa.Table, labels: tuple[str, ...], seconds: Mapping[str, f
     Raises DataError for a label outside ``labels``, a repeated id, or probabilities that do not fit the labels.
     """
     ids = table["id"].to_pylist()
-    _refuse_repeated(ids, "column id")
-    positions = {label: index for index, label in enumerate(labels)}
-    truth = [_position(positions, t, i, "truth") for i, t in zip(ids, table["truth"].to_pylist(), strict=True)]
-    prediction = [
-        -1 if p is None else _position(positions, p, i, "prediction")
-        for i, p in zip(ids, table["prediction"].to_pylist(), strict=True)
-    ]
-    predicted = np.asarray(prediction, dtype=np.int64)
-    return PredictionTable(
-        labels=labels,
-        ids=_objects(ids),
-        images=_objects(table["image"].to_pylist()),
-        truth=np.asarray(truth, dtype=np.int64),
-        prediction=predicted,
-        log_probs=_log_probs_from_arrow(table["log_probs"].combine_chunks(), len(labels), predicted >= 0),
-        seconds=np.asarray([seconds.get(i, np.nan) for i in ids], dtype=np.float32),
-        errors=_objects(table["error"].to_pylist()),
-        num_tokens=None if table["num_tokens"].null_count else np.asarray(table["num_tokens"].to_numpy(), np.int64),
+    named = PredictionTable.from_columns(
+        labels,
+        ids=ids,
+        images=table["image"].to_pylist(),
+        truth=table["truth"].to_pylist(),
+        prediction=table["prediction"].to_pylist(),
+        log_probs=None,
+        seconds=[seconds.get(i, np.nan) for i in ids],
+        errors=table["error"].to_pylist(),
+        num_tokens=None if table["num_tokens"].null_count else table["num_tokens"].to_numpy(),
     )
+    return replace(named, log_probs=_log_probs_from_arrow(table["log_probs"], len(labels), named.readable))
 
 
 def _log_probs_from_arrow(column: Any, num_labels: int, readable: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    present = column.is_valid().to_numpy(zero_copy_only=False)
+    present = column.is_valid().to_numpy()
     if not present.any():
         return None
     if (readable & ~present).any():
         raise DataError("some readable pictures have probabilities and others have none. Evaluate again.")
-    lengths = column.drop_null().value_lengths().to_numpy(zero_copy_only=False)
-    if (lengths != num_labels).any():
-        row = int(np.flatnonzero(present)[np.flatnonzero(lengths != num_labels)[0]])
-        raise DataError(f"row {row + 1}: log_probs do not have {num_labels} values, one a label.")
-    matrix = np.full((len(column), num_labels), np.nan, dtype=np.float32)
-    matrix[present] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, num_labels)
+    lengths = pc.list_value_length(column).to_numpy()
+    if (wrong := np.flatnonzero(present & (lengths != num_labels))).size:
+        raise DataError(f"row {wrong[0] + 1}: log_probs do not have {num_labels} values, one a label.")
+    return matrix_from_arrow(column, num_labels).astype(np.float32)
+
+
+def matrix_from_arrow(column: Any, width: int) -> NDArray[Any]:
+    """float[N, width] of a column of lists that are null or all of that length; null rows are NaN."""
+    present = column.is_valid().to_numpy()
+    values = pc.list_flatten(column).to_numpy()
+    matrix = np.full((len(column), width), np.nan, dtype=values.dtype)
+    matrix[present] = values.reshape(-1, width)
     return matrix
 
 
@@ -198,12 +224,12 @@ def _log_prob_matrix(predictions: Sequence[Prediction], num_labels: int) -> NDAr
     return matrix
 
 
-def _refuse_repeated(ids: Sequence[str], where: str) -> None:
+def _refuse_repeated(ids: Sequence[str]) -> None:
     if len(set(ids)) == len(ids):
         return
     seen: set[str] = set()
     repeated = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-    raise DataError(f"the id '{repeated}' stands twice in {where}; ids must be unique. Evaluate again.")
+    raise DataError(f"the id '{repeated}' stands twice; ids must be unique. Evaluate again.")
 
 
 def _position(positions: Mapping[str, int], label: str | None, example: str, column: str) -> int:
