@@ -18,18 +18,19 @@ from vlmtune.evaluate.files import Evaluation
 from vlmtune.evaluate.metrics import brier_scores, filled_log_probs, measure, negative_log_likelihoods
 from vlmtune.evaluate.predictions import PredictionTable
 from vlmtune.evaluate.statistics import (
+    SIGNIFICANCE,
+    adjust,
     balanced_accuracy_from_counts,
     bootstrap_counts,
     bootstrap_means,
     holm,
     macro_f1_from_counts,
     mcnemar,
-    paired_difference_interval,
+    paired_test,
     percentile_interval,
 )
 
 NUM_SHOWN = 5
-SIGNIFICANCE = 0.05
 _COUNT_STATISTICS = {"macro_f1": macro_f1_from_counts, "balanced_accuracy": balanced_accuracy_from_counts}
 
 
@@ -49,10 +50,7 @@ def compare(evaluations: Sequence[Evaluation], num_resamples: int = 1000, seed: 
         _pair(evaluations[i].name, evaluations[j].name, tables[i], tables[j], correct[:, i], correct[:, j])
         for i, j in combinations(range(len(tables)), 2)
     ]
-    adjusted = holm([pair["p_value"] for pair in pairs])
-    for pair, p_holm in zip(pairs, adjusted, strict=True):
-        pair["p_holm"] = float(p_holm)
-        pair["is_significant"] = bool(p_holm < SIGNIFICANCE)
+    adjust(pairs)
     for metric, samples in _bootstrap(tables, num_resamples, seed).items():
         for pair, (i, j) in zip(pairs, combinations(range(len(tables)), 2), strict=True):
             low, high = percentile_interval(samples[:, j] - samples[:, i])
@@ -128,24 +126,14 @@ def _pair(
     right_a: NDArray[np.bool_],
     right_b: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    gained, lost = right_b & ~right_a, right_a & ~right_b
-    num, only_b, only_a = len(a), int(gained.sum()), int(lost.sum())
-    low, high = paired_difference_interval(only_a, only_b, num)
     return {
         "first": first,
         "second": second,
-        "difference": (only_b - only_a) / num,
-        "difference_interval": [low, high],
-        "both_right": int((right_a & right_b).sum()),
-        "only_first": only_a,
-        "only_second": only_b,
-        "both_wrong": int((~right_a & ~right_b).sum()),
-        "p_value": mcnemar(only_a, only_b),
-        "p_exact": mcnemar(only_a, only_b, "exact"),
+        **paired_test(right_a, right_b),
         "bootstrap": {},
         **_class_changes(a, right_a, right_b),
-        "flipped_to_right": [str(i) for i in a.ids[gained]],
-        "flipped_to_wrong": [str(i) for i in a.ids[lost]],
+        "flipped_to_right": [str(i) for i in a.ids[right_b & ~right_a]],
+        "flipped_to_wrong": [str(i) for i in a.ids[right_a & ~right_b]],
     }
 
 

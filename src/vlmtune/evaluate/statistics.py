@@ -5,7 +5,7 @@ Called by `metrics`, `compare` and the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
+SIGNIFICANCE = 0.05
 
 
 def wilson_interval(successes: ArrayLike, trials: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
@@ -72,6 +73,32 @@ def paired_difference_interval(
     gained, lost = (only_second + 1) / total, (only_first + 1) / total
     half = z * np.sqrt((gained + lost - (gained - lost) ** 2) / total)
     return max(-1.0, float(gained - lost - half)), min(1.0, float(gained - lost + half))
+
+
+def paired_test(right_first: NDArray[np.bool_], right_second: NDArray[np.bool_]) -> dict[str, Any]:
+    """Two models on the same pictures: difference in accuracy (second minus first), interval, counts, McNemar.
+
+    Args:
+        right_first, right_second: bool[N], N at least 1.
+    """
+    only_first, only_second = int((right_first & ~right_second).sum()), int((right_second & ~right_first).sum())
+    low, high = paired_difference_interval(only_first, only_second, len(right_first))
+    return {
+        "difference": (only_second - only_first) / len(right_first),
+        "difference_interval": [low, high],
+        "both_right": int((right_first & right_second).sum()),
+        "only_first": only_first,
+        "only_second": only_second,
+        "both_wrong": int((~right_first & ~right_second).sum()),
+        "p_value": mcnemar(only_first, only_second),
+        "p_exact": mcnemar(only_first, only_second, "exact"),
+    }
+
+
+def adjust(tests: Sequence[dict[str, Any]]) -> None:
+    """Add ``p_holm`` and ``is_significant`` to results of `paired_test`, adjusted over all of them."""
+    for test, p_holm in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
+        test["p_holm"], test["is_significant"] = float(p_holm), bool(p_holm < SIGNIFICANCE)
 
 
 def bootstrap_means(
