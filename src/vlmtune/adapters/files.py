@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlmtune.adapters.connectors import CONFIG_KEY, shape_from_json, shape_to_json
 from vlmtune.adapters.lora import (
     AdapterPlan,
     LoraSpec,
@@ -32,6 +33,8 @@ from vlmtune.adapters.lora import (
 from vlmtune.adapters.roles import Anatomy
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
+from vlmtune.models.connectors import Connector, ConnectorShape
+from vlmtune.models.interface import CONNECTOR, VisionLanguageModel
 from vlmtune.models.registry import FAMILIES
 from vlmtune.models.weights import NameTable, explain_write_errors, read_safetensors
 
@@ -72,8 +75,12 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
     for name, layer in plan.lora.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B
-    for name, parameter in plan.whole.items():
+    # A connector that the base does not have is saved whole, whether it learns or not.
+    for name, parameter in (_new_connector(model) | plan.whole).items():
         tensors[_PREFIX + name] = parameter
+    whole_modules = plan.whole_modules
+    if _new_connector(model) and not any(is_within(CONNECTOR, module) for module in whole_modules):
+        whole_modules = [*whole_modules, CONNECTOR]
     section = plan.section
     assert section.rank is not None and section.alpha is not None
     config: dict[str, Any] = {
@@ -89,7 +96,7 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
         "use_rslora": section.rslora,
         # PEFT insists on a target; this is its own word for none.
         "target_modules": list(plan.lora) or "dummy-target-modules",
-        "modules_to_save": plan.whole_modules or None,
+        "modules_to_save": whole_modules or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -97,6 +104,9 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
         "layers_pattern": None,
         **_patterns(plan),
     }
+    if _new_connector(model):
+        assert isinstance(model, VisionLanguageModel)
+        config[CONFIG_KEY] = shape_to_json(model.connector.shape)
     for head, embedding in plan.anatomy.tied.items():
         if embedding in plan.whole:
             # PEFT ties the two when it is told to, yet wants to find both.
@@ -124,13 +134,15 @@ def load_adapter(folder: Path, model: nn.Module, *, family: str | None = None) -
         WeightsError: a truncated or damaged file.
     """
     config = read_adapter_config(folder)
+    _check_connector(folder, model)
     anatomy, names = anatomy_of(model, family), _names_of(model, family)
     low, whole = _split(folder, read_safetensors(folder / WEIGHTS_FILE), names)
     plan = plan_of(model)
     if plan is None:
         plan = _arrange(folder, model, config, anatomy, low, whole)
     wanted = {f"{n}.{leaf}": getattr(p, leaf).shape for n, p in plan.lora.items() for leaf in ("lora_A", "lora_B")}
-    wanted |= {name: parameter.shape for name, parameter in plan.whole.items()}
+    kept_whole = _new_connector(model) | plan.whole
+    wanted |= {name: parameter.shape for name, parameter in kept_whole.items()}
     found = {f"{name}.{leaf}": t.shape for name, pair in low.items() for leaf, t in pair.items()}
     found |= {name: tensor.shape for name, tensor in whole.items()}
     problems = [f"missing: {name} {list(shape)}" for name, shape in wanted.items() if name not in found]
@@ -146,7 +158,7 @@ def load_adapter(folder: Path, model: nn.Module, *, family: str | None = None) -
         for name, layer in plan.lora.items():
             layer.lora_A.copy_(low[name]["lora_A"])
             layer.lora_B.copy_(low[name]["lora_B"])
-        for name, parameter in plan.whole.items():
+        for name, parameter in kept_whole.items():
             parameter.copy_(whole[name])
         if plan.masters is not None:
             plan.masters.write_back()
@@ -178,6 +190,60 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
                 "Merge it with PEFT (merge_and_unload) and open the merged model."
             )
     return config
+
+
+def read_shape(folder: Path) -> ConnectorShape | None:
+    """The shape of the connector saved in an adapter's folder; None where it is the base's own. Raises AdapterError."""
+    values = read_adapter_config(folder).get(CONFIG_KEY)
+    return None if values is None else shape_from_json(values, folder / CONFIG_FILE)
+
+
+def load_connector(folder: Path, connector: Connector) -> None:
+    """Fill a connector, strictly, from the adapter it was saved with.
+
+    Args:
+        folder: an adapter's, whose connector was trained whole: one of `model.connector`, or the base's own.
+
+    Raises:
+        AdapterError: no adapter, no connector in it, or one of another shape.
+    """
+    found = read_shape(folder)
+    if found is None and connector.shape == connector.replaced:
+        found = connector.shape  # the base's own, trained as a part
+    start = f"{_PREFIX}{CONNECTOR}."
+    tensors = {
+        name.removeprefix(start): tensor
+        for name, tensor in read_safetensors(folder / WEIGHTS_FILE).items()
+        if name.startswith(start)
+    }
+    wanted = {name: parameter.shape for name, parameter in connector.named_parameters()}
+    if found != connector.shape or {name: tensor.shape for name, tensor in tensors.items()} != wanted:
+        has = found or ("no connector that was trained whole" if not tensors else "the base's own connector")
+        raise AdapterError(
+            f"{folder}: model.connector.start: the connector in it does not fit.\n  found: {has}\n"
+            f"  expected: {connector.shape}\nGive model.connector the same keys as there."
+        )
+    with torch.no_grad():
+        for name, parameter in connector.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def _new_connector(model: nn.Module) -> dict[str, nn.Parameter]:
+    """name -> parameter of a connector that was put in the place of the base's own; empty where none was."""
+    if not isinstance(model, VisionLanguageModel) or model.connector.replaced is None:
+        return {}
+    return {f"{CONNECTOR}.{name}": parameter for name, parameter in model.connector.named_parameters()}
+
+
+def _check_connector(folder: Path, model: nn.Module) -> None:
+    """Whether the connector in the files is that of the model. Raises AdapterError."""
+    found = read_shape(folder)
+    own = model.connector.shape if _new_connector(model) and isinstance(model, VisionLanguageModel) else None
+    if found != own:
+        raise AdapterError(
+            f"{folder}: this adapter does not fit the model, which has {own or 'its own connector'}; the adapter was "
+            f"trained with {found or 'the own one of its base'}. Open the folder itself: its connector comes with it."
+        )
 
 
 def _names_of(model: nn.Module, family: str | None) -> NameTable:

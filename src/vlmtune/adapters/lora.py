@@ -17,10 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from vlmtune.adapters.connectors import install_connector, wanted_shape
 from vlmtune.adapters.layers import LoraLinear, MasterWeights
 from vlmtune.adapters.roles import ANATOMIES, Anatomy
-from vlmtune.config.schema import AdapterSection
+from vlmtune.config.schema import AdapterSection, ConnectorSection
 from vlmtune.errors import AdapterError, unknown_name
+from vlmtune.models.interface import CONNECTOR, VisionLanguageModel
 from vlmtune.models.registry import build_on_meta, family_of
 
 DEFAULT_RANK = 16
@@ -184,6 +186,12 @@ def arrange(
         raise AdapterError(
             f"adapter: {len(inside)} layers, '{layer}' first, are LoRA targets and lie in '{part}', which is trained "
             "whole. Take them out of adapter.targets or the part out of adapter.parts."
+        )
+    placed = [layer for layer in specs if is_within(layer, CONNECTOR)]
+    if placed and isinstance(model, VisionLanguageModel) and model.connector.replaced is not None:
+        raise AdapterError(
+            f"adapter: '{placed[0]}' is a LoRA target in a connector that model.connector put there, which "
+            "is trained whole: take it out of adapter.targets and put 'connector' into adapter.parts."
         )
     num_total = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(False)
@@ -354,10 +362,15 @@ def merged(model: nn.Module) -> Iterator[None]:
         unmerge(model)
 
 
-def count_trainable(config: dict[str, Any], section: AdapterSection) -> tuple[int, int]:
+def count_trainable(
+    config: dict[str, Any], section: AdapterSection, connector: ConnectorSection | None = None
+) -> tuple[int, int]:
     """(trainable, total) parameters for a config.json, without memory for either. Raises as `apply_adapter` does."""
     family = family_of(config, "config.json").name
-    plan = apply_adapter(build_on_meta(config), section, family=family)
+    model = build_on_meta(config)
+    if connector is not None:
+        install_connector(model, wanted_shape(connector, model))
+    plan = apply_adapter(model, section, family=family)
     return plan.num_trainable, plan.num_total
 
 

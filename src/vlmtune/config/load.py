@@ -58,6 +58,12 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = (), *, must_exi
                 reader.report((section, key), str(error))
             else:
                 setattr(getattr(experiment, section), key, located)
+    connector = experiment.model.connector
+    if connector is not None and connector.start not in (None, "pretrained", "random"):
+        try:
+            connector.start = locate(connector.start, file.parent, must_exist)
+        except ConfigError as error:
+            reader.report(("model", "connector", "start"), f"{error} Or pretrained, or random.")
     _raise_problems(file, reader)
     return experiment if experiment.name else experiment.model_copy(update={"name": file.stem})
 

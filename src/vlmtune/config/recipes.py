@@ -111,9 +111,13 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
     if decided.adapter.targets is None and decided.adapter.parts:
         decided.adapter.targets = []  # `parts: [connector]` means the connector alone
     if decided.adapter.parts is None and decided.adapter.targets is not None:
-        decided.adapter.parts = []  # and `targets: [q_proj]` means LoRA alone
+        # And `targets: [q_proj]` means LoRA alone, but for a connector that the base does not have: that has to learn.
+        decided.adapter.parts = [] if decided.model.connector is None else ["connector"]
+    is_open = decided.adapter.targets is None
     for choice in WHAT_LEARNS:
         _decide(decided, choice, column, counts)
+    if decided.model.connector is not None and is_open:
+        _let_connector_learn(decided)
     for choice in TABLE if decided.adapter.targets else (*WHOLE_PARTS, *TABLE):
         _decide(decided, choice, column, counts)
     assert decided.adapter.rank is not None
@@ -125,6 +129,13 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
     _fill(decided, "train.eval_every", every)
     _fill(decided, "train.save_every", decided.train.eval_every)
     return decided
+
+
+def _let_connector_learn(decided: Experiment) -> None:
+    """A connector that the base does not have is trained whole, and has no LoRA."""
+    decided.adapter.targets = [target for target in decided.adapter.targets or [] if target != "connector"]
+    if not {"connector", "everything"} & set(decided.adapter.parts or []):
+        decided.adapter.parts = ["connector", *(decided.adapter.parts or [])]
 
 
 def steps_per_epoch(experiment: Experiment, num_train: int) -> int:

@@ -104,6 +104,8 @@ class Connector(nn.Module):
     def __init__(self, shape: ConnectorShape, first_width: int) -> None:
         super().__init__()
         self.shape = shape
+        self.replaced: ConnectorShape | None = None
+        """The shape of the base's own connector, in whose place this one was put; None for the base's own."""
         is_wider = shape.variant in ("sci", "dci")
         self.dense = (
             nn.Linear(shape.channels * shape.factor**2 * len(shape.groups), first_width, bias=False)
@@ -121,7 +123,9 @@ class Connector(nn.Module):
         own, *others = (self._squares(part, grid) for part in torch.split(patches, self.shape.channels, dim=-1))
         assert len(others) == len(self.shape.groups), "these features were made for another connector"
         if self.shape.variant == "sti":
-            return self._project(torch.cat([own, *map(_pool, others)], dim=1), None)
+            # Apart, so that the pretrained tokens keep their bits in a product of the size they always had.
+            pooled = torch.cat([_pool(other) for other in others], dim=1)
+            return torch.cat([self._project(own, None), self._project(pooled, None)], dim=1)
         return self._project(own, self.dense(torch.cat(others, dim=-1)) if self.dense is not None else None)
 
     def _project(self, x: Tensor, dense: Tensor | None) -> Tensor:

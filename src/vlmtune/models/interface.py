@@ -67,10 +67,9 @@ class VisionLanguageModel(nn.Module, ABC):
         return connector
 
     def replace_connector(self, connector: Connector) -> None:
-        """Put another connector in its place, on the same device and in the same type."""
+        """Put another connector in its place."""
         owner, _, leaf = CONNECTOR.rpartition(".")
-        old = next(self.connector.parameters())
-        setattr(self.get_submodule(owner), leaf, connector.to(old.device, old.dtype).train(self.connector.training))
+        setattr(self.get_submodule(owner), leaf, connector)
 
     @abstractmethod
     def embed_tokens(self, ids: Tensor) -> Tensor:

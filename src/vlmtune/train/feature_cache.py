@@ -239,6 +239,7 @@ def features_key(opened: OpenedModel, frozen: tuple[str, ...], precision: str) -
         for path in sorted(Path(folder).iterdir()):
             digest.update(path.read_bytes())
     digest.update(json.dumps(opened.model.config_dict(), sort_keys=True, default=str).encode())
+    digest.update(repr(opened.model.connector.shape).encode())  # which layers of the tower it reads
     return digest.hexdigest()
 
 
