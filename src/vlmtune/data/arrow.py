@@ -1,5 +1,7 @@
 """Parquet files, `datasets` folders and hub data sets: Arrow columns of encoded pictures, read with `datasets`.
 
+A row is a picture with its label or, with ``ask``, a question about a picture with its answers.
+
 Pictures are never decoded here, and stay in the memory-mapped Arrow file until one is opened. No remote code is run:
 `datasets` has no loading scripts since version 4.
 """
@@ -7,14 +9,16 @@ Pictures are never decoded here, and stay in the memory-mapped Arrow file until 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data.columns import find_column
-from vlmtune.data.rows import Row, Source, clean_label
+from vlmtune.data.duplicates import group_identical_files, num_bytes
+from vlmtune.data.rows import Row, Source, clean_label, refuse_problems
+from vlmtune.data.vqa_rows import QuestionColumns
 from vlmtune.errors import DataError
 from vlmtune.records import ImageSource
 
@@ -40,38 +44,41 @@ class ArrowImageSource(ImageSource):
         return ImageSource, (None, self.read(), self.name)
 
 
-def read_parquet(files: list[Path], data: DataSection, name: str) -> Source:
+def read_parquet(files: list[Path], data: DataSection, name: str, *, ask: bool = False) -> Source:
     """Open parquet files as one split. The features that `datasets` wrote into them are honoured."""
     return _open(
         lambda datasets: datasets.load_dataset("parquet", data_files=[str(file) for file in files]),
-        data, name, "parquet", files[0].parent,
+        data, name, "parquet", files[0].parent, ask,
     )  # fmt: skip
 
 
-def read_hub_folder(folder: Path, data: DataSection) -> Source:
+def read_hub_folder(folder: Path, data: DataSection, *, ask: bool = False) -> Source:
     """Open a local folder in the hub's layout: `README.md` with features, `data/train-00000-of-00001.parquet`."""
     return _open(
         lambda datasets: datasets.load_dataset(str(folder), name=data.subset),
-        data, str(folder), "datasets folder", folder,
+        data, str(folder), "datasets folder", folder, ask,
     )  # fmt: skip
 
 
-def read_saved_folder(folder: Path, data: DataSection) -> Source:
+def read_saved_folder(folder: Path, data: DataSection, *, ask: bool = False) -> Source:
     """Open what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     return _open(
-        lambda datasets: datasets.load_from_disk(str(folder)), data, str(folder), "datasets folder (Arrow)", folder
-    )
+        lambda datasets: datasets.load_from_disk(str(folder)),
+        data, str(folder), "datasets folder (Arrow)", folder, ask,
+    )  # fmt: skip
 
 
-def read_hub(name: str, data: DataSection) -> Source:
+def read_hub(name: str, data: DataSection, *, ask: bool = False) -> Source:
     """Open a data set of the Hugging Face hub, at ``data.revision``; it is downloaded once and kept in the cache."""
     return _open(
         lambda datasets: datasets.load_dataset(name, name=data.subset, revision=data.revision),
-        data, name, "hub", None,
+        data, name, "hub", None, ask,
     )  # fmt: skip
 
 
-def _open(load: Callable[[Any], Any], data: DataSection, name: str, kind: str, folder: Path | None) -> Source:
+def _open(
+    load: Callable[[Any], Any], data: DataSection, name: str, kind: str, folder: Path | None, ask: bool
+) -> Source:
     import datasets
 
     try:
@@ -89,39 +96,99 @@ def _open(load: Callable[[Any], Any], data: DataSection, name: str, kind: str, f
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     image_column = find_column("image", data.image_column, columns, name, images)
-    label_column = find_column("label", data.label_column, columns, name, classes)
-    class_names = None
-    if label_column in classes:
-        class_names = tuple(clean_label(text) for text in features[label_column].names)
-    return Source(
-        name,
-        kind,
-        {
-            str(split): partial(_rows, dataset, str(split), image_column, label_column, class_names, name, folder)
-            for split, dataset in splits.items()
-        },
-        class_names=class_names,
-        revision=_revision(first) or data.revision,
-    )
+    source = Source(name, kind, {}, revision=_revision(first) or data.revision)
+    if ask:
+        questions = QuestionColumns.find(data, [column for column in columns if column != image_column], name)
+        to_rows = partial(_question_rows, questions, source)
+    else:
+        label_column = find_column("label", data.label_column, columns, name, classes)
+        if label_column in classes:
+            source.class_names = tuple(clean_label(text) for text in features[label_column].names)
+        to_rows = partial(_label_rows, label_column, source)
+    for split, dataset in splits.items():
+        source.splits[str(split)] = partial(
+            _read_split, dataset, str(split), image_column, source.name, folder, to_rows
+        )
+    return source
 
 
-def _rows(
+def _read_split(
     dataset: Any,
     split: str,
     image_column: str,
-    label_column: str,
-    class_names: tuple[str, ...] | None,
     name: str,
     folder: Path | None,
+    to_rows: Callable[[Any, str, list[ImageSource]], list[Row]],
 ) -> list[Row]:
     if dataset._indices is not None:
         dataset = dataset.flatten_indices()
-    pictures = _pictures(dataset.data.column(image_column), image_column, name, split, folder)
-    labels = _labels(dataset.data.column(label_column), label_column, class_names, name, split)
+    table = dataset.data
+    return to_rows(table, split, _pictures(table.column(image_column), image_column, name, split, folder))
+
+
+def _label_rows(label_column: str, source: Source, table: Any, split: str, pictures: list[ImageSource]) -> list[Row]:
+    labels = _labels(table.column(label_column), label_column, source.class_names, source.name, split)
     return [
-        Row(f"{split}/{row}", picture, (label,), f"{name}, split '{split}', row {row}")
+        Row(f"{split}/{row}", picture, (label,), f"{source.name}, split '{split}', row {row}")
         for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
+
+
+def _question_rows(
+    columns: QuestionColumns, source: Source, table: Any, split: str, pictures: list[ImageSource]
+) -> list[Row]:
+    names = [name for name in (getattr(columns, field.name) for field in fields(columns)) if name is not None]
+    cells = {name: _texts(table.column(name)) for name in names}
+    image_ids = _same_pictures(pictures, split, cells[columns.image_id] if columns.image_id else None)
+    first_of: dict[str, ImageSource] = {}
+    rows: list[Row] = []
+    problems: list[str] = []
+    for number, (picture, image_id) in enumerate(zip(pictures, image_ids, strict=True)):
+        origin = f"{source.name}, split '{split}', row {number}"
+        try:
+            # Questions about one picture share one source, so that it is read and encoded once.
+            shared = first_of.setdefault(image_id, picture)
+            row = columns.row(origin, {name: values[number] for name, values in cells.items()}, shared, image_id)
+            rows.append(replace(row, id=row.id or f"{split}/{number}", image_id=image_id))
+        except ValueError as problem:
+            problems.append(f"{origin}: {problem}")
+    refuse_problems(problems, f"{source.name}, split '{split}'")
+    columns.check(rows, source, f"{source.name}, split '{split}'")
+    return rows
+
+
+def _texts(column: Any) -> list[Any]:
+    """A column as Python values. Of annotators' records only the answers are made: VQAv2 has four million of them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(column, pa.ChunkedArray):
+        return [value for chunk in column.chunks for value in _texts(chunk)]
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("answer") >= 0:
+        # The Sequence feature of older data sets holds a record of lists instead of a list of records.
+        return list(pc.struct_field(column, "answer").to_pylist())
+    if (
+        pa.types.is_list(kind)
+        and pa.types.is_struct(kind.value_type)
+        and kind.value_type.get_field_index("answer") >= 0
+    ):
+        # `flatten` honours a sliced array's offsets, and leaves out what null lists may hide.
+        answers = pc.struct_field(column.flatten(), "answer").to_pylist()
+        ends = pc.fill_null(column.value_lengths(), 0).to_numpy(zero_copy_only=False).cumsum().tolist()
+        return [answers[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return list(column.to_pylist())
+
+
+def _same_pictures(pictures: list[ImageSource], split: str, written: list[Any] | None) -> list[str]:
+    """For each row the id of its picture: as written if rows of one id hold equally long files, else by content."""
+    if written is not None and all(value is not None for value in written):
+        ids = [str(value) for value in written]
+        lengths: dict[str, int | None] = {}
+        sizes = [num_bytes(picture) for picture in pictures]
+        if all(lengths.setdefault(id_, size) == size for id_, size in zip(ids, sizes, strict=True)):
+            return ids
+    return [f"{split}/{first}" for first in group_identical_files(pictures)]
 
 
 def _pictures(column: Any, column_name: str, name: str, split: str, folder: Path | None) -> list[ImageSource]:

@@ -1,4 +1,4 @@
-"""Which column holds the pictures and which the labels: asked for by name, or recognised by type or usual name."""
+"""Which column holds the pictures, the labels, the questions: asked for by name, or recognised by type or name."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ IMAGE_NAMES = (
 )  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "target", "answer")
 SPLIT_NAMES = ("split",)
+QUESTION_NAMES = ("question", "query", "questions")
+ANSWER_NAMES = ("answers", "answer", "multiple_choice_answer", "label")
+QUESTION_ID_NAMES = ("question_id", "questionid", "qid")
+IMAGE_ID_NAMES = ("image_id", "imageid", "img_id")
+_USUAL = {"image": IMAGE_NAMES, "label": LABEL_NAMES, "question": QUESTION_NAMES, "answer": ANSWER_NAMES}
 
 
 def find_column(role: str, asked: str | None, columns: Sequence[str], where: str, typed: Sequence[str] = ()) -> str:
     """The column that plays a role in one table.
 
     Args:
-        role: "image" or "label"; the key to set is `data.{role}_column`.
+        role: "image", "label", "question" or "answer"; the key to set is `data.{role}_column`.
         asked: the name in the experiment file, or None to recognise the column.
         columns: all column names.
         where: the file or data set, for messages.
@@ -32,8 +37,8 @@ def find_column(role: str, asked: str | None, columns: Sequence[str], where: str
         raise DataError(
             f"{where}: {unknown_name('column', asked, columns)} Set data.{role}_column to one of these columns."
         )
-    usual = IMAGE_NAMES if role == "image" else LABEL_NAMES
-    by_name = {name.strip().casefold(): name for name in reversed(columns)}
+    usual = _USUAL[role]
+    by_name = _by_name(columns)
     # The type decides before the name; among several of the right type the most usual name does.
     for candidates in (typed, columns):
         for name in usual:
@@ -49,3 +54,13 @@ def find_column(role: str, asked: str | None, columns: Sequence[str], where: str
     raise DataError(
         f"{where}: {found}. Columns: {', '.join(columns) or '(none)'}. Set data.{role}_column to one of them."
     )
+
+
+def usual_column(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    """The first column with one of some usual names, for what a table need not have."""
+    by_name = _by_name(columns)
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _by_name(columns: Sequence[str]) -> dict[str, str]:
+    return {name.strip().casefold(): name for name in reversed(columns)}

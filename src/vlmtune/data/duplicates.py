@@ -39,7 +39,7 @@ def group_identical_files(images: Sequence[ImageSource]) -> list[int]:
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for position, image in enumerate(images):
-        length = _num_bytes(image)
+        length = num_bytes(image)
         if length is not None:
             by_length[length].append(position)
     first = list(range(len(images)))
@@ -55,10 +55,11 @@ def group_identical_files(images: Sequence[ImageSource]) -> list[int]:
     return first
 
 
-def _num_bytes(image: ImageSource) -> int | None:
-    num_bytes: Any = getattr(image, "num_bytes", None)
-    if num_bytes is not None:
-        return int(num_bytes())
+def num_bytes(image: ImageSource) -> int | None:
+    """Length of the encoded picture without reading it; None where there is no file."""
+    known: Any = getattr(image, "num_bytes", None)
+    if known is not None:
+        return int(known())
     if image.data is not None:
         return len(image.data)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -43,18 +43,14 @@ def class_folders(root: Path) -> list[Path]:
     return [folder for folder in sub_folders(root) if any(is_image_name(path.name) for path in _files(folder))]
 
 
-def read_image_folder(
-    root: Path,
-    *,
-    train_split: str | None = None,
-    validation_split: str | None = None,
-    test_split: str | None = None,
-) -> Source:
-    """Open a folder of class folders. Raises DataError on an empty class folder or another layout."""
+def read_image_folder(root: Path, asked: Collection[str] = ()) -> Source:
+    """Open a folder of class folders, in split folders if these have usual names or are ``asked`` for.
+
+    Raises DataError on an empty class folder or another layout.
+    """
     folders = sub_folders(root)
     if not folders:
         raise DataError(f"{root}: there are no class folders in it{_loose_pictures(root)}. {LAYOUT}")
-    asked = {name for name in (train_split, validation_split, test_split) if name is not None}
     splits = [folder for folder in folders if folder.name.lower() in SPLIT_ROLES or folder.name in asked]
     # A folder named "test" or "train" that directly holds pictures is a class (say, of locomotives), not a split.
     if not splits or not all(sub_folders(folder) for folder in splits):

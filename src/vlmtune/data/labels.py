@@ -73,6 +73,23 @@ def build_label_set(
     return LabelSet(tuple(stored), shown), origin
 
 
+def build_answer_list(task: TaskSection) -> LabelSet | None:
+    """The closed list of answers of a question task, from `task.labels`; None where answers are open.
+
+    White space inside an answer counts as one space, as in the targets that are learned. Raises DataError for an answer
+    that stands twice or is shown as another one is.
+    """
+    if task.labels is None:
+        return None
+    stored = tuple(" ".join(clean_label(label).split()) for label in task.labels)
+    if twice := _twice(stored):
+        raise DataError(f"task.labels holds '{twice[0]}' twice. List every answer once.")
+    names = _shown_names(task)
+    shown = tuple(names.get(answer) or (answer,) for answer in stored)
+    _check_told_apart(stored, shown)
+    return LabelSet(stored, shown)
+
+
 def _shown_names(task: TaskSection) -> dict[str, tuple[str, ...]]:
     names: dict[str, tuple[str, ...]] = {}
     for label, forms in (task.label_names or {}).items():

@@ -9,7 +9,11 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vlmtune.errors import DataError
 from vlmtune.records import ImageSource
+
+MOST_PROBLEMS = 5
+"""Bad rows named one by one; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +66,11 @@ def some(names: list[str], most: int = 5) -> str:
     """The first names of a list for a message, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def refuse_problems(problems: list[str], where: str) -> None:
+    """Raise DataError with the first problems of a table's rows and the number of the others, if there are any."""
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        tail = f"\n… and {more} more rows of {where} that cannot be used." if more > 0 else ""
+        raise DataError("\n".join(problems[:MOST_PROBLEMS]) + tail)

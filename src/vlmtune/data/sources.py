@@ -5,49 +5,52 @@ from __future__ import annotations
 import glob
 import re
 from pathlib import Path
+from typing import Literal
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data import text_table
 from vlmtune.data.image_folder import class_folders, is_image_name, read_image_folder, sub_folders
 from vlmtune.data.rows import Source
-from vlmtune.data.split_names import SPLIT_ROLES
+from vlmtune.data.split_names import SPLIT_ROLES, split_names
+from vlmtune.data.vqa_json import question_files, read_official_files
 from vlmtune.errors import DataError, unknown_name
 
-BUILT_IN = ("builtin:digits",)
+BUILT_IN: dict[str, Literal["classify", "vqa"]] = {"builtin:digits": "classify", "builtin:drawn-vqa": "vqa"}
 KINDS = (
     "a folder of class folders, a .csv, .tsv, .jsonl or .parquet file, a `datasets` folder, a hub id (owner/name), "
-    "or builtin:digits"
+    "or builtin:digits; for questions also a folder with VQA's official JSON files, or builtin:drawn-vqa"
 )
 
 
-def open_source(data: DataSection) -> Source:
+def open_source(data: DataSection, task: Literal["classify", "vqa"] = "classify") -> Source:
     """Find the reader for ``data.source`` and open it. Relative paths are relative to the working directory.
+
+    Args:
+        data: the experiment's section.
+        task: whether a row is a picture with its label, or a question about a picture with its answers.
 
     Raises DataError: nothing there, a kind of file that no reader knows, or what the reader found wrong.
     """
     name = data.source.strip()
     if name.startswith("builtin:"):
-        if name not in BUILT_IN:
-            raise DataError(unknown_name("built-in data set", name, BUILT_IN))
-        from vlmtune.data.digits import read_digits
-
-        return read_digits()
+        return _open_built_in(name, task)
     if not name:
         raise DataError(f"data.source is empty. Expected {KINDS}.")
     path = Path(name).expanduser()
+    ask = task == "vqa"
     if path.is_dir():
-        return _open_folder(path, data)
+        return _open_folder(path, data, ask)
     if path.is_file():
-        return _open_files([path], data, name)
+        return _open_files([path], data, name, ask)
     if any(sign in name for sign in "*?["):
         files = sorted(Path(file) for file in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
         if not files:
             raise DataError(f"{name}: no file matches this pattern.")
-        return _open_files(files, data, name)
+        return _open_files(files, data, name, ask)
     if is_hub_id(name):
         from vlmtune.data.arrow import read_hub
 
-        return read_hub(name, data)
+        return read_hub(name, data, ask=ask)
     raise DataError(f"{name}: there is no such file or folder (looked for {path.absolute()}). Expected {KINDS}.")
 
 
@@ -59,39 +62,62 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
 
 
-def _open_files(files: list[Path], data: DataSection, name: str) -> Source:
+def _open_built_in(name: str, task: str) -> Source:
+    if name not in BUILT_IN:
+        raise DataError(unknown_name("built-in data set", name, BUILT_IN))
+    if BUILT_IN[name] != task:
+        fitting = ", ".join(known for known, its_task in BUILT_IN.items() if its_task == task)
+        raise DataError(
+            f"data.source: {name} is made for task.kind: {BUILT_IN[name]}, and the task is {task}. "
+            f"Set task.kind: {BUILT_IN[name]}, or use {fitting}."
+        )
+    if task == "vqa":
+        from vlmtune.data.drawn_vqa import read_drawn_vqa
+
+        return read_drawn_vqa()
+    from vlmtune.data.digits import read_digits
+
+    return read_digits()
+
+
+def _open_files(files: list[Path], data: DataSection, name: str, ask: bool) -> Source:
     suffixes = {file.suffix.lower() for file in files}
     if suffixes == {".parquet"}:
         from vlmtune.data.arrow import read_parquet
 
-        return read_parquet(files, data, name)
+        return read_parquet(files, data, name, ask=ask)
     if len(files) == 1 and suffixes <= set(text_table.SUFFIXES):
-        return text_table.read_text_tables({"all": files[0]}, data, name)
+        return text_table.read_text_tables({"all": files[0]}, data, name, ask=ask)
+    if ask and suffixes == {".json"}:
+        return read_official_files(files, data)
     advice = " Write one JSON object a line and name it .jsonl." if suffixes == {".json"} else ""
     raise DataError(f"{name}: no reader for files ending in {', '.join(sorted(suffixes))}.{advice} Expected {KINDS}.")
 
 
-def _open_folder(folder: Path, data: DataSection) -> Source:
+def _open_folder(folder: Path, data: DataSection, ask: bool) -> Source:
+    if ask and (files := question_files(folder)):
+        return read_official_files(files, data)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         from vlmtune.data.arrow import read_saved_folder
 
-        return read_saved_folder(folder, data)
+        return read_saved_folder(folder, data, ask=ask)
     if any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet")) or any(folder.glob("*/*/*.parquet")):
         from vlmtune.data.arrow import read_hub_folder
 
-        return read_hub_folder(folder, data)
-    tables = _tables(folder, {data.train_split, data.validation_split, data.test_split})
+        return read_hub_folder(folder, data, ask=ask)
+    asked = split_names(data)
+    tables = _tables(folder, asked)
     if tables:
-        return text_table.read_text_tables(tables, data, str(folder))
-    return read_image_folder(
-        folder,
-        train_split=data.train_split,
-        validation_split=data.validation_split,
-        test_split=data.test_split,
-    )
+        return text_table.read_text_tables(tables, data, str(folder), ask=ask)
+    if ask:
+        raise DataError(
+            f"{folder}: there are no questions in it. Expected VQA's *_questions.json files, parquet files or a "
+            "table with a column for the question."
+        )
+    return read_image_folder(folder, asked)
 
 
-def _tables(folder: Path, asked: set[str | None]) -> dict[str, Path]:
+def _tables(folder: Path, asked: set[str]) -> dict[str, Path]:
     """Tables that describe a folder's pictures: train.csv and test.csv, metadata.jsonl here or in split folders."""
     found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in text_table.SUFFIXES and path.is_file()]
     tables: dict[str, Path] = {}

@@ -1,8 +1,10 @@
-"""The usual names of splits and the part each plays."""
+"""The usual names of splits and the part each plays; slices of splits, as in `train+validation[:-10240]`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from vlmtune.config.schema import DataSection
@@ -22,13 +24,52 @@ SPLIT_ROLES: dict[str, Role] = {
     "testing": "test",
 }
 
+_PART = re.compile(r"(?P<name>.+?)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPart:
+    """A split, or the rows of it from ``start`` to before ``stop`` as Python slices a list."""
+
+    name: str
+    start: int | None = None
+    stop: int | None = None
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+def parse_split(text: str, names: Iterable[str] = ()) -> list[SplitPart]:
+    """What a split's name in an experiment file means: `NAME`, `NAME[a:b]`, or several joined by `+`.
+
+    A split that is really called so, among ``names``, is meant as it stands. Raises DataError for an empty part.
+    """
+    if text in names:
+        return [SplitPart(text)]
+    parts = []
+    for piece in text.split("+"):
+        found = _PART.fullmatch(piece.strip())
+        if found is None:
+            raise DataError(f"'{text}' is not a split. Expected NAME, NAME[a:b], or several joined by '+'.")
+        start, stop = (None if found[key] is None else int(found[key]) for key in ("start", "stop"))
+        parts.append(SplitPart(found["name"], start, stop))
+    return parts
+
+
+def split_names(data: DataSection) -> set[str]:
+    """The names of all splits that an experiment file asks for."""
+    asked = (data.train_split, data.validation_split, data.test_split)
+    return {part.name for text in asked if text is not None for part in parse_split(text)}
+
 
 def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Role, str]:
-    """Which split of a source is trained on, validated on and tested on.
+    """Which split of a source is trained on, validated on and tested on, in the words of `parse_split`.
 
     Splits named in the experiment file come first; the others are recognised by their usual names. A source with
     one split of any other name is all training pictures. A role that no split plays is missing from the result.
-    Raises DataError on an unknown name, on one split in two roles, and when no training split can be told.
+    Raises DataError on an unknown name, on one whole split in two roles, and when no training split can be told.
+    (That slices of one split do not overlap shows when they are read.)
     """
     names = list(names)
     asked: dict[Role, str | None] = {
@@ -37,21 +78,25 @@ def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Ro
         "test": data.test_split,
     }
     roles: dict[Role, str] = {}
+    used: set[SplitPart] = set()
     for role, name in asked.items():
         if name is None:
             continue
-        if name not in names:
-            raise DataError(f"{where}: {unknown_name('split', name, names)} Correct data.{role}_split.")
-        if name in roles.values():
-            raise DataError(
-                f"{where}: the split '{name}' is asked for in two roles, so the model would be measured on pictures "
-                f"it learned from. Give each of data.train_split, validation_split and test_split its own."
-            )
+        for part in parse_split(name, names):
+            if part.name not in names:
+                raise DataError(f"{where}: {unknown_name('split', part.name, names)} Correct data.{role}_split.")
+            if part in used:
+                raise DataError(
+                    f"{where}: the split '{name}' is asked for in two roles, so the model would be measured on "
+                    f"pictures it learned from. Give each of data.train_split, validation_split and test_split its own."
+                )
+            used.add(part)
         roles[role] = name
     for role in ROLES:
         if role in roles:
             continue
-        free = [name for name in names if name not in roles.values()]
+        taken = {part.name for part in used} | set(roles.values())
+        free = [name for name in names if name not in taken]
         for name in sorted(
             free, key=lambda name: list(SPLIT_ROLES).index(name.lower()) if name.lower() in SPLIT_ROLES else 99
         ):
@@ -59,7 +104,8 @@ def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Ro
                 roles[role] = name
                 break
     if "train" not in roles:
-        free = [name for name in names if name not in roles.values()]
+        taken = {part.name for part in used} | set(roles.values())
+        free = [name for name in names if name not in taken]
         if len(free) == 1:
             roles["train"] = free[0]
         elif len(free) > 1:

@@ -14,10 +14,11 @@ from typing import Any
 
 from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.duplicates import group_identical_files
-from vlmtune.data.labels import build_label_set
-from vlmtune.data.rows import Row
+from vlmtune.data.labels import build_answer_list, build_label_set
+from vlmtune.data.rows import Row, Source
 from vlmtune.data.sources import open_source
-from vlmtune.data.split_names import ROLES, Role, assign_roles
+from vlmtune.data.split_names import ROLES, Role, assign_roles, parse_split
+from vlmtune.data.vqa_splits import hold_out_pictures, leave_out_unlearnable, take_pictures
 from vlmtune.errors import DataError
 from vlmtune.records import Example, LabelSet
 
@@ -31,8 +32,9 @@ class Splits:
     """Everything an experiment reads. ``description`` is plain JSON data for run.json, preflight and reports:
 
     - ``source``, ``kind``, ``revision``, ``seed``, ``labels_from``, ``num_labels``;
-    - ``splits[role]``: ``from`` (in words), ``found`` (before limits), ``used``, ``per_label`` (of those used),
-      ``fingerprint`` (SHA-256 over the used ids and answers: equal for the same examples);
+    - ``splits[role]``: ``from`` (in words), ``found`` (before limits), ``used``, ``per_label`` (of those used; empty
+      for questions, which have ``pictures`` and ``per_answer_type`` instead), ``fingerprint`` (SHA-256 over the used
+      ids and answers: equal for the same examples);
     - ``left_out``: a list of ``reason``, ``count``, ``examples``; ``notes``: sentences for a person.
     """
 
@@ -56,19 +58,22 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
 
     Raises DataError, naming file and row or key, for anything in the source or the label set that cannot be used.
     """
-    if task.kind != "classify":
-        raise DataError(f"task.kind '{task.kind}' has no data reader yet. Known: classify.")
-    source = open_source(data)
+    source = open_source(data, task.kind)
     roles = assign_roles(data, source.splits, source.name)
-    rows: dict[Role, list[Row]] = {role: source.splits[name]() for role, name in roles.items()}
+    rows = _read_roles(source, roles)
     every = [row for role in ROLES for row in rows.get(role, [])]
     if not every:
         raise DataError(f"{source.name}: there are no pictures in it.")
-    labels, labels_from = build_label_set(task, every, source.class_names, source.name)
+    labels: LabelSet | None
+    if task.kind == "vqa":
+        labels, labels_from = build_answer_list(task), "answers are open" if task.labels is None else "task.labels"
+    else:
+        labels, labels_from = build_label_set(task, every, source.class_names, source.name)
 
     notes = list(source.notes)
     left_out = [asdict(item) for item in source.left_out]
-    unused = [name for name in source.splits if name not in roles.values()]
+    used_names = {part.name for text in roles.values() for part in parse_split(text, source.splits)}
+    unused = [name for name in source.splits if name not in used_names]
     if unused:
         reason = "splits that no role uses (data.train_split, data.validation_split, data.test_split)"
         left_out.append({"reason": reason, "count": len(unused), "examples": unused})
@@ -76,8 +81,12 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     origins = {role: f"split '{name}'" if len(source.splits) > 1 else "the source" for role, name in roles.items()}
     if rows.get("train"):
         _hold_out_missing(rows, origins, data, seed, notes)
+    if task.kind == "vqa":
+        left_out += [asdict(item) for item in leave_out_unlearnable(rows, labels, source.name)]
     examples = {role: [_example(row) for row in rows.get(role, [])] for role in ROLES}
-    _note_labels_without_pictures(labels, examples, notes)
+    if task.kind == "classify":
+        assert labels is not None
+        _note_labels_without_pictures(labels, examples, notes)
 
     described: dict[str, Any] = {}
     for role in ROLES:
@@ -90,16 +99,19 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
             "from": origins.get(role, "nowhere: the source has no such split"),
             "found": len(found),
             "used": len(used),
-            "per_label": _count_labels(used, labels),
+            "per_label": _count_labels(used, labels) if labels is not None and task.kind == "classify" else {},
             "fingerprint": fingerprint(used),
         }
+        if task.kind == "vqa":
+            described[role]["pictures"] = len({example.image_id for example in used})
+            described[role]["per_answer_type"] = dict(Counter(example.answer_type or "" for example in used))
     description = {
         "source": data.source,
         "kind": source.kind,
         "revision": source.revision,
         "seed": seed,
         "labels_from": labels_from,
-        "num_labels": len(labels),
+        "num_labels": len(labels) if labels else 0,
         "splits": described,
         "left_out": left_out,
         "notes": notes,
@@ -108,12 +120,17 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
 
 
 def subset(examples: Sequence[Example], num: int, seed: int, purpose: str = "subset") -> list[Example]:
-    """A stratified choice of at most ``num`` examples, in their order. A smaller choice is part of a larger one."""
+    """A stratified choice of at most ``num`` examples, in their order. A smaller choice is part of a larger one.
+
+    Questions are chosen with all others about their picture, so that these share its encoding.
+    """
     if num >= len(examples):
         return list(examples)
+    if examples[0].question is not None:
+        return take_pictures(examples, num, seed, purpose)
     order = stratified_order(
         [example.id for example in examples],
-        [_stratum(example) for example in examples],
+        [example.label for example in examples],
         seed,
         purpose,
         each_first=True,
@@ -149,9 +166,12 @@ def stratified_order(
 def hold_out(rows: Sequence[Row], share: float, seed: int, purpose: str) -> tuple[list[Row], list[Row], int]:
     """Cut off a stratified share (rounded up).
 
-    Files equal byte for byte stay on one side, and every label keeps a picture on the first side.
+    Files equal byte for byte stay on one side, and every label keeps a picture on the first side. Questions about one
+    picture stay together, and the share is not stratified.
     Returns the rows kept, the rows held out (both in their order) and how many rows have an identical twin.
     """
+    if rows[0].question is not None:
+        return *hold_out_pictures(rows, share, seed, purpose), 0
     groups: dict[int, list[int]] = defaultdict(list)
     for position, first in enumerate(group_identical_files([row.image for row in rows])):
         groups[first].append(position)
@@ -183,6 +203,27 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def _read_roles(source: Source, roles: dict[Role, str]) -> dict[Role, list[Row]]:
+    """The rows of every role, each split of the source read once. Raises DataError where slices overlap."""
+    read: dict[str, list[Row]] = {}
+    rows: dict[Role, list[Row]] = {}
+    role_of: dict[str, Role] = {}
+    for role, text in roles.items():
+        rows[role] = []
+        for part in parse_split(text, source.splits):
+            if part.name not in read:
+                read[part.name] = source.splits[part.name]()
+            rows[role] += read[part.name][part.rows]
+        for row in rows[role]:
+            other = role_of.setdefault(row.id, role)
+            if other != role:
+                raise DataError(
+                    f"{source.name}: {row.origin} is in the {other} and in the {role} split, so the model would be "
+                    f"measured on what it learned from. Let data.{other}_split and data.{role}_split not overlap."
+                )
+    return rows
+
+
 def _hold_out_missing(
     rows: dict[Role, list[Row]], origins: dict[Role, str], data: DataSection, seed: int, notes: list[str]
 ) -> None:
@@ -196,7 +237,8 @@ def _hold_out_missing(
         if role in rows:
             continue
         rows["train"], rows[role], num_twins = hold_out(rows["train"], share, its_seed, role)
-        origins[role] = f"held out of {whole} (data.{role}_fraction {share:g}, stratified, seed {its_seed})"
+        how = "stratified" if not rows["train"] or rows["train"][0].question is None else "by picture"
+        origins[role] = f"held out of {whole} (data.{role}_fraction {share:g}, {how}, seed {its_seed})"
         origins["train"] += f", less the {role} pictures"
         if num_twins:
             notes.append(
@@ -225,11 +267,7 @@ def _limited(examples: list[Example], role: Role, data: DataSection, seed: int) 
 
 
 def _example(row: Row) -> Example:
-    return Example(row.id, row.image, row.answers, row.question, row.question_type, row.answer_type)
-
-
-def _stratum(example: Example) -> str:
-    return example.label if example.question is None else (example.question_type or "")
+    return Example(row.id, row.image, row.answers, row.question, row.question_type, row.answer_type, row.image_id)
 
 
 def _count_labels(examples: Sequence[Example], labels: LabelSet) -> dict[str, int]:

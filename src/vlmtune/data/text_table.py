@@ -1,4 +1,7 @@
-"""CSV, TSV and JSONL files whose rows name a picture file and its label; picture paths are relative to the file."""
+"""CSV, TSV and JSONL files whose rows name a picture file with its label, or with a question and its answers.
+
+Picture paths are relative to the file.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,19 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data.columns import SPLIT_NAMES, find_column
-from vlmtune.data.rows import Row, Source, clean_label
+from vlmtune.data.rows import Row, Source, clean_label, refuse_problems
+from vlmtune.data.vqa_rows import QuestionColumns
 from vlmtune.errors import DataError
 from vlmtune.records import ImageSource
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-MOST_PROBLEMS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +30,17 @@ class _Table:
     rows: list[tuple[int, dict[str, Any]]]  # (line in the file, from 1; cells by column)
 
 
-def read_text_tables(files: dict[str, Path], data: DataSection, name: str) -> Source:
+def read_text_tables(files: dict[str, Path], data: DataSection, name: str, *, ask: bool = False) -> Source:
     """Open one table a split. A table alone may have a column `split` that says each row's split.
+
+    With ``ask`` the rows are questions with their answers, else pictures with their labels.
 
     Raises DataError naming file and line for a row that cannot be used, up to five at once.
     """
     source = Source(name, "table of files", {})
     root = min((path.parent for path in files.values()), key=lambda path: len(path.parts))
     counts: dict[str, int] = {}
+    read = partial(_questions, source=source) if ask else _rows
     for split, path in files.items():
         table = _read_csv(path) if path.suffix.lower() in (".csv", ".tsv") else _read_jsonl(path)
         if not table.rows:
@@ -42,7 +48,7 @@ def read_text_tables(files: dict[str, Path], data: DataSection, name: str) -> So
         by_name = {column.strip().casefold(): column for column in table.columns}
         split_column = next((by_name[n] for n in SPLIT_NAMES if n in by_name), None) if len(files) == 1 else None
         if split_column is None:
-            source.splits[split] = partial(list, _rows(path, table, table.rows, data, root, counts))
+            source.splits[split] = partial(list, read(path, table, table.rows, data, root, counts))
             continue
         source.notes.append(f"the column '{split_column}' of {path.name} says each picture's split")
         groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
@@ -55,7 +61,7 @@ def read_text_tables(files: dict[str, Path], data: DataSection, name: str) -> So
                 )
             groups.setdefault(value, []).append((line, cells))
         for value, members in groups.items():
-            source.splits[value] = partial(list, _rows(path, table, members, data, root, counts))
+            source.splits[value] = partial(list, read(path, table, members, data, root, counts))
     return source
 
 
@@ -80,20 +86,49 @@ def _rows(
         except ValueError as problem:
             problems.append(f"{path}, line {line}: {problem}")
             continue
-        try:
-            id_ = file.relative_to(root).as_posix()
-        except ValueError:
-            id_ = file.as_posix()
-        # One picture on several lines stays several examples; an id must tell them apart.
-        counts[id_] = counts.get(id_, 0) + 1
-        if counts[id_] > 1:
-            id_ = f"{id_}#{counts[id_]}"
+        id_ = _numbered(_relative(file, root), counts)
         rows.append(Row(id_, ImageSource(path=file, name=str(file)), (label,), f"{path}, line {line}"))
-    if problems:
-        more = len(problems) - MOST_PROBLEMS
-        tail = f"\n… and {more} more rows of {path.name} that cannot be used." if more > 0 else ""
-        raise DataError("\n".join(problems[:MOST_PROBLEMS]) + tail)
+    refuse_problems(problems, path.name)
     return rows
+
+
+def _questions(
+    path: Path,
+    table: _Table,
+    lines: Iterable[tuple[int, dict[str, Any]]],
+    data: DataSection,
+    root: Path,
+    counts: dict[str, int],
+    source: Source,
+) -> list[Row]:
+    image_column = find_column("image", data.image_column, table.columns, str(path))
+    columns = QuestionColumns.find(data, table.columns, str(path))
+    pictures: dict[Path, ImageSource] = {}
+    rows: list[Row] = []
+    problems: list[str] = []
+    for line, cells in lines:
+        try:
+            file = _picture(path.parent, cells.get(image_column), image_column)
+            # Questions about one file share one source, so that its picture is read and encoded once.
+            picture = pictures.setdefault(file, ImageSource(path=file, name=str(file)))
+            name = _relative(file, root)
+            row = columns.row(f"{path}, line {line}", cells, picture, image_id=name)
+            rows.append(row if row.id else replace(row, id=_numbered(name, counts)))
+        except ValueError as problem:
+            problems.append(f"{path}, line {line}: {problem}")
+    refuse_problems(problems, path.name)
+    columns.check(rows, source, str(path))
+    return rows
+
+
+def _relative(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
+
+
+def _numbered(name: str, counts: dict[str, int]) -> str:
+    """One picture on several lines stays several examples; an id must tell them apart."""
+    counts[name] = counts.get(name, 0) + 1
+    return name if counts[name] == 1 else f"{name}#{counts[name]}"
 
 
 def _label(value: Any, column: str) -> str:

@@ -14,7 +14,7 @@ from vlmtune.data.drawn.ink import any_color, blend, contrast, noise_field, plai
 from vlmtune.data.drawn.vocabulary import COLORS, SHAPES
 
 # Where objects go, as centres in 0..1, by how many there are: far enough apart not to touch.
-_LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
+LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
     2: (
         ((0.25, 0.5), (0.75, 0.5)),
         ((0.5, 0.25), (0.5, 0.75)),
@@ -99,7 +99,7 @@ def draw_shapes(rng: Random, size: int) -> tuple[Image.Image, Facts]:
     if count == 1:
         positions: list[tuple[float, float]] = [(rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7))]
     else:
-        positions = list(rng.choice(_LAYOUTS[count]))
+        positions = list(rng.choice(LAYOUTS[count]))
         rng.shuffle(positions)
     is_uniform = count > 1 and rng.random() < 0.45
     kinds = [rng.choice(SHAPES)] * count if is_uniform else rng.sample(SHAPES, count)

@@ -1,0 +1,92 @@
+"""The built-in question set: plain drawn scenes with questions about colour, count, place, letter, and yes or no.
+
+Train, validation and test are drawn from seeds of their own, so they are the same on every machine and share no
+picture. Nothing is read from disk or network; a picture is drawn when it is opened. The one true answer stands for
+all ten annotators, so the official accuracy is whether it was met to the letter.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from random import Random
+
+from vlmtune.data.drawn.plain_scenes import PlainScene, plain_scene
+from vlmtune.data.drawn.questions import Question, questions
+from vlmtune.data.rows import Row, Source
+from vlmtune.data.vqa_rows import NUM_ANNOTATORS
+from vlmtune.records import ImageSource
+
+NUM_PICTURES = {"train": 4_000, "validation": 200, "test": 400}
+MOST_QUESTIONS = 6
+"""Questions about one picture."""
+_LEFT_OUT = ("caption", "kind", "writing")
+_NUMBERING = {"train": 1_000_000, "validation": 2_000_000, "test": 3_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnImageSource(ImageSource):
+    """A picture that is drawn when it is read."""
+
+    scene: PlainScene | None = field(default=None, repr=False)
+
+    def read(self) -> bytes:
+        """The picture as PNG."""
+        assert self.scene is not None
+        return _encoded(self.scene)
+
+    def num_bytes(self) -> int:
+        """Length of the encoded picture."""
+        return len(self.read())
+
+
+def read_drawn_vqa() -> Source:
+    """The built-in question set, ids as COCO numbers them: a question's id is its picture's, and two more digits."""
+    splits: dict[str, Callable[[], list[Row]]] = {
+        split: partial(_rows, split, num) for split, num in NUM_PICTURES.items()
+    }
+    return Source("builtin:drawn-vqa", "built-in drawn questions", splits, revision="1")
+
+
+def _rows(split: str, num_pictures: int) -> list[Row]:
+    rows = []
+    for number in range(num_pictures):
+        scene = plain_scene(Random(f"drawn-vqa {split} {number}"))
+        image_id = _NUMBERING[split] + number
+        image = DrawnImageSource(name=f"drawn-vqa/{image_id}", scene=scene)
+        asked = [question for question in questions(scene.facts, image_id) if question.type not in _LEFT_OUT]
+        for place, question in enumerate(asked[:MOST_QUESTIONS]):
+            rows.append(
+                Row(
+                    id=f"{image_id}{place:02d}",
+                    image=image,
+                    answers=(question.answer,) * NUM_ANNOTATORS,
+                    origin=f"builtin:drawn-vqa, {split} picture {number}, question {place}",
+                    question=question.question,
+                    question_type=_question_type(question, scene),
+                    answer_type=_answer_type(question),
+                    image_id=str(image_id),
+                )
+            )
+    return rows
+
+
+def _question_type(question: Question, scene: PlainScene) -> str:
+    """What is asked: color, count, position, yes/no, shape or letter."""
+    if question.type != "name":
+        return question.type
+    return "letter" if scene.facts.kind == "letter" else "shape"
+
+
+def _answer_type(question: Question) -> str:
+    """VQA's three: yes/no, number, other."""
+    return {"yes/no": "yes/no", "count": "number"}.get(question.type, "other")
+
+
+@lru_cache(maxsize=sum(NUM_PICTURES.values()))
+def _encoded(scene: PlainScene) -> bytes:
+    file = io.BytesIO()
+    scene.draw().save(file, "PNG", compress_level=1)
+    return file.getvalue()
