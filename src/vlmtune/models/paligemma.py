@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from vlmtune.errors import WeightsError
 from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.connectors import ConnectorShape, build_connector
 from vlmtune.models.gemma import GemmaConfig, GemmaModel
-from vlmtune.models.images import Grid, ProcessedImage, VisionFeatures
+from vlmtune.models.images import ProcessedImage, VisionFeatures
 from vlmtune.models.interface import Decoded, VisionLanguageModel
 from vlmtune.models.siglip import SiglipConfig, SiglipVisionModel
 from vlmtune.models.tree import Rows, State
@@ -58,29 +59,17 @@ class PaliGemmaConfig(ModelConfig):
         return values | {"architectures": ["PaliGemmaForConditionalGeneration"], "tie_word_embeddings": True}
 
 
-class PaliGemmaProjector(nn.Module):
-    """One linear layer from patches to image tokens."""
-
-    def __init__(self, config: PaliGemmaConfig) -> None:
-        super().__init__()
-        self.linear = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
-
-    def forward(self, features: Tensor, grid: Grid) -> Tensor:
-        """float[B, P, C] -> float[B, P, D].
-
-        transformers once divided these by √D, for its decoder to multiply all inputs by it: the same numbers.
-        """
-        out: Tensor = self.linear(features)
-        return out
-
-
 class PaliGemmaModel(nn.Module):
     """The three parts, under the names the checkpoint gives them."""
 
     def __init__(self, config: PaliGemmaConfig) -> None:
         super().__init__()
         self.vision_tower = SiglipVisionModel(config.vision_config)
-        self.multi_modal_projector = PaliGemmaProjector(config)
+        # Its outputs enter as they are, beside embeddings times √D: no scale of their own. (transformers once divided
+        # them by √D, for its decoder to multiply all inputs by it.)
+        self.multi_modal_projector = build_connector(
+            ConnectorShape("linear", channels=config.vision_config.hidden_size, width=config.projection_dim)
+        )
         # Positions count from one. Attention reads differences alone, but bfloat16 rounds each position's angle.
         self.language_model = GemmaModel(config.text_config, first_position=1)
 
@@ -95,12 +84,13 @@ class PaliGemma(VisionLanguageModel):
         self.config = config
         self.image_token_id = config.image_token_index
         self.num_tokens = config.text_config.vocab_size
+        self.num_tower_layers = config.vision_config.num_hidden_layers
         self.model = PaliGemmaModel(config)
 
     def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
         # Every picture has the one size, so all are one batch.
         patches = torch.stack([image.tiles[0][0] for image in images]).to(self.device, non_blocking=True)
-        encoded: Tensor = self.model.vision_tower(patches)
+        encoded = self.model.vision_tower.read(patches, self.connector.shape.groups)
         return [
             VisionFeatures(features, (image.tiles[0][1],))
             for features, image in zip(encoded.unbind(0), images, strict=True)
@@ -108,7 +98,7 @@ class PaliGemma(VisionLanguageModel):
 
     def connect(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
         patches = torch.stack([picture.patches for picture in features])
-        return list(self.model.multi_modal_projector(patches, features[0].grids[0]).unbind(0))
+        return list(self.connector(patches, features[0].grids[0]).unbind(0))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.model.language_model.embed_tokens(ids)

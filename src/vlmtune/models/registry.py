@@ -22,8 +22,11 @@ from vlmtune.models.images import ProcessedImage
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
 from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor
+from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
+from vlmtune.models.paligemma_images import PaliGemmaImageProcessor
 from vlmtune.models.source import locate
 from vlmtune.models.weights import NameTable, load_strict, read_checkpoint
+from vlmtune.text.formats import CHAT, PALIGEMMA, PromptFormat
 from vlmtune.text.tokenizer import Tokenizer
 
 # Below this a CPU gains nothing from bfloat16, and float32 spares every question about rounding.
@@ -47,6 +50,7 @@ class Family:
     build: Callable[[Any], VisionLanguageModel]
     open_processor: Callable[..., ImageProcessor]
     names: NameTable
+    prompt_format: PromptFormat = CHAT
 
 
 @dataclass
@@ -90,7 +94,32 @@ LFM2_VL = Family(
     ),
 )
 
-FAMILIES: Mapping[str, Family] = {"lfm2_vl": LFM2_VL, "lfm2-vl": LFM2_VL}
+PALIGEMMA_FAMILY = Family(
+    name="paligemma",
+    read_config=PaliGemmaConfig.from_dict,
+    build=PaliGemma,
+    open_processor=PaliGemmaImageProcessor.from_folder,
+    names=NameTable(
+        renames=(
+            # The hub's files, and what transformers writes to this day: three models side by side, the decoder with its
+            # own head inside.
+            (r"^(?:model\.)?language_model\.lm_head\.", "lm_head."),
+            (r"^(?:model\.)?language_model\.model\.", "model.language_model."),
+            (r"^(?=(?:vision_tower|multi_modal_projector|language_model)\.)", "model."),
+            # Saved when the tower was wrapped in one more module: all of the hub's.
+            (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+        ),
+        dropped=(
+            r"model\.vision_tower\.head\..*",  # a pooling head that PaliGemma does not read
+            r"model\.vision_tower\.embeddings\.position_ids",  # 0, 1, 2, … in older files
+            r"model\.language_model\..*\.rotary_emb\.inv_freq",  # computed, in the first ones
+        ),
+        tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
+    ),
+    prompt_format=PALIGEMMA,
+)
+
+FAMILIES: Mapping[str, Family] = {"lfm2_vl": LFM2_VL, "lfm2-vl": LFM2_VL, "paligemma": PALIGEMMA_FAMILY}
 """`model_type` of a config.json -> family; the spelling with a hyphen is that of older checkpoints."""
 
 
@@ -130,7 +159,7 @@ def open_model(
     overrides = {key: value for key, value in (image_overrides or {}).items() if value is not None}
     return OpenedModel(
         model=model.eval(),
-        tokenizer=Tokenizer.from_folder(folder),
+        tokenizer=Tokenizer.from_folder(folder, family.prompt_format),
         processor=family.open_processor(folder, **overrides),
         family=family,
         source=source,

@@ -6,12 +6,14 @@ In: patches. Out: a feature for every patch. Source: SigLIP (arXiv 2303.15343); 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmtune.models.configuration import ModelConfig
+from vlmtune.models.connectors import LayerGroup, side_by_side
 from vlmtune.models.siglip2 import Siglip2Config, Siglip2Encoder
 
 
@@ -96,3 +98,9 @@ class SiglipVisionModel(nn.Module):
             intermediates.append(x)
         out: Tensor = self.post_layernorm(x)
         return out
+
+    def read(self, patches: Tensor, groups: Sequence[LayerGroup]) -> Tensor:
+        """What a connector reads: the output, and beside it the means of groups of layers, float[B, P, D * (1 + G)]."""
+        states: list[Tensor] | None = [] if groups else None
+        output: Tensor = self(patches, states)
+        return output if states is None else side_by_side(output, states, groups, self.post_layernorm)

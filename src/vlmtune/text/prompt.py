@@ -1,4 +1,5 @@
-"""A task's prompt as tokens: rendered by the chat template, the picture's placeholder spelled out, tokenised once.
+"""A task's prompt as tokens: rendered by the chat template (or the family's own format, `formats.py`), the picture's
+placeholder spelled out, tokenised once.
 
 Training, scoring and generation all take their tokens from here. A prompt's tokens are always a prefix of those of
 prompt and answer together, and what all prompts of a task begin with is known, so that it is run once.
@@ -16,12 +17,8 @@ from vlmtune.config.schema import TaskSection
 from vlmtune.errors import ConfigError, DataError, TokenizerError
 from vlmtune.records import LabelSet
 from vlmtune.text.defaults import (
-    CLASSIFY_SYSTEM_PROMPT,
-    CLASSIFY_USER_PROMPT,
     LABELS_PLACEHOLDER,
     QUESTION_PLACEHOLDER,
-    VQA_SYSTEM_PROMPT,
-    VQA_USER_PROMPT,
     fill_labels,
 )
 from vlmtune.text.tokenizer import Tokenizer
@@ -60,18 +57,16 @@ class PromptBuilder:
         labels: the closed set, for `{labels}`; None for open answers.
 
     Raises:
-        ConfigError: if a prompt lacks what the task needs or holds a special token, or a label does.
+        ConfigError: if a prompt lacks what the task needs or holds a special token, or a label does; if the picture
+            cannot stand where it should.
         TokenizerError: if the chat template has no place for the picture or for the system prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, task: TaskSection, labels: LabelSet | None) -> None:
         self.tokenizer = tokenizer
         self.task = task
-        default_system, default_user = (
-            (CLASSIFY_SYSTEM_PROMPT, CLASSIFY_USER_PROMPT)
-            if task.kind == "classify"
-            else (VQA_SYSTEM_PROMPT, VQA_USER_PROMPT)
-        )
+        style = tokenizer.prompt_format
+        default_system, default_user = style.classify if task.kind == "classify" else style.vqa
         system = default_system if task.system_prompt is None else task.system_prompt
         user = default_user if task.user_prompt is None else task.user_prompt
         self.lists_labels = LABELS_PLACEHOLDER in system + user and task.list_labels != "never"
@@ -86,9 +81,15 @@ class PromptBuilder:
                 f"task.user_prompt: a question task needs {QUESTION_PLACEHOLDER} in it; found {user!r}. "
                 f"For example: 'Answer briefly: {QUESTION_PLACEHOLDER}'."
             )
+        if style.is_image_first and task.image_position == "last":
+            raise ConfigError(
+                "task.image_position: found last, but this family of models takes the picture first. Leave it out."
+            )
         names = [forms[0] for forms in labels.shown] if labels is not None and self.lists_labels else None
         self.system = fill_labels(system, names)
         self.user = fill_labels(user, names)
+        if not style.has_system:
+            self.system, self.user = "", "\n".join(text for text in (self.system, self.user) if text)
         self.asks_question = QUESTION_PLACEHOLDER in self.user
         self._any_control_token = re.compile("|".join(map(re.escape, sorted(tokenizer.control_tokens))))
         for key, text in (("task.system_prompt", system), ("task.user_prompt", user)):
@@ -125,6 +126,8 @@ class PromptBuilder:
 
         Ends before the picture's first token or before the question, whichever stands first; may be empty.
         """
+        if self.tokenizer.prompt_format.is_image_first:
+            return []
         pictures = [self.tokenizer.image_token]
         if _IMAGE_START in self.tokenizer.control_tokens:
             pictures.append(_IMAGE_START + self.tokenizer.image_token)
@@ -219,6 +222,9 @@ class PromptBuilder:
                 f"{self.tokenizer.origin}: the chat template drops the system prompt. Set task.system_prompt: '' and "
                 "say everything in task.user_prompt."
             )
+        self._tail = ""
+        if self.tokenizer.prompt_format.is_answer_apart:
+            return
         after = self._render(question)[1]
         ends = [after.rfind(token) + len(token) for token in self.tokenizer.control_tokens if token in after]
         self._tail = after[max(ends, default=0) :]

@@ -1,6 +1,7 @@
 """A checkpoint's tokenizer and chat template.
 
-In: a folder in the hub's layout (`tokenizer.json`, `tokenizer_config.json`, a chat template), or the parts themselves.
+In: a folder in the hub's layout (`tokenizer.json`, `tokenizer_config.json`, a chat template unless the family has a
+format of its own), or the parts themselves.
 Out: text to tokens and back, and messages to text. Templates are other people's code, so they run in a sandbox that
 gives them what `transformers.utils.chat_template_utils` gives them and nothing else.
 """
@@ -22,6 +23,7 @@ import jinja2.sandbox
 import tokenizers
 
 from vlmtune.errors import TokenizerError
+from vlmtune.text.formats import CHAT, PromptFormat
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -43,6 +45,7 @@ class Tokenizer:
         config: the content of `tokenizer_config.json`: names of special tokens, kept as it is for `save`.
         chat_template: jinja2 source.
         origin: what messages call this tokenizer, normally its folder.
+        prompt_format: how the family wants to be asked.
 
     Raises:
         TokenizerError: if there is no padding, end or image token, or the template is not valid jinja2.
@@ -54,11 +57,14 @@ class Tokenizer:
         config: Mapping[str, Any],
         chat_template: str,
         origin: str = "tokenizer",
+        prompt_format: PromptFormat = CHAT,
     ) -> None:
         self.backend = backend
         self.config = dict(config)
         self.chat_template = chat_template
         self.origin = origin
+        self.prompt_format = prompt_format
+        backend.add_tokens([text for text in prompt_format.whole_tokens if backend.token_to_id(text) is not None])
         backend.no_truncation()
         backend.no_padding()
         self._template = _compile(chat_template, origin)
@@ -70,8 +76,11 @@ class Tokenizer:
         self.end_id = self.token_id(self.end_token)
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> Tokenizer:
-        """Read a checkpoint folder. Raises TokenizerError naming the missing or damaged file."""
+    def from_folder(cls, folder: Path | str, prompt_format: PromptFormat = CHAT) -> Tokenizer:
+        """Read a checkpoint folder. Raises TokenizerError naming the missing or damaged file.
+
+        A format with a template of its own goes before whatever template the folder may hold.
+        """
         folder = Path(folder)
         path = folder / TOKENIZER_FILE
         if not path.is_file():
@@ -82,7 +91,8 @@ class Tokenizer:
         except Exception as error:
             raise TokenizerError(f"{path}: not a readable tokenizer ({error}). Download the file again.") from error
         config = _read_json(folder / CONFIG_FILE)
-        return cls(backend, config, _find_template(folder, config), str(folder))
+        template = prompt_format.template or _find_template(folder, config)
+        return cls(backend, config, template, str(folder), prompt_format)
 
     def __len__(self) -> int:
         """Number of tokens, added ones included."""
@@ -129,13 +139,15 @@ class Tokenizer:
             ) from error
 
     def save(self, folder: Path | str) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, which transformers loads too."""
+        """Write `tokenizer.json`, `tokenizer_config.json` and the checkpoint's `chat_template.jinja`, if it has one of
+        its own: files that transformers loads too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {key: value for key, value in self.config.items() if key != "chat_template"}
         self.backend.save(str(folder / TOKENIZER_FILE))
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
+        if self.prompt_format.template is None:
+            (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
 
     @cached_property
     def control_tokens(self) -> frozenset[str]:

@@ -1,0 +1,73 @@
+"""How a family of models wants to be asked: the shape around a prompt, and the words where an experiment names none.
+
+`prompt.py` and `tokenizer.py` read it; `models.registry` says which family has which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmtune.text.defaults import (
+    CLASSIFY_SYSTEM_PROMPT,
+    CLASSIFY_USER_PROMPT,
+    VQA_SYSTEM_PROMPT,
+    VQA_USER_PROMPT,
+)
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """Attributes:
+    classify, vqa: the default (system prompt, user prompt) of each task.
+    template: jinja2, in the words of chat templates; None takes the checkpoint's own.
+    has_system: whether a system prompt has a turn of its own. Where it has none, it stands before the user prompt, on
+        the lines above.
+    is_image_first: whether the picture can only come first (`task.image_position: last` is refused).
+    is_answer_apart: whether the answer is tokenised without a look at the prompt before it.
+    whole_tokens: texts that are one token each wherever they stand, if the vocabulary has them.
+    """
+
+    classify: tuple[str, str]
+    vqa: tuple[str, str]
+    template: str | None = None
+    has_system: bool = True
+    is_image_first: bool = False
+    is_answer_apart: bool = False
+    whole_tokens: tuple[str, ...] = ()
+
+
+CHAT = PromptFormat(
+    classify=(CLASSIFY_SYSTEM_PROMPT, CLASSIFY_USER_PROMPT),
+    vqa=(VQA_SYSTEM_PROMPT, VQA_USER_PROMPT),
+)
+"""A conversation by the checkpoint's chat template."""
+
+# Picture, <bos>, prompt, newline; then the answer and <eos>.
+_PALIGEMMA_TEMPLATE = """\
+{%- for message in messages -%}
+    {%- if message["role"] == "user" -%}
+        {%- for item in message["content"] if item["type"] == "image" -%}{{- "<image>" -}}{%- endfor -%}
+        {{- bos_token -}}
+        {%- for item in message["content"] if item["type"] == "text" -%}{{- item["text"] -}}{%- endfor -%}
+        {{- "\\n" -}}
+    {%- elif message["role"] == "assistant" -%}
+        {{- message["content"] + eos_token -}}
+    {%- else -%}
+        {{- raise_exception("PaliGemma has no role " + message["role"]) -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+PALIGEMMA = PromptFormat(
+    # "answer en" is the task prefix that PaliGemma was pretrained on (arXiv 2407.07726, section 3.2.5). No class list:
+    # it has never seen one, and after fine-tuning the closed set holds without.
+    classify=("", "answer en what does the picture show?"),
+    vqa=("", "answer en {question}"),
+    template=_PALIGEMMA_TEMPLATE,
+    has_system=False,
+    is_image_first=True,
+    is_answer_apart=True,
+    # Coordinates and mask codes of `detect` and `segment`; transformers' processor adds them likewise.
+    whole_tokens=(*(f"<loc{i:04}>" for i in range(1024)), *(f"<seg{i:03}>" for i in range(128))),
+)
+"""One prompt and one answer, which the picture and the prompt see whole (a prefix-LM)."""
