@@ -28,7 +28,10 @@ def train(
     if json_:
         print_json(result)
     else:
-        print(f"{result['run']}: best validation accuracy {_percent(result['best_accuracy'])}")
+        stopped = f", stopped after {result['steps']} steps for want of a gain" if result["is_stopped"] else ""
+        print(f"{result['run']}: best validation accuracy {_percent(result['best_accuracy'])}{stopped}")
+        if result["average_accuracy"] is not None:
+            print(f"average of the last checkpoints {_percent(result['average_accuracy'])}")
         if result["test_accuracy"] is not None:
             print(f"test accuracy {_percent(result['test_accuracy'])}, base {_percent(result['base_accuracy'])}")
         print(f"report: {result['report']}")
@@ -52,7 +55,10 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
 
     console = stderr_console()
     resolved, splits = load_data(experiment)
-    folder = RunFolder.claim(resolved, resume=resume)
+    folder = RunFolder.claim(resolved, resume=resume, data=splits.description)
+    if (finished := folder.result()) is not None:
+        console.print(f"{folder.path}: this run is finished; nothing is left to train.", markup=False)
+        return finished
     opened = open_base(resolved.model)
     trainer = Trainer(resolved, opened, splits)
     checks = preflight(trainer)
@@ -60,7 +66,7 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
     checks.raise_errors()
     folder.begin(resolved)
     folder.write_json("preflight.json", checks.to_dict())
-    started = now()
+    started = folder.read_json("run.json")["started"] if (folder.path / "run.json").exists() else now()
     folder.write_json("run.json", describe_run(trainer, started))
     with ProgressBar(f"train {resolved.name}", trainer.num_steps, unit="steps", console=console) as bar:
 
@@ -70,13 +76,16 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
 
         trainer.watch = watch
         progress = trainer.run(folder, resume=resume)
-    folder.write_json("run.json", describe_run(trainer, started))
+    description = describe_run(trainer, started)
+    folder.write_json("run.json", description)
     result: dict[str, Any] = {
         "run": str(folder.path),
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
+        "is_stopped": progress.is_stopped,
         "best_accuracy": progress.best_accuracy if progress.history else None,
         "best_step": progress.best_step,
+        "average_accuracy": progress.average_accuracy,
         "test_accuracy": None,
         "base_accuracy": None,
         "unreadable": len(trainer.reader.unreadable),
@@ -88,6 +97,7 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
         if with_base:
             result["base_accuracy"] = run_evaluation(resolved, splits, checkpoint=None, folder=folder.path).accuracy
     result["report"] = str(render(folder.path))
+    folder.write_json("run.json", {**description, "result": result})
     return result
 
 

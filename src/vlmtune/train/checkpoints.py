@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlmtune.adapters.files import load_adapter, save_adapter
+from vlmtune.adapters.files import WEIGHTS_FILE, load_adapter, save_adapter
 from vlmtune.adapters.lora import AdapterPlan
 from vlmtune.errors import RunFolderError
 
@@ -32,8 +33,10 @@ class Progress:
         step: optimizer steps taken.
         micro_batch: micro-batches consumed.
         seconds: time spent training so far, over all sessions.
-        best_accuracy: best validation accuracy, and the step it was measured at.
+        best_accuracy: best validation accuracy of a step, and that step.
         history: (step, accuracy) of every validation.
+        is_stopped: ended before its last step, for want of a gain.
+        average_accuracy: of the averaged checkpoint, where there is one and it was validated.
     """
 
     step: int = 0
@@ -42,6 +45,23 @@ class Progress:
     best_accuracy: float = -1.0
     best_step: int = 0
     history: list[tuple[int, float]] = field(default_factory=list)
+    is_stopped: bool = False
+    average_accuracy: float | None = None
+
+    def num_without_gain(self, min_gain: float) -> int:
+        """Validations since the last that exceeded the best one before it by more than ``min_gain``."""
+        best, since = -1.0, 0
+        for _, accuracy in self.history:
+            if accuracy > best + min_gain:
+                best, since = accuracy, 0
+            else:
+                since += 1
+        return since
+
+    def best_steps(self, num: int) -> list[int]:
+        """The steps of the best validations, best first; of equal ones the later, which has learned from more."""
+        ranked = sorted(self.history, key=lambda item: (item[1], item[0]), reverse=True)
+        return [step for step, _ in ranked[:num]]
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -123,9 +143,40 @@ def mark_best(run: Path, checkpoint: Path) -> None:
     link.replace(run / "best")
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the best one."""
-    best = (run / "best").resolve() if (run / "best").exists() else None
+def prune(run: Path, keep: int, best_steps: Sequence[int] = ()) -> None:
+    """Remove all checkpoints but the newest ``keep``, those of ``best_steps`` and the one that `best` points to."""
+    kept = {checkpoint_path(run, step).resolve() for step in best_steps}
+    if (run / "best").exists():
+        kept.add((run / "best").resolve())
     for path in list_checkpoints(run)[:-keep]:
-        if path.resolve() != best:
+        if path.resolve() not in kept:
             shutil.rmtree(path)
+
+
+def average_checkpoints(run: Path, checkpoints: Sequence[Path]) -> Path:
+    """Write `checkpoints/average-of-K`: the mean of the weights of K checkpoints (arXiv 1803.05407).
+
+    LoRA's two factors are averaged each by itself, as one averages any parameters: near the end of a run they hardly
+    move apart, and the result stays a LoRA of the same rank. A folder like the others, but for what resuming needs.
+    """
+    assert checkpoints
+    target = run / _FOLDER / f"average-of-{len(checkpoints)}"
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for path in checkpoints[-1].iterdir():
+        if path.name not in ("optimizer.safetensors", "state.json", WEIGHTS_FILE):
+            shutil.copy2(path, temporary)
+    total: dict[str, torch.Tensor] = {}
+    for checkpoint in checkpoints:
+        for name, tensor in load_file(checkpoint / WEIGHTS_FILE).items():
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    last = load_file(checkpoints[-1] / WEIGHTS_FILE)
+    mean = {name: (total[name] / len(checkpoints)).to(tensor.dtype) for name, tensor in last.items()}
+    save_file(mean, temporary / WEIGHTS_FILE, {"format": "pt"})
+    record = {"average_of": [checkpoint.name for checkpoint in checkpoints]}
+    (temporary / "average.json").write_text(json.dumps(record) + "\n")
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.replace(target)
+    return target

@@ -15,31 +15,32 @@ from typing import Any
 
 import torch
 
+from vlmtune.adapters.files import load_adapter
 from vlmtune.adapters.lora import AdapterPlan, apply_adapter, merged, parameter_groups
+from vlmtune.adapters.open import put_connector
 from vlmtune.config.recipes import num_steps
 from vlmtune.config.schema import Experiment
-from vlmtune.data.augment import Augmentation
 from vlmtune.data.splits import Splits
 from vlmtune.errors import DataError, RunFolderError, UserError
 from vlmtune.models.registry import OpenedModel
 from vlmtune.train.allocator import hold_memory
 from vlmtune.train.checkpoints import (
     Progress,
+    average_checkpoints,
     list_checkpoints,
     load_checkpoint,
     mark_best,
     prune,
     save_checkpoint,
 )
-from vlmtune.train.feature_cache import FeatureCache, open_feature_cache
+from vlmtune.train.feature_cache import FeatureCache, Refusal, open_feature_cache
 from vlmtune.train.memory import needs_checkpointing
 from vlmtune.train.precision import autocast
 from vlmtune.train.run_folder import RunFolder, environment, now
 from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, picture_features
-from vlmtune.train.schedule import Order, learning_rate_factor
+from vlmtune.train.schedule import learning_rate_factor
 from vlmtune.train.step import loss_weight, sample_loss
-from vlmtune.train.targets import choose_targets
-from vlmtune.train.validation import choose_validator
+from vlmtune.train.validation import Validation, choose_validator
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,11 @@ class Trainer:
         self.model = opened.model
         hold_memory()
         torch.manual_seed(experiment.seed)
+        if experiment.model.connector is not None:
+            put_connector(opened, experiment.model.connector, experiment.seed)
         self.plan: AdapterPlan = apply_adapter(self.model, experiment.adapter, seed=experiment.seed)
         self.prompts = Prompts(opened, experiment, splits.labels)
-        self.reader = SampleReader(
-            opened.processor,
-            splits.train,
-            Order(len(splits.train), experiment.seed),
-            Augmentation.of(experiment.train.augment or []),
-            choose_targets(experiment, splits.labels),
-        )
+        self.reader = SampleReader(experiment, opened.processor, splits.train, splits.labels)
         self.validator = choose_validator(self.prompts.later, splits.validation)
         self.num_steps = num_steps(experiment, len(splits.train))
         train = experiment.train
@@ -127,6 +124,9 @@ class Trainer:
         """Train to the end and leave the best checkpoint linked. Raises UserError when a loss is not finite."""
         if resume:
             self._resume(folder)
+            if self.is_finished:
+                self._average(folder)
+                return self.progress
         self._open_cache(folder.path.parent)
         started = time.perf_counter() - self.progress.seconds
         recent: list[tuple[float, int]] = []
@@ -153,9 +153,17 @@ class Trainer:
             elif self._is_due(self.experiment.train.save_every):
                 self._save(folder, has_validated=False)
             self.watch(Report(self.progress.step, self.num_steps, rate, done.loss, accuracy))
+            if self.progress.is_stopped:
+                break
         if self.reader.cache is not None:
             self.reader.cache.close()
+        self._average(folder)
         return self.progress
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left to take."""
+        return self.progress.step >= self.num_steps or self.progress.is_stopped
 
     def trial_step(self) -> None:
         """One step's work without its effect: for measuring time and memory."""
@@ -165,16 +173,20 @@ class Trainer:
         """Features of frozen towers are shared by all runs over the same base, beside their folders."""
         train = self.experiment.train
         assert train.epochs is not None
-        found = open_feature_cache(
-            runs / ".features",
-            self.opened,
-            self.plan,
-            self.reader.augmentation,
-            train.feature_cache,
-            pictures=[example.image for example in self.splits.train],
-            num_epochs=train.epochs,
-            precision=self.experiment.model.dtype,
-        )
+        found: FeatureCache | Refusal
+        if self.reader.mixing.is_on:
+            found = Refusal("train.mixup or train.cutmix makes a new picture each time.")
+        else:
+            found = open_feature_cache(
+                runs / ".features",
+                self.opened,
+                self.plan,
+                self.reader.augmentation,
+                train.feature_cache,
+                pictures=[example.image for example in self.splits.train],
+                num_epochs=train.epochs,
+                precision=self.experiment.model.dtype,
+            )
         if isinstance(found, FeatureCache):
             self.reader.cache, self.cache_note = found, "picture features are cached"
         elif train.feature_cache == "on":
@@ -245,37 +257,57 @@ class Trainer:
         assert every is not None
         return self.progress.step == self.num_steps or self.progress.step % every == 0
 
-    def _validate(self, folder: RunFolder) -> float:
+    def _measure(self, folder: RunFolder, kind: str) -> Validation:
+        """Validate the model as it stands."""
         assert self.validator is not None
         started = time.perf_counter()
         with merged(self.model):
             found = self.validator.measure()
         self._log(
             folder,
-            "validation",
+            kind,
             accuracy=found.accuracy,
             loss=found.loss,
             num=found.num,
             unreadable=found.num_unreadable,
             seconds=time.perf_counter() - started,
         )
+        return found
+
+    def _validate(self, folder: RunFolder) -> float:
+        found = self._measure(folder, "validation")
         self.progress.history.append((self.progress.step, found.accuracy))
+        train = self.experiment.train
+        if train.patience is not None and self.progress.step < self.num_steps:
+            self.progress.is_stopped = self.progress.num_without_gain(train.min_gain) >= train.patience
         return found.accuracy
 
     def _save(self, folder: RunFolder, has_validated: bool) -> None:
-        is_best = False
-        if has_validated:
-            accuracy = self.progress.history[-1][1]
-            # A tie goes to the later one: it has learned from more.
-            is_best = accuracy >= self.progress.best_accuracy
-            if is_best:
-                self.progress.best_accuracy, self.progress.best_step = accuracy, self.progress.step
+        progress, train = self.progress, self.experiment.train
+        is_best = has_validated and progress.best_steps(1) == [progress.step]
+        if is_best:
+            progress.best_step, progress.best_accuracy = progress.history[-1]
         checkpoint = save_checkpoint(
-            folder.path, self.progress, self.model, self.plan, self.optimizer, self.names, self.experiment.model.base
+            folder.path, progress, self.model, self.plan, self.optimizer, self.names, self.experiment.model.base
         )
         if is_best or self.validator is None:
             mark_best(folder.path, checkpoint)
-        prune(folder.path, self.experiment.train.keep_checkpoints)
+        prune(folder.path, max(train.keep_checkpoints, train.average_last), progress.best_steps(train.keep_best))
+
+    def _average(self, folder: RunFolder) -> None:
+        """The mean of the last checkpoints: validated, and the best if it is better than every step was."""
+        num = self.experiment.train.average_last
+        last = list_checkpoints(folder.path)[-num:]
+        if num < 2 or len(last) < 2:
+            return
+        average = average_checkpoints(folder.path, last)
+        if self.validator is not None:
+            load_adapter(average, self.model)
+            found = self._measure(folder, "average")
+            self.progress.average_accuracy = found.accuracy
+            if found.accuracy > self.progress.best_accuracy:
+                mark_best(folder.path, average)
+        load_adapter(last[-1], self.model)
 
     def _log(self, folder: RunFolder, kind: str, **values: Any) -> None:
         """One line of metrics.jsonl."""
@@ -307,7 +339,7 @@ def describe_run(trainer: Trainer, started: str) -> dict[str, Any]:
         "learned": trainer.plan.summary(),
         "num_steps": trainer.num_steps,
         "started": started,
-        "finished": now() if trainer.progress.step == trainer.num_steps else None,
+        "finished": now() if trainer.is_finished else None,
         "progress": asdict(trainer.progress),
         "unreadable": trainer.reader.unreadable,
         "feature_cache": trainer.cache_note,

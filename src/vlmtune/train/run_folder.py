@@ -6,14 +6,16 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlmtune.config.load import dump
+from vlmtune.config.load import dump, load_experiment
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
+from vlmtune.train.resume import differing_keys, differing_pictures
 
 _PACKAGES = ("vlmtune", "torch", "safetensors", "tokenizers", "datasets", "numpy", "pillow")
 
@@ -25,17 +27,28 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def claim(cls, experiment: Experiment, *, resume: bool) -> RunFolder:
-        """The experiment's folder, found free and writable (or, resuming, found) but not begun: see `begin`.
+    def claim(cls, experiment: Experiment, *, resume: bool, data: Mapping[str, Any] | None = None) -> RunFolder:
+        """The experiment's folder, free (or, resuming, there and fitting) and writable; see `begin`.
 
-        Raises RunFolderError if it exists (resuming: does not), or is not writable.
+        Args:
+            data: `Splits.description`, to be compared with that of the run.
+
+        Raises RunFolderError if it exists (resuming: does not, or is of another experiment), or is not writable.
         """
         assert experiment.name is not None
-        path = Path(experiment.output_dir) / experiment.name
+        folder = cls(Path(experiment.output_dir) / experiment.name)
+        path = folder.path
         has_run = (path / "config.yaml").exists()
         if resume and not has_run:
             raise RunFolderError(f"{path}: there is no run to resume. Leave --resume away to start one.")
-        if not resume and path.exists() and any(path.iterdir()):
+        if resume:
+            folder._check_same(experiment, data)
+        elif folder.result() is not None:
+            raise RunFolderError(
+                f"{path}: this run is finished; its report is {path / 'report.html'}. For another run choose another "
+                "name (--set name=NAME)."
+            )
+        elif path.exists() and any(path.iterdir()):
             raise RunFolderError(
                 f"{path}: this run exists. Continue it with --resume, or choose another name (--set name=NAME)."
             )
@@ -48,12 +61,29 @@ class RunFolder:
             raise RunFolderError(
                 f"{path}: cannot write here ({error.strerror}). Choose another place: --set output_dir=FOLDER."
             ) from error
-        return cls(path)
+        return folder
+
+    def _check_same(self, experiment: Experiment, data: Mapping[str, Any] | None) -> None:
+        differing = differing_keys(load_experiment(self.path, must_exist=False), experiment)
+        if data is not None and (self.path / "run.json").exists():
+            differing += differing_pictures(self.read_json("run.json").get("data", {}), data)
+        if differing:
+            raise RunFolderError(
+                f"{self.path}: --resume continues the same experiment, but this differs:\n  "
+                + "\n  ".join(differing)
+                + "\nTake the changes back, or start another run (--set name=NAME)."
+            )
 
     def begin(self, experiment: Experiment) -> None:
         """Write the experiment: from here on the folder is a run. A run that failed its preflight leaves none."""
-        if not (self.path / "config.yaml").exists():
-            self.write_text("config.yaml", dump(experiment))
+        self.write_text("config.yaml", dump(experiment))
+
+    def result(self) -> dict[str, Any] | None:
+        """What the run came to, as `train --json` prints it; None while something of it is still to be done."""
+        if not (self.path / "run.json").exists():
+            return None
+        result: dict[str, Any] | None = self.read_json("run.json").get("result")
+        return result
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file whole or not at all."""

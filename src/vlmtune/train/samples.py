@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from vlmtune.config.schema import Experiment
 from vlmtune.data.augment import Augmentation
 from vlmtune.data.loading import read_ahead
+from vlmtune.data.mixing import Mixing
+from vlmtune.data.sides import has_sides, refuse_flips, sided_labels
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.images import ProcessedImage
@@ -25,7 +28,7 @@ from vlmtune.records import Example, LabelSet
 from vlmtune.train.feature_cache import CachedPicture, FeatureCache
 from vlmtune.train.schedule import Order, Place
 from vlmtune.train.step import Answer, Sample
-from vlmtune.train.targets import Targets
+from vlmtune.train.targets import Targets, choose_targets, mix
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Shown:
         image: prepared, or with its features from the cache.
         digest: of the picture's file, where features are cached; else empty.
         answers: what it teaches, answer text -> weight of its loss.
+        mixed_with: the other example of a mixed picture, and this one's share λ in it.
     """
 
     example: Example
@@ -43,6 +47,7 @@ class Shown:
     image: ProcessedImage | CachedPicture
     digest: str
     answers: dict[str, float]
+    mixed_with: tuple[Example, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,27 +109,39 @@ class SampleReader:
     """Reads the examples of a run in its order.
 
     Args:
+        experiment: how examples are ordered, changed, mixed and answered.
         processor: prepares pictures for the tower.
         examples: the training split.
-        order: which example comes when; its seed also draws what is random about an example.
-        augmentation: changes pictures at random.
-        targets: what an example teaches.
+        labels: the closed set, if any.
 
     Attributes:
+        order: which example comes when; its seed also draws what is random about an example.
+        targets: what an example teaches.
+        augmentation: changes pictures at random. mixing: makes one of two.
         cache: if set, features are taken from there, and pictures are not changed.
         unreadable: example id -> reason, of the pictures that could not be read so far.
+
+    Raises UserError for random changes under which the labels would not stay true.
     """
 
     def __init__(
         self,
+        experiment: Experiment,
         processor: ImageProcessor,
         examples: Sequence[Example],
-        order: Order,
-        augmentation: Augmentation,
-        targets: Targets,
+        labels: LabelSet | None,
     ) -> None:
-        self.processor, self.examples, self.order = processor, examples, order
-        self.augmentation, self.targets = augmentation, targets
+        train = experiment.train
+        refuse_flips(train.augment or [], labels)
+        self.processor, self.examples = processor, examples
+        is_balanced = train.sampling == "balanced"
+        self.order = Order(
+            len(examples), experiment.seed, [example.label for example in examples] if is_balanced else None
+        )
+        self.targets: Targets = choose_targets(experiment, labels, examples)
+        self.augmentation = Augmentation.of(train.augment or [])
+        self.mixing = Mixing(train.mixup, train.cutmix, train.mix_probability)
+        self.has_sided_labels = labels is not None and sided_labels(labels) is not None
         self.cache: FeatureCache | None = None
         self.unreadable: dict[str, str] = {}
 
@@ -158,8 +175,21 @@ class SampleReader:
             digest = example.image.digest()
             image = self.cache.get(digest) or self.processor.process(example.image.open())
             return Shown(example, place.epoch, image, digest, answers)
-        picture = self.augmentation(example.image.open(), draw)
-        return Shown(example, place.epoch, self.processor.process(picture), "", answers)
+        picture = self._changed(example, draw)
+        mixed_with = None
+        if self.mixing.is_drawn(draw):
+            other = self.examples[self.order.partner(place, draw)]
+            try:
+                picture, share = self.mixing(picture, self._changed(other, draw), draw)
+            except UnreadableImageError as error:  # noted under its own name; this picture is shown as it is
+                self.unreadable[other.id] = error.reason
+            else:
+                answers = mix(answers, self.targets.of(other, place.epoch, draw), share)
+                mixed_with = (other, share)
+        return Shown(example, place.epoch, self.processor.process(picture), "", answers, mixed_with)
+
+    def _changed(self, example: Example, draw: np.random.Generator) -> Image.Image:
+        return self.augmentation(example.image.open(), draw, has_sides=self.has_sided_labels or has_sides(example))
 
 
 def picture_features(

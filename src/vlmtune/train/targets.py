@@ -6,6 +6,8 @@ answers or captions are turned into what is learned.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,11 @@ from vlmtune.config.schema import Experiment
 from vlmtune.records import Example, LabelSet
 
 Draw = np.random.Generator
+
+EXACT_LABELS = 16
+"""Label sets up to this size are smoothed exactly, with every label a branch under each picture."""
+NUM_DRAWN = 4
+"""Of larger sets, so many other labels are drawn for each sample."""
 
 
 class Targets(Protocol):
@@ -31,13 +38,38 @@ class Targets(Protocol):
 
 
 class LabelTargets:
-    """A label's first surface form."""
+    """A label's first surface form, with label smoothing and class weights.
 
-    def __init__(self, labels: LabelSet) -> None:
+    Smoothing ε makes the target (1 - ε)·[true label] + ε·uniform over all L labels (arXiv 1512.00567). Up to
+    `EXACT_LABELS` labels, every one is a branch of the tree and the loss is exact. Beyond, `NUM_DRAWN` of the other
+    labels are drawn without replacement for each sample and share their whole weight: the same loss in expectation.
+    Weights multiply a label's part of the loss, as those of torch's `cross_entropy` do for soft targets.
+
+    Args:
+        labels: the closed set.
+        smoothing: ε, from 0 to below 1.
+        class_weights: stored label -> factor on its losses; a label that is not there has 1.
+    """
+
+    def __init__(
+        self, labels: LabelSet, smoothing: float = 0.0, class_weights: Mapping[str, float] | None = None
+    ) -> None:
+        self.labels, self.smoothing = labels, smoothing
+        self.weights = class_weights or {}
         self.names = dict(zip(labels.stored, (forms[0] for forms in labels.shown), strict=True))
 
     def of(self, example: Example, epoch: int, draw: Draw) -> dict[str, float]:
-        return {self.names[example.label]: 1.0}
+        shares = self._smoothed(example.label, draw) if self.smoothing else {example.label: 1.0}
+        return {self.names[label]: share * self.weights.get(label, 1.0) for label, share in shares.items()}
+
+    def _smoothed(self, label: str, draw: Draw) -> dict[str, float]:
+        """Label -> its share of the target; the shares sum to 1."""
+        num = len(self.labels)
+        others = [other for other in self.labels.stored if other != label]
+        if num > EXACT_LABELS:
+            others = [others[place] for place in draw.choice(len(others), NUM_DRAWN, replace=False)]
+        each = self.smoothing * (num - 1) / num / len(others)
+        return {label: 1 - self.smoothing * (num - 1) / num, **dict.fromkeys(others, each)}
 
 
 class FirstAnswer:
@@ -47,6 +79,24 @@ class FirstAnswer:
         return {example.answers[0]: 1.0}
 
 
-def choose_targets(experiment: Experiment, labels: LabelSet | None) -> Targets:
+def choose_targets(experiment: Experiment, labels: LabelSet | None, examples: Sequence[Example]) -> Targets:
     """The targets of a run: by its task, and by whether there is a closed set of answers."""
-    return FirstAnswer() if labels is None else LabelTargets(labels)
+    if labels is None:
+        return FirstAnswer()
+    train = experiment.train
+    weights = balanced_weights(examples) if train.class_weights == "balanced" else None
+    return LabelTargets(labels, train.label_smoothing, weights)
+
+
+def balanced_weights(examples: Sequence[Example]) -> dict[str, float]:
+    """Label -> N / (L · n): the inverse of its frequency, with a mean of 1 over the examples."""
+    counts = Counter(example.label for example in examples)
+    return {label: len(examples) / (len(counts) * count) for label, count in counts.items()}
+
+
+def mix(first: Mapping[str, float], second: Mapping[str, float], share: float) -> dict[str, float]:
+    """The targets of a mixed picture: ``share`` of the first one's weights and the rest of the second one's."""
+    mixed = {answer: share * weight for answer, weight in first.items()}
+    for answer, weight in second.items():
+        mixed[answer] = mixed.get(answer, 0.0) + (1 - share) * weight
+    return {answer: weight for answer, weight in mixed.items() if weight > 0}
