@@ -20,7 +20,7 @@ from torch import nn
 from vlmtune.adapters.connectors import install_connector, wanted_shape
 from vlmtune.adapters.layers import LoraLinear, MasterWeights
 from vlmtune.adapters.roles import ANATOMIES, Anatomy
-from vlmtune.config.schema import AdapterSection, ConnectorSection
+from vlmtune.config.schema import ROLES, AdapterSection, ConnectorSection
 from vlmtune.errors import AdapterError, unknown_name
 from vlmtune.models.interface import CONNECTOR, VisionLanguageModel
 from vlmtune.models.registry import build_on_meta, family_of
@@ -138,9 +138,9 @@ def apply_adapter(
     section.alpha = section.alpha or 2.0 * section.rank
     reached = match_targets(model, section.targets or [], anatomy)
     modules = whole_modules(model, section.parts or [], anatomy)
-    if not reached and not modules:
+    if not any(reached.values()) and not modules:
         raise AdapterError(
-            "adapter: nothing to train: targets and parts are both empty. Name roles in targets "
+            "adapter: nothing to train: targets and parts reach nothing. Name roles in targets "
             f"({', '.join(anatomy.roles)}) or parts ({', '.join(anatomy.parts)})."
         )
     scale = section.alpha / (math.sqrt(section.rank) if section.rslora else section.rank)
@@ -246,10 +246,12 @@ def match_targets(model: nn.Module, targets: Iterable[str], anatomy: Anatomy) ->
     """target -> names of the linear layers it means. Raises AdapterError for every target that means none.
 
     A role is looked up first; any other word matches as PEFT's list form does: the whole name, or its end after a dot.
+    A role that only other families have (`conv`) is no mistake: it means nothing here, so that one file serves all.
     """
     layers = linear_layers(model)
     reached = {target: [name for name in layers if is_target(name, target, anatomy)] for target in targets}
-    empty = [target for target, names in reached.items() if not names]
+    known = {role for role in ROLES if role not in anatomy.roles}
+    empty = [target for target, names in reached.items() if not names and target not in known]
     if not empty:
         return reached
     others = {name.rpartition(".")[2]: type(module).__name__ for name, module in model.named_modules()}
@@ -426,7 +428,7 @@ def _tally(
         new = [name for name in names if name not in counted]
         counted.update(new)
         num = sum(p.numel() for name in new for p in (lora[name].lora_A, lora[name].lora_B))
-        kind: Literal["role", "name"] = "role" if target in anatomy.roles else "name"
+        kind: Literal["role", "name"] = "role" if target in ROLES else "name"
         matches.append(Match(target, kind, tuple(names), _count_by_tower(names, anatomy), num))
         for name in new:
             # A raw name may reach several roles (q_proj is in the decoder and in the tower): each has its own rate.

@@ -75,6 +75,7 @@ def _adapter(trainer: Trainer) -> list[Finding]:
     ]
     for match in plan.matches:
         towers = ", ".join(f"{count} in the {tower}" for tower, count in match.towers.items() if count)
+        towers = towers or "none, this family has no such layers"
         what = "parameters" if match.kind == "part" else "layers"
         findings.append(Finding("learned", "ok", f"{match.kind} '{match.pattern}': {what} {towers}"))
     return findings
@@ -126,7 +127,8 @@ def _tokens(trainer: Trainer) -> list[Finding]:
     assert batch_size is not None
     now = prefix / batch_size + mean_rest
     options: dict[str, dict[str, str]] = {"task.list_labels: never": {"list_labels": "never"}}
-    if task.image_position == "first":
+    # Of a prefix-LM's prompts nothing is shared wherever the picture stands.
+    if task.image_position == "first" and not trainer.model.bidirectional_prompt:
         options["task.image_position: last"] = {"image_position": "last"}
     for option, change in options.items():
         other = Predictor(trainer.opened, task.model_copy(update=change), trainer.splits.labels)
