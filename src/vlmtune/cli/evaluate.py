@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vlmtune.data.splits import Splits
     from vlmtune.evaluate.run import Measured
     from vlmtune.models.registry import OpenedModel
-    from vlmtune.records import Example
+
+NUM_UNREADABLE_SHOWN = 10
 
 
 def evaluate(
@@ -26,33 +27,143 @@ def evaluate(
         str | None,
         typer.Option(help="A checkpoint or run folder, or 'base'. Default: the best checkpoint of the config's run."),
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many pictures, stratified; every table says so.")
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Also fit temperature, label sets and an abstention threshold on validation."),
+    ] = False,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Score every picture of a split and write an evaluation folder into the run's folder."""
+    """Score every picture of a split and write an evaluation folder into the run's folder.
+
+    Killed half-way, the same command goes on where it stopped and writes the same predictions.
+    """
     from vlmtune.train.prepare import load_data, run_path
 
-    experiment = load_experiment(config, set_ or ())
-    resolved, splits = load_data(experiment)
+    overrides = [*(set_ or ()), *([f"evaluate.limit={limit}"] if limit else [])]
+    overrides += ["evaluate.calibrate=true"] if calibrate else []
+    resolved, splits = load_data(load_experiment(config, overrides))
     run = run_path(resolved)
-    chosen = _choose(checkpoint, run)
-    measured = run_evaluation(resolved, splits, checkpoint=chosen, folder=run)
-    metrics = measured.facts["metrics"]
+    measured = run_evaluation(resolved, splits, checkpoint=_choose(checkpoint, run), folder=run)
     if json_:
         print_json({"folder": str(measured.folder), **measured.facts})
         return
-    low, high = metrics["accuracy_interval"]
-    rows = [
-        ["accuracy", f"{100 * metrics['accuracy']:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"],
-        ["right", f"{metrics['num_correct']} of {metrics['num_examples']}"],
-        ["macro F1", f"{metrics['macro_f1']:.3f}"],
-        ["unreadable (counted as wrong)", metrics["num_unreadable"]],
-        ["seconds", f"{measured.facts['seconds']:.1f}"],
-    ]
-    if measured.facts["data"]["limit"]:
-        rows.append(["limited to", f"{measured.facts['data']['limit']} pictures"])
-    print_table(["", measured.facts["name"]], rows)
+    print_measured(measured.facts)
     print(f"written to {measured.folder}")
+
+
+def run_evaluation(
+    experiment: Experiment,
+    splits: Splits,
+    *,
+    checkpoint: Path | None,
+    folder: Path,
+    name: str | None = None,
+    opened: OpenedModel | None = None,
+) -> Measured:
+    """`evaluate_checkpoint`, with progress and messages on stderr."""
+    from vlmtune.evaluate.checkpoint import evaluate_checkpoint
+
+    console = stderr_console()
+    return evaluate_checkpoint(
+        experiment,
+        splits,
+        checkpoint=checkpoint,
+        folder=folder,
+        name=name,
+        opened=opened,
+        watch=lambda description, total: ProgressBar(description, total, unit="pictures", console=console),
+        say=lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
+
+
+def print_measured(facts: dict[str, Any]) -> None:
+    """The figures of one evaluation; the choice of scoring and the calibration where there are any."""
+    from vlmtune.report import wording as w
+
+    metrics, limit = facts["metrics"], facts["data"].get("limit")
+    rows = [
+        ["accuracy", f"{w.percent(metrics['accuracy'])}  ({w.interval(metrics['accuracy_interval'])})"],
+        ["right", f"{w.count(metrics['num_correct'])} of {w.count(metrics['num_examples'])}"],
+        *([["limited to", f"{w.count(limit)} pictures, by request"]] if limit else []),
+        ["unreadable (counted as wrong)", w.count(metrics["num_unreadable"])],
+        *(
+            [f"right among the first {k}", w.percent(share)]
+            for k, share in (metrics["top_k"] or {}).items()
+            if k != "1"
+        ),
+        ["macro F1, weighted F1", f"{w.number(metrics['macro_f1'])}, {w.number(metrics['weighted_f1'])}"],
+        ["balanced accuracy", w.percent(metrics["balanced_accuracy"])],
+        ["NLL, Brier", f"{w.number(metrics['nll'])}, {w.number(metrics['brier'])}"],
+        ["ECE", w.percent(metrics["ece"])],
+        ["time", f"{w.duration(facts['seconds'])}, {w.per_picture(metrics['seconds_per_example'])} a picture"],
+        ["tokens a picture", _tokens(facts)],
+    ]
+    print_table(["", facts["name"]], rows)
+    _print_scoring(facts["scoring"])
+    if facts.get("calibration"):
+        _print_calibration(facts["calibration"])
+    unreadable = facts["unreadable"]
+    for entry in unreadable[:NUM_UNREADABLE_SHOWN]:
+        stderr_console().print(f"unreadable: {entry['id']} ({entry['error']})", markup=False, soft_wrap=True)
+    if len(unreadable) > NUM_UNREADABLE_SHOWN:
+        stderr_console().print(f"… and {len(unreadable) - NUM_UNREADABLE_SHOWN} more unreadable pictures.")
+
+
+def _tokens(facts: dict[str, Any]) -> str:
+    ran, unshared = facts["num_tokens"], facts["num_tokens_unshared"]
+    return f"{ran:,.0f} run" + (f" ({unshared:,.0f} had nothing been shared)" if unshared else "")
+
+
+def _print_scoring(scoring: dict[str, Any]) -> None:
+    from vlmtune.report import wording as w
+
+    if scoring["chosen_on"] is None:
+        return
+    chosen = (scoring["form"], scoring["calibration"])
+    rows = [
+        [
+            f"{entry['form']}, {entry['calibration']}",
+            w.percent(entry["accuracy"]),
+            w.number(entry["nll"]),
+            "chosen" if (entry["form"], entry["calibration"]) == chosen else "",
+        ]
+        for entry in scoring["candidates"]
+    ]
+    title = f"scoring, chosen on {w.count(scoring['num_validation'])} validation pictures"
+    print_table(["form, calibration", "validation accuracy", "NLL", ""], rows, title=title)
+
+
+def _print_calibration(found: dict[str, Any]) -> None:
+    from vlmtune.report import wording as w
+
+    conformal, abstention = found["conformal"], found["abstention"]
+    rows = [
+        ["temperature", w.number(found["temperature"])],
+        ["NLL", f"{w.number(found['nll_before'])} → {w.number(found['nll_after'])}"],
+        ["ECE", f"{w.percent(found['ece_before'])} → {w.percent(found['ece_after'])}"],
+    ]
+    for method in ("lac", "aps"):
+        sets = conformal[method]
+        rows.append(
+            [
+                f"{method.upper()} sets wanted to hold the truth in {w.percent(conformal['wanted_coverage'])}",
+                f"hold it in {w.percent(sets['coverage'])} ({w.interval(sets['coverage_interval'])}), "
+                f"{w.number(sets['mean_size'])} labels on average",
+            ]
+        )
+    wanted = f"answers wanted right in {w.percent(abstention['wanted_precision'])}"
+    if abstention["threshold"] is None:
+        rows.append([wanted, "no threshold reached that on validation"])
+    else:
+        right = f"right in {w.percent(abstention['precision'])}" if abstention["num_answered"] else "none to judge"
+        answered = f"{w.percent(abstention['answered_share'])} answered, from {w.percent(abstention['threshold'])} on"
+        rows.append([wanted, f"{right}: {answered}"])
+    fitted = f"fitted on {w.count(found['num_validation'])} validation pictures"
+    print_table([fitted, "measured on these pictures"], rows, title="calibration")
 
 
 def _choose(checkpoint: str | None, run: Path) -> Path | None:
@@ -66,67 +177,3 @@ def _choose(checkpoint: str | None, run: Path) -> Path | None:
         return run / "best"
     stderr_console().print(f"{run}: no trained checkpoint there, so the base model is evaluated.", markup=False)
     return None
-
-
-def measured_examples(experiment: Experiment, splits: Splits) -> list[Example]:
-    """What `evaluate.split` and `evaluate.limit` choose."""
-    from vlmtune.data.splits import TEST_SEED, subset
-
-    section = experiment.evaluate
-    examples = splits.split(section.split)
-    # Stratified: the first ones would be of one class.
-    return examples if section.limit is None else subset(examples, section.limit, TEST_SEED)
-
-
-def run_evaluation(
-    experiment: Experiment,
-    splits: Splits,
-    *,
-    checkpoint: Path | None,
-    folder: Path,
-    name: str | None = None,
-    opened: OpenedModel | None = None,
-) -> Measured:
-    """Evaluate a checkpoint (or the base, for None) into `folder`/evaluation/NAME.
-
-    Args:
-        opened: the model with that checkpoint in it, where the caller has it open already.
-    """
-    from vlmtune.data.splits import fingerprint
-    from vlmtune.evaluate.run import evaluate as run
-    from vlmtune.inference.predictor import Predictor
-    from vlmtune.train.prepare import open_checkpoint
-
-    section = experiment.evaluate
-    examples = measured_examples(experiment, splits)
-    opened = opened or open_checkpoint(experiment.model, checkpoint)
-    task = experiment.task if checkpoint is None else experiment.task.after_first_epoch()
-    predictor = Predictor(opened, task, splits.labels, section.batch_size)
-    name = name or ("base" if checkpoint is None else _checkpoint_name(checkpoint))
-    facts = {
-        "model": str(checkpoint or experiment.model.base),
-        "base": experiment.model.base,
-        "checkpoint": None if checkpoint is None else checkpoint.resolve().name,
-        "data": {
-            "source": experiment.data.source,
-            "split": section.split,
-            "num_examples": len(examples),
-            "limit": section.limit or (experiment.data.limit_test if section.split == "test" else None),
-            "fingerprint": fingerprint(examples),
-            "left_out": splits.description.get("left_out"),
-        },
-    }
-    with ProgressBar(f"evaluate {name}", len(examples), unit="pictures") as bar:
-        return run(
-            predictor,
-            examples,
-            folder / "evaluation" / f"{section.split}-{name}",
-            name=name,
-            mode=section.mode,
-            facts=facts,
-            on_picture=bar.advance,
-        )
-
-
-def _checkpoint_name(checkpoint: Path) -> str:
-    return "fine-tuned" if checkpoint.name == "best" else checkpoint.name
