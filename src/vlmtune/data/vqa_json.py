@@ -35,7 +35,9 @@ def read_official_files(files: list[Path], data: DataSection) -> Source:
 
     Raises DataError for another file name, and for two files of one split.
     """
-    root = files[0].parent if len(files) == 1 else Path(os.path.commonpath([path.parent for path in files]))
+    root = Path(os.path.commonpath([path.parent for path in files]))
+    if root.name == "Questions":  # the official instructions' folder, beside Annotations and Images
+        root = root.parent
     source = Source(str(root), "VQA's official files", {})
     for path in files:
         found = _QUESTIONS.fullmatch(path.name)
