@@ -14,12 +14,14 @@ from tests.tiny_model import write_tiny_folder
 from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
+from vlmtune.inference.predictor import Predictor
 from vlmtune.models.source import locate
 from vlmtune.models.weights import read_checkpoint
 from vlmtune.train.checkpoints import list_checkpoints
 from vlmtune.train.loop import Trainer
-from vlmtune.train.prepare import load_data, open_base
+from vlmtune.train.prepare import load_data, open_base, open_checkpoint
 from vlmtune.train.run_folder import RunFolder
+from vlmtune.train.validation import LabelValidator, Validation
 
 pytestmark = pytest.mark.e2e
 
@@ -115,6 +117,96 @@ def test_only_the_best_and_the_newest_checkpoints_stay(base: Path, pictures: Pat
     assert {"step-000007", "step-000008", (folder.path / "best").resolve().name} == kept
 
 
+def metrics(folder: RunFolder, kind: str) -> list[dict[str, float]]:
+    lines = map(json.loads, (folder.path / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_a_resumed_run_with_random_pictures_equals_an_uninterrupted_one(
+    base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Mixed and augmented pictures, smoothed targets and balanced order included."""
+    settings = {
+        "augment": ["flip-crop", "trivialaugment"],
+        "mixup": 0.4,
+        "cutmix": 1.0,
+        "label_smoothing": 0.1,
+        "sampling": "balanced",
+    }
+    whole, folder = start(experiment(base, pictures, tmp_path, "whole-random", **settings))
+    whole.run(folder)
+    stopped, cut = start(experiment(base, pictures, tmp_path, "cut-random", **settings), stop_after=6)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(cut)
+    again, cut = start(experiment(base, pictures, tmp_path, "cut-random", **settings), resume=True)
+    again.run(cut, resume=True)
+    expected, found = adapter_tensors(folder.path, 8), adapter_tensors(cut.path, 8)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [line["loss"] for line in metrics(folder, "train")] == [line["loss"] for line in metrics(cut, "train")]
+
+
+def test_a_run_without_a_gain_stops_and_stays_stopped(base: Path, pictures: Path, tmp_path: Path) -> None:
+    settings = {"eval_every": 1, "save_every": 1, "patience": 2, "min_gain": 1.0, "max_steps": 8}
+    trainer, folder = start(experiment(base, pictures, tmp_path, "patient", **settings))
+    progress = trainer.run(folder)
+    # No accuracy exceeds the first by 1: after it, two validations are waited for.
+    assert (progress.step, progress.is_stopped, trainer.is_finished) == (3, True, True)
+    again, folder = start(experiment(base, pictures, tmp_path, "patient", **settings), resume=True)
+    assert again.run(folder, resume=True).step == 3
+    assert len(metrics(folder, "train")) == 3
+
+
+def test_the_average_of_the_last_checkpoints_is_validated_and_opens_like_any_other(
+    base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    wanted = experiment(base, pictures, tmp_path, "averaged", max_steps=6, eval_every=2, save_every=2, average_last=3)
+    trainer, folder = start(wanted)
+    progress = trainer.run(folder)
+    average = folder.path / "checkpoints" / "average-of-3"
+    steps = [adapter_tensors(folder.path, step) for step in (2, 4, 6)]
+    for name, found in load_file(average / "adapter_model.safetensors").items():
+        assert torch.allclose(found, torch.stack([step[name] for step in steps]).mean(0), atol=1e-6), name
+    (line,) = metrics(folder, "average")
+    assert line["accuracy"] == progress.average_accuracy
+    is_better = line["accuracy"] > progress.best_accuracy
+    assert ((folder.path / "best").resolve() == average.resolve()) == is_better
+    # Opened as `evaluate --checkpoint` does, it scores what training measured.
+
+    predictor = Predictor(open_checkpoint(wanted.model, average), trainer.experiment.task, trainer.splits.labels)
+    again = LabelValidator(predictor, trainer.splits.validation).measure()
+    assert again.accuracy == line["accuracy"]
+    assert again.loss == pytest.approx(line["loss"], rel=1e-4)
+    # The model itself stands where the run ended.
+    kept = {name: tensor for name, tensor in adapter_tensors(folder.path, 6).items() if "lora_A" in name}
+    own = {f"base_model.model.{name}.lora_A.weight": layer.lora_A for name, layer in trainer.plan.lora.items()}
+    assert all(torch.equal(kept[name], own[name]) for name in kept)
+
+
+def test_an_average_that_is_better_becomes_the_best(
+    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = experiment(base, pictures, tmp_path, "better", max_steps=4, eval_every=2, save_every=2, average_last=2)
+    trainer, folder = start(wanted)
+    accuracies = iter([0.5, 0.4, 0.6])
+    monkeypatch.setattr(trainer.validator, "measure", lambda: Validation(next(accuracies), 1.0, 10, 0))
+    assert trainer.run(folder).average_accuracy == 0.6
+    assert (folder.path / "best").resolve().name == "average-of-2"
+
+
+def test_so_many_of_the_best_stay_as_asked(
+    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = experiment(
+        base, pictures, tmp_path, "best", max_steps=6, eval_every=1, save_every=1, keep_best=3, keep_checkpoints=1
+    )
+    trainer, folder = start(wanted)
+    accuracies = iter([0.5, 0.9, 0.6, 0.8, 0.7, 0.1])
+    monkeypatch.setattr(trainer.validator, "measure", lambda: Validation(next(accuracies), 1.0, 10, 0))
+    trainer.run(folder)
+    assert [int(path.name[-6:]) for path in list_checkpoints(folder.path)] == [2, 4, 5, 6]
+    assert (folder.path / "best").resolve().name == "step-000002"
+
+
 def test_the_whole_command_teaches_new_words_and_writes_a_report(pictures: Path, tmp_path: Path) -> None:
     wanted = Experiment(name="words", output_dir=str(tmp_path))
     wanted.data.source = str(pictures)
@@ -126,5 +218,12 @@ def test_the_whole_command_teaches_new_words_and_writes_a_report(pictures: Path,
     assert {"config.yaml", "run.json", "preflight.json", "metrics.jsonl", "best", "report.html"} <= {
         path.name for path in run.iterdir()
     }
-    with pytest.raises(RunFolderError, match=r"this run exists.*--resume"):
+    # Finished: `train` says so, and --resume gives the same result without touching anything.
+    with pytest.raises(RunFolderError, match=r"this run is finished.*report\.html"):
         run_training(wanted)
+    before = (run / "metrics.jsonl").read_text()
+    assert run_training(wanted, resume=True) == result
+    assert (run / "metrics.jsonl").read_text() == before
+    wanted.train.max_steps = 50
+    with pytest.raises(RunFolderError, match=r"train\.max_steps: 40 in the run, 50 now"):
+        run_training(wanted, resume=True)

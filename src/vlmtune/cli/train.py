@@ -48,7 +48,8 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.cli.preflight import print_findings
     from vlmtune.report.render import render
-    from vlmtune.train.loop import Trainer, describe_run
+    from vlmtune.train.description import describe_run
+    from vlmtune.train.loop import Trainer
     from vlmtune.train.preflight import preflight
     from vlmtune.train.prepare import load_data, open_base
     from vlmtune.train.run_folder import RunFolder, now

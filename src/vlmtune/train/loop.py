@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vlmtune.adapters.files import load_adapter
-from vlmtune.adapters.lora import AdapterPlan, apply_adapter, merged, parameter_groups
+from vlmtune.adapters.lora import AdapterPlan, apply_adapter, merged
 from vlmtune.adapters.open import put_connector
 from vlmtune.config.recipes import num_steps
 from vlmtune.config.schema import Experiment
@@ -35,10 +35,10 @@ from vlmtune.train.checkpoints import (
 )
 from vlmtune.train.feature_cache import FeatureCache, Refusal, open_feature_cache
 from vlmtune.train.memory import needs_checkpointing
+from vlmtune.train.optimizer import ScheduledOptimizer
 from vlmtune.train.precision import autocast
-from vlmtune.train.run_folder import RunFolder, environment, now
+from vlmtune.train.run_folder import RunFolder
 from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, picture_features
-from vlmtune.train.schedule import learning_rate_factor
 from vlmtune.train.step import loss_weight, sample_loss
 from vlmtune.train.validation import Validation, choose_validator
 
@@ -107,16 +107,7 @@ class Trainer:
         self.reader = SampleReader(experiment, opened.processor, splits.train, splits.labels)
         self.validator = choose_validator(self.prompts.later, splits.validation)
         self.num_steps = num_steps(experiment, len(splits.train))
-        train = experiment.train
-        assert train.learning_rate is not None
-        groups = parameter_groups(self.model, self.plan, train.learning_rate)
-        self.optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
-        self.plan.attach(self.optimizer)
-        for group in self.optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-        name_of = {id(parameter): name for name, parameter in self.plan.parameters.items()}
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.names = [name_of[id(p)] for p in self.parameters]
+        self.optimizer = ScheduledOptimizer(self.model, self.plan, experiment.train, self.num_steps)
         self.progress = Progress()
         self.cache_note = ""
 
@@ -142,7 +133,7 @@ class Trainer:
                 folder,
                 "train",
                 **asdict(done),
-                lr=self.optimizer.param_groups[0]["lr"],
+                lr=self.optimizer.learning_rate,
                 samples_per_s=rate,
                 seconds=self.progress.seconds,
             )
@@ -198,7 +189,7 @@ class Trainer:
         found = list_checkpoints(folder.path)
         if not found:
             raise RunFolderError(f"{folder.path}: the run has no checkpoint to resume from. Delete it and start again.")
-        self.progress = load_checkpoint(found[-1], self.model, self.optimizer, self.names)
+        self.progress = load_checkpoint(found[-1], self.model, self.optimizer.adamw, self.optimizer.names)
         folder.truncate_metrics(self.progress.step)
 
     def _steps(self) -> Iterator[list[list[Shown]]]:
@@ -217,17 +208,11 @@ class Trainer:
         """One optimizer step over the mean loss of all its tokens."""
         train = self.experiment.train
         self.model.train()
-        factor = learning_rate_factor(self.progress.step, self.num_steps, train.warmup_ratio, train.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
         trees = [tree for batch in micro_batches for tree in self.prompts.trees(batch)]
         weight = sum(loss_weight(tree.samples, tree.prefix, train.loss) for tree in trees)
         self.model.checkpoint_activations(self._needs_checkpointing(trees))
         total = sum(self._backward(tree, weight) for tree in trees)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
-        if learn:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self.optimizer.step(self.progress.step, learn=learn)
         return _Step(total / max(weight, 1e-12), norm, sum(map(len, micro_batches)), weight)
 
     def _backward(self, tree: SampleTree, weight: float) -> float:
@@ -288,7 +273,13 @@ class Trainer:
         if is_best:
             progress.best_step, progress.best_accuracy = progress.history[-1]
         checkpoint = save_checkpoint(
-            folder.path, progress, self.model, self.plan, self.optimizer, self.names, self.experiment.model.base
+            folder.path,
+            progress,
+            self.model,
+            self.plan,
+            self.optimizer.adamw,
+            self.optimizer.names,
+            self.experiment.model.base,
         )
         if is_best or self.validator is None:
             mark_best(folder.path, checkpoint)
@@ -322,25 +313,3 @@ def _rate(recent: list[tuple[float, int]]) -> float:
     """Pictures a second, from (seconds so far, pictures) of the latest steps."""
     seconds = recent[-1][0] - recent[0][0]
     return round(sum(count for _, count in recent[1:]) / seconds, 2) if seconds > 0 else 0.0
-
-
-def describe_run(trainer: Trainer, started: str) -> dict[str, Any]:
-    """`run.json`: everything a reader of the run folder needs that is not in the experiment file."""
-    labels = trainer.splits.labels
-    return {
-        "name": trainer.experiment.name,
-        "seed": trainer.experiment.seed,
-        "base": trainer.experiment.model.base,
-        "environment": environment(),
-        "data": trainer.splits.description,
-        "labels": list(labels.stored) if labels else None,
-        "trainable_parameters": trainer.plan.num_trainable,
-        "total_parameters": trainer.plan.num_total,
-        "learned": trainer.plan.summary(),
-        "num_steps": trainer.num_steps,
-        "started": started,
-        "finished": now() if trainer.is_finished else None,
-        "progress": asdict(trainer.progress),
-        "unreadable": trainer.reader.unreadable,
-        "feature_cache": trainer.cache_note,
-    }
