@@ -7,9 +7,36 @@ from typing import Annotated
 
 import typer
 
+from vlmtune.errors import UserError
+
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment's YAML file, or a run folder.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, as in train.learning_rate=1e-3. Repeatable."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="The closed set, or @FILE with one a line. Default: those the model learned."),
+]
+
+
+def read_labels(labels: str | None) -> list[str] | None:
+    """The value of `--labels`. Raises UserError: no readable file, no label, or one that is there twice."""
+    if labels is None:
+        return None
+    if labels.startswith("@"):
+        try:
+            lines = Path(labels[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--labels {labels}: cannot be read ({error}). Give a text file with one label a line."
+            ) from error
+    else:
+        lines = labels.split(",")
+    found = [line.strip() for line in lines if line.strip()]
+    twice = sorted({label for label in found if found.count(label) > 1})
+    if not found or twice:
+        problem = f"{', '.join(twice)} more than once" if twice else "no label"
+        raise UserError(f"--labels {labels}: found {problem}. Name each label once: --labels cat,dog")
+    return found

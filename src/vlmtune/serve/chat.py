@@ -1,0 +1,250 @@
+"""OpenAI's chat format: a request becomes a question to the model, its result an answer or a stream of chunks."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from vlmtune.inference.generation import Sampling
+from vlmtune.models.images import ProcessedImage
+from vlmtune.serve.batching import Token
+from vlmtune.serve.closed_answers import ClosedAnswer, closed_answer
+from vlmtune.serve.refusals import RefusedError
+from vlmtune.serve.schema import ChatRequest, ImagePart, Message
+from vlmtune.serve.service import Service
+from vlmtune.serve.tasks import Task
+from vlmtune.serve.text_stream import TextStream
+
+_DEFAULT_MAX_TOKENS = 128
+# Below this a temperature only overflows: the likeliest token has all the probability.
+_GREEDY_BELOW = 1e-3
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What a conversation consists of.
+
+    Attributes:
+        system: all system messages together; None without any.
+        question: the text of the one user message, None if the conversation is no single question.
+        urls: where the pictures are, in order.
+        messages: as the chat template takes them.
+    """
+
+    system: str | None
+    question: str | None
+    urls: list[str]
+    messages: list[dict[str, Any]]
+
+
+def read_turns(messages: Sequence[Message]) -> Turns:
+    """Take a conversation apart."""
+    system: list[str] = []
+    urls: list[str] = []
+    plain: list[dict[str, Any]] = []
+    for message in messages:
+        if isinstance(message.content, str):
+            parts: list[dict[str, Any]] = [{"type": "text", "text": message.content}]
+        else:
+            parts = []
+            for part in message.content:
+                if isinstance(part, ImagePart):
+                    urls.append(part.image_url.url)
+                    parts.append({"type": "image"})
+                else:
+                    parts.append({"type": "text", "text": part.text})
+        text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        if message.role in ("system", "developer"):
+            system.append(text)
+            continue
+        plain.append({"role": message.role, "content": parts if message.role == "user" else text})
+    if plain and plain[-1]["role"] == "assistant":
+        raise RefusedError(400, "nothing_to_answer", "The last message is the assistant's own.", param="messages")
+    is_single = len(plain) == 1
+    question = None
+    if is_single:
+        question = "\n".join(part["text"] for part in plain[0]["content"] if part["type"] == "text").strip()
+    together = "\n".join(system) if system else None
+    turns = ([{"role": "system", "content": together}] if together else []) + plain
+    return Turns(together, question, urls, turns)
+
+
+class Chat:
+    """One request on its way. Make it, then await `whole` or iterate over `chunks`."""
+
+    def __init__(self, service: Service, request: ChatRequest) -> None:
+        self._service, self._request = service, request
+        self._turns = read_turns(request.messages)
+        self._closed = closed_answer(request)
+        if len(self._turns.urls) > service.settings.max_images:
+            raise RefusedError(
+                400,
+                "too_many_images",
+                f"{len(self._turns.urls)} pictures; this server takes up to {service.settings.max_images} a request.",
+                param="messages",
+            )
+        if not self._turns.messages:
+            raise RefusedError(400, "nothing_to_answer", "There is no user message.", param="messages")
+        if self._closed is not None and (self._turns.question is None or len(self._turns.urls) != 1):
+            raise RefusedError(
+                400,
+                "not_a_single_question",
+                "A closed set of answers wants one user message with one picture.",
+                param="messages",
+            )
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
+
+    async def whole(self, is_gone: Callable[[], Awaitable[bool]]) -> bytes:
+        """The whole answer as JSON. ``is_gone`` says whether the client has left, which ends the work."""
+        text, finish = "", "stop"
+        entries: list[dict[str, Any]] = []
+        usage: dict[str, int] = {}
+        async for piece in self._pieces():
+            text += piece.text
+            entries += piece.logprobs
+            finish, usage = piece.finish or finish, piece.usage or usage
+            if await is_gone():
+                break
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": {"content": entries, "refusal": None} if self._request.logprobs else None,
+            "finish_reason": finish,
+        }
+        return orjson.dumps({**self._head, "object": "chat.completion", "choices": [choice], "usage": usage})
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
+        is_first = True
+        wants_usage = self._request.stream_options is not None and self._request.stream_options.include_usage
+        usage: dict[str, int] = {}
+        async for piece in self._pieces():
+            delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
+            if piece.text or is_first:
+                delta["content"] = piece.text
+            usage = piece.usage or usage
+            if not delta and not piece.finish and not piece.logprobs:
+                continue
+            is_first = False
+            logprobs = {"content": piece.logprobs, "refusal": None} if self._request.logprobs else None
+            choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": piece.finish}
+            yield self._event(choices=[choice])
+        if wants_usage:
+            yield self._event(choices=[], usage=usage)
+        yield b"data: [DONE]\n\n"
+
+    def _event(self, **fields: Any) -> bytes:
+        return b"data: " + orjson.dumps({**self._head, "object": "chat.completion.chunk", **fields}) + b"\n\n"
+
+    async def _pieces(self) -> AsyncIterator[_Piece]:
+        pictures = [
+            await self._service.read_image(url, f"image {number}") for number, url in enumerate(self._turns.urls, 1)
+        ]
+        if self._closed is not None:
+            yield await self._choose(pictures[0], self._closed)
+        else:
+            async for piece in self._write(pictures):
+                yield piece
+
+    async def _choose(self, picture: bytes, closed: ClosedAnswer) -> _Piece:
+        """A closed set: the likeliest answer, scored like a label."""
+        tasks, turns = self._service.tasks, self._turns
+        question = turns.question or None
+        task, log_probs, num_tokens = await self._service.score(
+            picture,
+            lambda: (
+                tasks.classification(closed.answers, turns.system)
+                if question is None
+                else tasks.closed_question(closed.answers, turns.system)
+            ),
+            question,
+        )
+        assert task.labels is not None
+        ranked = sorted(zip(task.labels, log_probs, strict=True), key=lambda pair: -pair[1])
+        entries = []
+        if self._request.logprobs:
+            top = [_entry(label, log_prob) for label, log_prob in ranked[: self._request.top_logprobs or 0]]
+            entries = [{**_entry(*ranked[0]), "top_logprobs": top}]
+        return _Piece(closed.write(ranked[0][0]), entries, "stop", _usage(num_tokens, 1))
+
+    async def _write(self, pictures: Sequence[bytes]) -> AsyncIterator[_Piece]:
+        """Free text, a token at a time."""
+        request, tokenizer = self._request, self._service.opened.tokenizer
+        stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+        stream = TextStream(tokenizer, stops)
+        num_prompt = num_tokens = 0
+        asked = self._service.answer(
+            pictures,
+            self._prompt,
+            self._sampling(),
+            (request.top_logprobs or 0) if request.logprobs else None,
+        )
+        try:
+            async for event in asked:
+                if isinstance(event, int):
+                    num_prompt = event
+                    continue
+                num_tokens += 1
+                is_end = event.id == tokenizer.end_id
+                text = "" if is_end else stream.push(event.id)
+                entries = [self._token_entry(event)] if request.logprobs and not is_end else []
+                if event.is_last or stream.is_stopped:
+                    finish = "stop" if is_end or stream.is_stopped else "length"
+                    yield _Piece(text + stream.finish(), entries, finish, _usage(num_prompt, num_tokens))
+                    return
+                yield _Piece(text, entries)
+        finally:
+            await asked.aclose()  # type: ignore[attr-defined]  # an async generator, which its type does not say
+
+    def _prompt(self, pictures: list[ProcessedImage]) -> tuple[Task, list[int]]:
+        turns = self._turns
+        if turns.question is not None and len(pictures) == 1:
+            task = self._service.tasks.open_question(turns.system)
+            return task, task.tokens(pictures[0], turns.question)
+        conversation = self._service.conversation
+        return conversation, conversation.tokens(turns.messages, pictures)
+
+    def _sampling(self) -> Sampling:
+        request, settings = self._request, self._service.settings
+        asked = request.max_completion_tokens or request.max_tokens or _DEFAULT_MAX_TOKENS
+        temperature = request.temperature or 0.0
+        seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
+        return Sampling(
+            temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
+            top_p=request.top_p or 1.0,
+            max_new_tokens=min(asked, settings.max_new_tokens),
+            seed=seed,
+        )
+
+    def _token_entry(self, token: Token) -> dict[str, Any]:
+        decode = self._service.opened.tokenizer.decode
+        top = [_entry(decode([number]), log_prob) for number, log_prob in token.top]
+        return {**_entry(decode([token.id]), token.log_prob), "top_logprobs": top}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of an answer: all of it, or what one token added."""
+
+    text: str
+    logprobs: list[dict[str, Any]]
+    finish: str | None = None
+    usage: dict[str, int] | None = None
+
+
+def _entry(token: str, log_prob: float) -> dict[str, Any]:
+    # -inf is no JSON; OpenAI writes -9999 for what has no probability to speak of.
+    return {"token": token, "logprob": max(log_prob, -9999.0), "bytes": list(token.encode())}
+
+
+def _usage(num_prompt: int, num_completion: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_completion,
+        "total_tokens": num_prompt + num_completion,
+    }

@@ -1,0 +1,173 @@
+"""What stands before every route: who may ask, how many at once, how large and how slow a body may be.
+
+A pure ASGI middleware. A request's body is read here, within its limits, before the application sees the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from vlmtune.serve.metrics import Metrics
+from vlmtune.serve.refusals import RefusedError, busy
+from vlmtune.serve.settings import ServeSettings
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_PROTECTED = ("/v1/", "/metrics")
+_WORK = ("/v1/classify", "/v1/chat/completions")
+_KNOWN = frozenset((*_WORK, "/", "/v1/models", "/healthz", "/metrics", "/docs", "/openapi.json"))
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+
+
+class Gateway:
+    """Wraps the application.
+
+    Args:
+        app: what answers the requests that pass.
+        settings, metrics: of the server.
+    """
+
+    def __init__(self, app: App, settings: ServeSettings, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._in_flight = 0
+        self._buffered = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status, has_started = 500, False
+
+        async def sending(event: Event) -> None:
+            nonlocal status, has_started
+            if event["type"] == "http.response.start":
+                status, has_started = event["status"], True
+                event["headers"] = [*event.get("headers", ()), *_HEADERS]
+            await send(event)
+
+        try:
+            await self._pass(scope, receive, sending)
+        except RefusedError as refusal:
+            if not has_started:  # of an answer that had begun, the connection's end says that it is not whole
+                await _refuse(refusal, sending)
+        finally:
+            path = scope["path"] if scope["path"] in _KNOWN else "other"
+            self._metrics.requests.labels(path, str(status)).inc()
+            self._metrics.request_seconds.labels(path).observe(time.perf_counter() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith(_PROTECTED):
+            self._check_key(scope)
+        if scope["method"] in ("GET", "HEAD", "OPTIONS") and not _has_body(scope):
+            await self._app(scope, receive, send)
+            return
+        if path in _WORK and self._in_flight >= self._settings.max_requests:
+            raise busy(self._retry_after_s())
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+        body = bytearray()
+        try:
+            await self._read(scope, receive, body)
+            try:
+                async with asyncio.timeout(self._settings.request_timeout_s):
+                    await self._app(scope, _replay(bytes(body), receive), send)
+            except TimeoutError as error:
+                raise RefusedError(
+                    504, "timeout", f"Not answered within {self._settings.request_timeout_s:g} s.", retry_after_s=5
+                ) from error
+        finally:
+            self._buffered -= len(body)
+            self._in_flight -= 1
+            self._metrics.in_flight.set(self._in_flight)
+
+    def _check_key(self, scope: Scope) -> None:
+        key = self._settings.api_key
+        if key is None:
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, token = given.partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
+            raise RefusedError(
+                401, "invalid_api_key", "This server wants 'Authorization: Bearer KEY' with its own key."
+            )
+
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
+        """Fill ``body``. Raises RefusedError: 413 too large, 408 too slow, 429 too many bytes in all."""
+        limit = self._settings.max_body_bytes
+        too_large = RefusedError(413, "request_too_large", f"The request's body may have up to {limit:,} bytes.")
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if not length.isdigit() or int(length) > limit:
+            raise too_large
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                while True:
+                    event = await receive()
+                    if event["type"] == "http.disconnect":
+                        raise RefusedError(400, "incomplete_body", "The request ended before its body did.")
+                    chunk = event.get("body", b"")
+                    body += chunk
+                    self._buffered += len(chunk)
+                    if len(body) > limit:
+                        raise too_large
+                    if self._buffered > self._settings.max_buffered_bytes:
+                        raise busy(self._retry_after_s())
+                    if not event.get("more_body", False):
+                        return
+        except TimeoutError as error:
+            raise RefusedError(
+                408, "body_too_slow", f"The body did not arrive within {self._settings.body_timeout_s:g} s."
+            ) from error
+
+    def _retry_after_s(self) -> int:
+        """About when there is room again: a full queue at the rate of the last batches."""
+        return max(1, math.ceil(self._metrics.seconds_per_request() * self._in_flight))
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already; after it, whatever comes (a disconnect)."""
+    is_given = False
+
+    async def replay() -> Event:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _refuse(refusal: RefusedError, send: Send) -> None:
+    """Answer and close: what is left of the body is not worth reading."""
+    body = orjson.dumps(refusal.body())
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        **refusal.headers(),
+    }
+    event = {"type": "http.response.start", "status": refusal.status}
+    await send({**event, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,75 @@
+"""uvicorn around the application: where it listens, and how it stops."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+
+from vlmtune.errors import UserError
+from vlmtune.serve.app import create_app
+from vlmtune.serve.protocol import bounded_protocol
+from vlmtune.serve.service import Service
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+
+def run_server(
+    service: Service, host: str, port: int, *, examples: Sequence[str] = (), on_ready: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT; then stop listening, answer what was accepted, and return.
+
+    Args:
+        port: 0 takes a free one.
+        examples: for the page.
+        on_ready: told the server's address.
+
+    Raises:
+        UserError: if the address cannot be listened on.
+    """
+    listening = _listen(host, port)
+    settings = service.settings
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{listening.getsockname()[1]}"
+    options: dict[str, Any] = {"http": bounded_protocol(settings), "ws": "none", "log_level": "warning"}
+    config = uvicorn.Config(
+        create_app(service, examples),
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.max_connections,
+        timeout_graceful_shutdown=round(settings.shutdown_timeout_s),
+        backlog=2048,
+        **options,
+    )
+    # uvicorn raises the signal again once it has stopped; a server that finished its work ends with 0.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        _Server(config, lambda: on_ready(url)).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}). Choose another --port or --host."
+        ) from error
+    listening.set_inheritable(True)
+    return listening
