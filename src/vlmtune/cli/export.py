@@ -1,0 +1,71 @@
+"""`vlmtune export`: a trained run as PEFT adapter, merged folder or GGUF files, judged before it gets its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmtune.cli.console import ProgressBar, print_json, print_table
+from vlmtune.cli.options import JsonOption, SetOption
+from vlmtune.errors import UserError
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint's folder in it.")],
+    format_: Annotated[str, typer.Option("--format", metavar="peft|merged|gguf", help="What to write.")],
+    output: Annotated[Path | None, typer.Option(help="Folder to make. Default: RUN/export/FORMAT.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="merged: float32 or bfloat16 (default: as trained). gguf: F16 (default), F32, BF16, Q8_0, Q4_0."
+        ),
+    ] = None,
+    agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of held-out pictures on which the export must agree.")
+    ] = 0.995,
+    pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures that the gate asks about.")] = 200,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Export a run; refuse it (exit 1) if it answers otherwise than the trained model.
+
+    After writing, held-out pictures are scored by the exported files in their own runtime (transformers, PEFT,
+    llama.cpp; by vlmtune itself where that is not installed, and the card says so) and by the trained model.
+    """
+    from vlmtune.export.formats import choose_dtype, make_format
+    from vlmtune.export.run import export as run_export
+    from vlmtune.export.subject import open_subject
+
+    form = make_format(format_)
+    chosen = choose_dtype(form, dtype)
+    subject = open_subject(run, pictures, set_ or ())
+    suffix = "" if dtype is None else f"-{chosen}"
+    target = output or subject.run / "export" / f"{form.name}{suffix}"
+    with ProgressBar(f"gate {form.name}", len(subject.pictures), unit="pictures") as bar:
+        made = run_export(subject, form, chosen, target, agreement, bar.advance)
+    verdict = made.verdict
+    if json_:
+        print_json({"folder": str(made.folder), "bytes": made.num_bytes, "notes": made.sentences, **verdict.as_dict()})
+    else:
+        rows: list[list[object]] = [
+            ["opened by", verdict.runtime],
+            [
+                f"same {verdict.judged}",
+                f"{verdict.num_agree} of {verdict.num_pictures} ({100 * verdict.agreement:.2f} %)",
+            ],
+            ["largest probability difference", f"{verdict.max_probability_difference:.2g}"],
+        ]
+        if verdict.num_unreadable:
+            rows.append(["pictures that cannot be opened", verdict.num_unreadable])
+        rows += [["note", note] for note in (*verdict.notes, *made.sentences)]
+        rows.append(["size", f"{made.num_bytes / 1e6:,.1f} MB"])
+        print_table(["", f"export {form.name}"], rows)
+        if verdict.is_accepted:
+            print(f"written to {made.folder}")
+    if not verdict.is_accepted:
+        raise UserError(
+            f"The export gate refuses this export: {verdict.sentence()}; at least {100 * agreement:g} % must agree. "
+            f"The files are in {made.folder} to look at. Choose a finer --dtype, or accept less with --agreement."
+        )

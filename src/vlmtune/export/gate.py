@@ -1,0 +1,183 @@
+"""The export gate: held-out pictures asked of the trained model and of the exported artefact, and the two compared.
+
+In: a `Subject`, and the exported artefact in its own runtime. Out: a `Verdict`. For a closed set of labels every label
+is scored by both; for open answers both answer greedily and score the trained model's answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmtune.errors import DataError, UnreadableImageError
+from vlmtune.export.runtime import Asked, Runtime
+from vlmtune.export.subject import Subject
+from vlmtune.models.registry import OpenedModel
+from vlmtune.records import LabelSet
+from vlmtune.text.prompt import PromptBuilder
+
+MAX_NEW_TOKENS = 32
+# Where the picture stands, while a prompt is cut in two. No prompt holds it: it is no text.
+_PLACE = "\x00"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A picture on which the two disagree."""
+
+    id: str
+    trained: str
+    exported: str
+    probability_difference: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        runtime: what computed the exported artefact's answers.
+        judged: "labels" or "answers".
+        num_pictures: compared. num_unreadable: held-out pictures that could not be opened, which neither answered.
+        num_agree: pictures on which both name the same label, or give the same answer.
+        max_probability_difference: the largest difference in probability, over all pictures and labels; for open
+            answers in the probability of the trained model's whole answer.
+        threshold: the least agreement that is accepted.
+        differences: the pictures on which they disagree.
+        notes: what the runtime does otherwise.
+    """
+
+    runtime: str
+    judged: str
+    num_pictures: int
+    num_unreadable: int
+    num_agree: int
+    max_probability_difference: float
+    threshold: float
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def agreement(self) -> float:
+        return self.num_agree / self.num_pictures
+
+    @property
+    def is_accepted(self) -> bool:
+        return self.agreement >= self.threshold
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `vlmtune.json`, `--json` and the card."""
+        return {**asdict(self), "agreement": self.agreement, "accepted": self.is_accepted}
+
+    def sentence(self) -> str:
+        """Both numbers in words."""
+        return (
+            f"{self.num_agree} of {self.num_pictures} {self.judged} agree ({100 * self.agreement:.2f} %), largest "
+            f"probability difference {self.max_probability_difference:.2g}"
+        )
+
+
+def judge(
+    subject: Subject,
+    trained: Runtime,
+    exported: Runtime,
+    opened: OpenedModel,
+    threshold: float,
+    on_picture: Callable[[], None] = lambda: None,
+) -> Verdict:
+    """Ask both about every held-out picture.
+
+    Args:
+        trained: the reference. exported: the artefact in its own runtime.
+        opened: whose tokenizer and image processor make the prompts.
+        threshold: see `Verdict`.
+        on_picture: called after each.
+
+    Raises:
+        DataError: none of the pictures can be opened.
+    """
+    prompt = PromptBuilder(opened.tokenizer, subject.task, subject.labels)
+    compare = _Closed(prompt, subject.labels) if subject.labels is not None else _Open(opened)
+    differences: list[Difference] = []
+    largest, num_agree, num_pictures, num_unreadable = 0.0, 0, 0, 0
+    for asked in _prompts(subject, opened, prompt):
+        if asked is None:
+            num_unreadable += 1
+            continue
+        of_trained, of_exported, difference = compare(asked, trained, exported)
+        num_pictures += 1
+        largest = max(largest, difference)
+        if of_trained == of_exported:
+            num_agree += 1
+        else:
+            differences.append(Difference(asked.id, of_trained, of_exported, difference))
+        on_picture()
+    if not num_pictures:
+        raise DataError(f"None of the {num_unreadable} held-out pictures can be opened, so the export is not judged.")
+    return Verdict(
+        runtime=exported.name,
+        judged="labels" if subject.labels is not None else "answers",
+        num_pictures=num_pictures,
+        num_unreadable=num_unreadable,
+        num_agree=num_agree,
+        max_probability_difference=largest,
+        threshold=threshold,
+        differences=tuple(differences),
+        notes=tuple(exported.notes),
+    )
+
+
+def _prompts(subject: Subject, opened: OpenedModel, prompt: PromptBuilder) -> Iterator[Asked | None]:
+    """Every held-out picture with its prompt; None for one that cannot be opened."""
+    for example in subject.pictures:
+        try:
+            picture = example.image.open()
+        except UnreadableImageError:
+            yield None
+            continue
+        processed = opened.processor.process(picture)
+        before, after = prompt.text(example.question, _PLACE).split(_PLACE)
+        ids = prompt.build(example.question, processed.text).ids
+        yield Asked(example.id, picture, processed, ids, before, after)
+
+
+class _Closed:
+    """(label of the trained model, label of the export, largest difference over the labels' probabilities)."""
+
+    def __init__(self, prompt: PromptBuilder, labels: LabelSet) -> None:
+        self._labels = labels
+        self._owner = [label for label, forms in enumerate(labels.shown) for _ in forms]
+        self._answers = [prompt.answer_tokens(form) for forms in labels.shown for form in forms]
+
+    def __call__(self, asked: Asked, trained: Runtime, exported: Runtime) -> tuple[str, str, float]:
+        first, second = (self._probabilities(runtime.score(asked, self._answers)) for runtime in (trained, exported))
+        names = self._labels.stored
+        return names[int(first.argmax())], names[int(second.argmax())], float(np.abs(first - second).max())
+
+    def _probabilities(self, form_scores: Sequence[float]) -> NDArray[np.float64]:
+        """float64[L]: the forms of a label summed, then normalised over the labels."""
+        scores = np.full(len(self._labels), -np.inf)
+        for label, score in zip(self._owner, form_scores, strict=True):
+            scores[label] = np.logaddexp(scores[label], score)
+        exponentials = np.exp(scores - scores.max())
+        return np.asarray(exponentials / exponentials.sum())
+
+
+class _Open:
+    """(answer of the trained model, answer of the export, difference in the probability of the trained one's)."""
+
+    def __init__(self, opened: OpenedModel) -> None:
+        self._tokenizer = opened.tokenizer
+
+    def __call__(self, asked: Asked, trained: Runtime, exported: Runtime) -> tuple[str, str, float]:
+        end = self._tokenizer.end_id
+        first, second = (runtime.greedy(asked, end, MAX_NEW_TOKENS) for runtime in (trained, exported))
+        whole = [[*first, end]]
+        difference = abs(math.exp(trained.score(asked, whole)[0]) - math.exp(exported.score(asked, whole)[0]))
+        texts = [self._tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in (first, second)]
+        return texts[0], texts[1], difference

@@ -1,0 +1,167 @@
+"""An export from beginning to end: write, open again, judge, describe, and only then give it its name.
+
+Called by `vlmtune export`. What the gate refuses keeps its files, for a person to look at, in a folder named
+NAME.rejected with a file REJECTED in it, which `push` will not touch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlmtune.adapters.manifest import Manifest, write_manifest
+from vlmtune.adapters.open import AdaptedModel
+from vlmtune.errors import UserError
+from vlmtune.export.card import CardFacts, write_card
+from vlmtune.export.formats import Format
+from vlmtune.export.gate import Verdict, judge
+from vlmtune.export.runtime import OwnRuntime
+from vlmtune.export.subject import Subject
+from vlmtune.models.weights import explain_write_errors
+from vlmtune.text.prompt import PromptBuilder
+from vlmtune.train.prepare import image_overrides
+from vlmtune.train.run_folder import environment, now
+
+REJECTED_FILE = "REJECTED"
+_REJECTED_SUFFIX = ".rejected"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What became of an export: where it is, what the gate found, what its reader must know."""
+
+    folder: Path
+    verdict: Verdict
+    sentences: tuple[str, ...]
+    num_bytes: int
+
+
+def export(
+    subject: Subject,
+    form: Format,
+    dtype: str,
+    output: Path,
+    threshold: float,
+    on_picture: Callable[[], None] = lambda: None,
+) -> Export:
+    """Export a run.
+
+    Args:
+        subject: the trained run. form, dtype: see `formats`.
+        output: the folder to make.
+        threshold: the least agreement that is accepted, 0 to 1.
+        on_picture: called as the gate goes on.
+
+    Returns:
+        Also what was refused; see `Verdict.is_accepted`.
+
+    Raises:
+        UserError: the folder is taken, the format cannot hold the model, a full disk.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: exists. Choose another folder with --output, or remove this one.")
+    trained = subject.open()
+    with _new_folder(output) as partial:
+        form.write(subject, trained, partial, dtype)
+        verdict = _judge(subject, trained, form, partial, threshold, on_picture)
+        manifest = Manifest(
+            format=form.name,
+            task=subject.task,
+            labels=None if subject.labels is None else subject.labels.stored,
+            image=image_overrides(subject.experiment.model) if form.name == "peft" else {},
+            origin=_origin(subject, trained, dtype),
+            gate=verdict.as_dict(),
+            files={path.name: sha256(path) for path in sorted(partial.iterdir())},
+        )
+        write_manifest(partial, manifest)
+        write_card(partial, _card_facts(subject, trained, manifest, verdict, form))
+        target = output
+        if not verdict.is_accepted:
+            with explain_write_errors(partial):
+                (partial / REJECTED_FILE).write_text(f"Refused by the export gate: {verdict.sentence()}.\n", "utf-8")
+            target = output.with_name(output.name + _REJECTED_SUFFIX)
+            if (target / REJECTED_FILE).is_file():
+                shutil.rmtree(target)  # an earlier attempt that was refused too
+        num_bytes = sum(path.stat().st_size for path in partial.iterdir())
+        with explain_write_errors(target):
+            partial.chmod(0o755)
+            partial.replace(target)
+    return Export(target, verdict, tuple(form.sentences), num_bytes)
+
+
+def sha256(path: Path) -> str:
+    """Of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _judge(
+    subject: Subject,
+    trained: AdaptedModel,
+    form: Format,
+    folder: Path,
+    threshold: float,
+    on_picture: Callable[[], None],
+) -> Verdict:
+    runtime = form.runtime(subject, trained, folder)
+    try:
+        with torch.inference_mode():
+            reference = OwnRuntime(trained, "the trained model")
+            return judge(subject, reference, runtime, trained, threshold, on_picture)
+    finally:
+        runtime.close()
+
+
+def _card_facts(
+    subject: Subject, trained: AdaptedModel, manifest: Manifest, verdict: Verdict, form: Format
+) -> CardFacts:
+    prompt = PromptBuilder(trained.tokenizer, subject.task, subject.labels)
+    question = "{question}" if prompt.asks_question else None
+    return CardFacts(
+        manifest=manifest,
+        verdict=verdict,
+        prompt=prompt.text(question, "<picture>"),
+        system=prompt.system,
+        user=prompt.user,
+        evaluations=subject.evaluations,
+        sentences=form.sentences,
+    )
+
+
+def _origin(subject: Subject, trained: AdaptedModel, dtype: str) -> dict[str, object]:
+    model = subject.experiment.model
+    spelled = str(next(trained.model.parameters()).dtype).removeprefix("torch.") if dtype == "as trained" else dtype
+    return {
+        "run": subject.name,
+        "checkpoint": subject.checkpoint.name,
+        "base": _public_name(model.base),
+        "revision": model.revision,
+        "dtype": spelled,
+        "held_out": f"{subject.split} split of {_public_name(subject.experiment.data.source)}",
+        "created": now(),
+        "versions": environment()["versions"],
+    }
+
+
+def _public_name(source: str) -> str:
+    """Of a folder or file its own name: where it lies on this machine concerns nobody who reads the card."""
+    return Path(source).name if Path(source).exists() else source
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A temporary sibling of the output, gone at the end if it was not renamed."""
+    with explain_write_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,98 @@
+"""What the export gate asks of a runtime, and our own runtime: the trained model's, and the fallback for an export.
+
+In: a held-out picture with its prompt. Out: log-probabilities of given answers, or a greedy answer. The other runtimes
+are in `transformers_runtime.py` and `llama_runtime.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from PIL import Image
+
+from vlmtune import __version__
+from vlmtune.inference.generation import Sampling, generate
+from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.models.images import ProcessedImage
+from vlmtune.models.registry import OpenedModel
+from vlmtune.text.trie import LabelTrie
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One held-out picture with its whole prompt, as each runtime wants it.
+
+    Attributes:
+        id: the example's.
+        picture: RGB, upright.
+        processed: the picture as the network takes it.
+        ids: the prompt's tokens, one for every image feature.
+        before, after: the prompt's text around the place of the picture.
+    """
+
+    id: str
+    picture: Image.Image = field(repr=False)
+    processed: ProcessedImage = field(repr=False)
+    ids: list[int] = field(repr=False)
+    before: str
+    after: str
+
+
+class Runtime(Protocol):
+    """A model that can be asked about a picture.
+
+    Attributes:
+        name: what computes, with its version; for the card.
+        notes: what it does otherwise than the trained model, in sentences; complete once the pictures are through.
+    """
+
+    name: str
+
+    @property
+    def notes(self) -> list[str]: ...
+
+    def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
+        """Each answer's log-probability: the sum over its tokens, given picture and prompt."""
+        ...
+
+    def greedy(self, asked: Asked, end: int, max_new_tokens: int) -> list[int]:
+        """The most probable token again and again, up to the end token, which is left out."""
+        ...
+
+    def close(self) -> None:
+        """Give back what Python's own memory management does not."""
+        ...
+
+
+class OwnRuntime:
+    """vlmtune itself, through the scorer that evaluation and serving use.
+
+    Args:
+        opened: the model.
+        origin: what is asked, for the name: "the trained model", "the exported folder".
+    """
+
+    def __init__(self, opened: OpenedModel, origin: str) -> None:
+        self.opened = opened
+        self.opened.model.eval()
+        self.name = f"vlmtune {__version__}, from {origin}"
+        self.notes: list[str] = []
+
+    def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
+        scorer = LabelScorer(self.opened.model, [], LabelTrie.build([[list(answer)] for answer in answers]))
+        return [float(score) for score in scorer.score([self._question(asked)])[0]]
+
+    def greedy(self, asked: Asked, end: int, max_new_tokens: int) -> list[int]:
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        (tokens,) = generate(self.opened.model, None, [self._question(asked)], [end], sampling)
+        return list(tokens)
+
+    def close(self) -> None:
+        pass
+
+    def _question(self, asked: Asked) -> Question:
+        with torch.inference_mode():
+            return Question(asked.ids, self.opened.model.encode_images([asked.processed]))

@@ -1,0 +1,107 @@
+"""What an export starts from: the trained model of a run, its task, and held-out pictures to judge the export by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmtune.adapters.open import CONFIG_FILE, AdaptedModel, find_checkpoint, find_run, open_adapted
+from vlmtune.config.load import load_experiment
+from vlmtune.config.schema import Experiment, TaskSection
+from vlmtune.data.splits import TEST_SEED, Splits, subset
+from vlmtune.errors import DataError, RunFolderError
+from vlmtune.evaluate.files import FACTS_FILE
+from vlmtune.records import Example, LabelSet
+from vlmtune.train.prepare import image_overrides, load_data
+
+
+@dataclass
+class Subject:
+    """A trained run to be shipped.
+
+    Attributes:
+        run: its folder. checkpoint: the folder of the adapter that is shipped.
+        experiment: with every decision made.
+        task: as after training. labels: the closed set, or None for open answers.
+        pictures: held-out examples. split: which split they are from.
+        evaluations: the facts of the run's own evaluations (evaluation.json), newest last.
+    """
+
+    run: Path
+    checkpoint: Path
+    experiment: Experiment
+    task: TaskSection
+    labels: LabelSet | None
+    pictures: list[Example]
+    split: str
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    def open(self, *, dtype: str | None = None, keep_adapter: bool = False) -> AdaptedModel:
+        """The trained model; ``dtype`` None is the one it was measured in."""
+        model = self.experiment.model
+        return open_adapted(
+            str(self.checkpoint),
+            dtype=dtype or model.dtype,
+            device=model.device,
+            image_overrides=image_overrides(model),
+            keep_adapter=keep_adapter,
+        )
+
+
+def open_subject(run: Path, num_pictures: int, overrides: Sequence[str] = ()) -> Subject:
+    """Read a run, or one checkpoint of it, and choose the pictures for the gate.
+
+    Args:
+        run: a run folder (its best checkpoint is meant) or a checkpoint's folder.
+        num_pictures: how many held-out pictures at most.
+        overrides: KEY=VALUE for the run's configuration, such as another place of the data.
+
+    Raises:
+        RunFolderError: not a run, or without a checkpoint. DataError: no held-out pictures.
+    """
+    folder = find_run(run)
+    if folder is None:
+        raise RunFolderError(
+            f"{run}: not a run folder or a checkpoint of one, so there is nothing trained to export. Give runs/NAME or "
+            "runs/NAME/checkpoints/step-NNNNNN."
+        )
+    checkpoint = find_checkpoint(folder) if run.resolve() == folder.resolve() else run.resolve()
+    experiment, splits = load_data(load_experiment(folder / CONFIG_FILE, overrides, must_exist=False))
+    split, held_out = _held_out(splits)
+    return Subject(
+        run=folder,
+        checkpoint=checkpoint,
+        experiment=experiment,
+        task=experiment.task.after_first_epoch(),
+        labels=splits.labels,
+        # A seeded choice, stratified: the first pictures of a split would often be of one class.
+        pictures=subset(held_out, num_pictures, TEST_SEED, "export gate"),
+        split=split,
+        evaluations=_evaluations(folder),
+    )
+
+
+def _held_out(splits: Splits) -> tuple[str, list[Example]]:
+    for name, examples in (("test", splits.test), ("validation", splits.validation)):
+        if examples:
+            return name, examples
+    raise DataError("The experiment has no held-out pictures, by which the export could be judged: no test split.")
+
+
+def _evaluations(run: Path) -> list[dict[str, Any]]:
+    """What the run's evaluations found. Raises for one that cannot be read: a card leaves none out in silence."""
+    found = []
+    for path in sorted((run / "evaluation").glob(f"*/{FACTS_FILE}")):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path}: not readable as JSON ({error}). Run `vlmtune evaluate` again.") from error
+        found.append(facts)
+    return sorted(found, key=lambda facts: str(facts.get("created", "")))

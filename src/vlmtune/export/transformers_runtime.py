@@ -1,0 +1,143 @@
+"""transformers and PEFT as runtimes of the export gate: they open the exported folder with their own code.
+
+Deliberately plain: the whole prompt and the answer in one sequence, teacher-forced, nothing shared and nothing cached,
+so that a fault of the prefix tree or of the scorer cannot hide. Pictures are prepared by our image processors, since
+transformers' need torchvision; `tests/parity` holds the two equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmtune.export.runtime import Asked
+from vlmtune.models.images import ProcessedImage
+
+# Sequences in one forward: as many as keep a small model busy without a large one's logits filling the memory.
+_ROWS = 16
+
+
+class TransformersRuntime:
+    """A transformers model, with a PEFT adapter on it or not.
+
+    Args:
+        model: of an Auto class. family: which keyword arguments carry a picture.
+        name: what computes, with versions.
+    """
+
+    def __init__(self, model: Any, family: str, name: str) -> None:
+        self.model = model.eval()
+        self.name = name
+        self.notes = ["pictures were prepared by vlmtune's image processor"]
+        self._pixels = PIXELS[family]
+
+    @classmethod
+    def open(
+        cls, folder: Path, family: str, dtype: torch.dtype, device: torch.device, adapter: Path | None = None
+    ) -> TransformersRuntime:
+        """Load a folder with transformers, and an adapter's folder onto it with PEFT."""
+        transformers = importlib.import_module("transformers")
+        name = f"transformers {transformers.__version__}"
+        with _quiet(transformers.utils.logging):
+            model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device)
+            if adapter is not None:
+                peft = importlib.import_module("peft")
+                model = peft.PeftModel.from_pretrained(model, adapter)
+                name = f"PEFT {peft.__version__} on {name}"
+        return cls(model, family, name)
+
+    @torch.inference_mode()
+    def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
+        scores: list[float] = []
+        for first in range(0, len(answers), _ROWS):
+            scores += self._score_rows(asked, answers[first : first + _ROWS])
+        return scores
+
+    def _score_rows(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
+        prompt = len(asked.ids)
+        width = prompt + max(map(len, answers))
+        # Padded on the right, with the last token of each: masked, and after everything that is read.
+        rows = [[*asked.ids, *answer, *[answer[-1]] * (width - prompt - len(answer))] for answer in answers]
+        mask = [[1] * (prompt + len(answer)) + [0] * (width - prompt - len(answer)) for answer in answers]
+        ids = torch.tensor(rows, device=self.model.device)
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=torch.tensor(mask, device=self.model.device),
+            **self._inputs(asked, len(answers), width),
+        ).logits
+        log_probs = logits[:, prompt - 1 : -1].float().log_softmax(-1)
+        picked = log_probs.gather(2, ids[:, prompt:, None])[..., 0].double()
+        return [float(row[: len(answer)].sum()) for row, answer in zip(picked, answers, strict=True)]
+
+    @torch.inference_mode()
+    def greedy(self, asked: Asked, end: int, max_new_tokens: int) -> list[int]:
+        ids = torch.tensor([asked.ids], device=self.model.device)
+        made = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **self._inputs(asked, 1, len(asked.ids)),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        tokens: list[int] = made[0, len(asked.ids) :].tolist()
+        return tokens[: tokens.index(end)] if end in tokens else tokens
+
+    def close(self) -> None:
+        pass
+
+    def _inputs(self, asked: Asked, num_rows: int, width: int) -> dict[str, Any]:
+        inputs = self._pixels(asked.processed, num_rows, width, len(asked.ids))
+        dtype = self.model.dtype
+        return {
+            name: value.to(self.model.device, dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No bars and no advice on faster kernels while transformers loads; errors are still raised."""
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def is_installed(with_peft: bool) -> bool:
+    """Whether transformers (and PEFT) can be imported here."""
+    return find_spec("transformers") is not None and (not with_peft or find_spec("peft") is not None)
+
+
+def _lfm2_vl_pixels(processed: ProcessedImage, num_rows: int, width: int, prompt: int) -> dict[str, Tensor]:
+    """Tiles padded to the longest, once for each row."""
+    tiles = processed.tiles
+    longest = max(len(patches) for patches, _ in tiles)
+    pixels = torch.zeros(len(tiles), longest, tiles[0][0].shape[1])
+    mask = torch.zeros(len(tiles), longest, dtype=torch.int64)
+    for index, (patches, _) in enumerate(tiles):
+        pixels[index, : len(patches)] = patches
+        mask[index, : len(patches)] = 1
+    shapes = torch.tensor([grid for _, grid in tiles])
+    return {
+        "pixel_values": pixels.repeat(num_rows, 1, 1),
+        "pixel_attention_mask": mask.repeat(num_rows, 1),
+        "spatial_shapes": shapes.repeat(num_rows, 1),
+    }
+
+
+PIXELS: Mapping[str, Callable[[ProcessedImage, int, int, int], dict[str, Tensor]]] = {"lfm2_vl": _lfm2_vl_pixels}
+"""Family -> (picture, rows, width of a row, length of the prompt) to the model's keyword arguments."""
