@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlmtune.adapters.open import find_run
 from vlmtune.config.load import load_experiment
-from vlmtune.config.schema import Experiment
+from vlmtune.config.schema import EvaluateSection, Experiment
 from vlmtune.data.duplicates import group_identical_files
 from vlmtune.data.splits import TEST_SEED, Splits, fingerprint, load_splits, subset
 from vlmtune.errors import DataError, UserError
@@ -44,9 +44,7 @@ def evaluate_checkpoint(
         UserError: see `run.evaluate`; or the model has learned from pictures that it would be measured on.
     """
     section = experiment.evaluate
-    examples: Sequence[Example] = splits.split(section.split)
-    if section.limit is not None:
-        examples = subset(examples, section.limit, TEST_SEED)  # the first ones would be of one class
+    examples = measured_examples(section, splits)
     if checkpoint is not None and section.split != "train":
         refuse_trained_pictures(checkpoint, splits, examples, say)
     opened = opened or open_checkpoint(experiment.model, checkpoint)
@@ -77,6 +75,12 @@ def evaluate_checkpoint(
         watch=watch,
         say=say,
     )
+
+
+def measured_examples(section: EvaluateSection, splits: Splits) -> list[Example]:
+    """What `evaluate.split` and `evaluate.limit` choose; stratified, for the first ones would be of one class."""
+    examples = splits.split(section.split)
+    return examples if section.limit is None else subset(examples, section.limit, TEST_SEED)
 
 
 def refuse_trained_pictures(
