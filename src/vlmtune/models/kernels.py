@@ -10,11 +10,12 @@ results have the type of `x`.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -50,6 +51,30 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
         out: Tensor = _GeGlu.apply(gate, up)  # type: ignore[no-untyped-call]
         return out
     return F.gelu(gate, approximate="tanh").mul_(up)
+
+
+def linear_gelu(linear: nn.Module, x: Tensor, approximate: Literal["none", "tanh"] = "none") -> Tensor:
+    """gelu(linear(x)) for x: [..., D_in].
+
+    In bfloat16 on the CPU, where nothing learns, bias and GELU are applied inside the matrix product (oneDNN, by the
+    operator that torch's own compiler emits): on their own they cost half as much time as the product does. There the
+    product is not rounded before the GELU.
+    """
+    if (
+        type(linear) is nn.Linear
+        and x.device.type == "cpu"
+        and x.dtype == linear.weight.dtype == torch.bfloat16
+        and not torch.is_grad_enabled()
+        and _has_fused_gelu()
+    ):
+        fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, "gelu", [], approximate)
+        return fused
+    return F.gelu(linear(x), approximate=approximate)
+
+
+@cache
+def _has_fused_gelu() -> bool:
+    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def lora_linear(

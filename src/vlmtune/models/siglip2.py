@@ -17,6 +17,7 @@ from vlmtune.models.attention import attention
 from vlmtune.models.configuration import ModelConfig
 from vlmtune.models.connectors import LayerGroup, side_by_side
 from vlmtune.models.images import Grid, group_by_grid
+from vlmtune.models.kernels import linear_gelu
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Siglip2MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        out: Tensor = self.fc2(linear_gelu(self.fc1, x, "tanh"))
         return out
 
 
