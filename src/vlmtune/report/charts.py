@@ -26,31 +26,30 @@ def colours(baselines: Sequence[bool]) -> list[str]:
     return [*given[:-1], SUBJECT_COLOUR] if given else []
 
 
-def accuracy_bars(runs: Sequence[dict[str, Any]], chance: float | None) -> Markup:
-    """A bar a run with its interval. runs: {"name", "metrics", "series"}."""
+def bars(entries: Sequence[dict[str, Any]], description: str, chance: float | None = None) -> Markup:
+    """A bar of accuracy an entry, with its interval. entries: {"name", "accuracy", "accuracy_interval", "series"}."""
     width, left, right = 460.0, 2.0, 452.0
-    height = _ROW * len(runs) + 34
-    canvas = Canvas(width, height, "Accuracy of each run with its 95% interval")
+    height = _ROW * len(entries) + 34
+    canvas = Canvas(width, height, description)
 
     def x(share: float) -> float:
         return left + share * (right - left)
 
-    bottom = _ROW * len(runs) + 8
+    bottom = _ROW * len(entries) + 8
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         canvas.line(x(share), bottom - 4, x(share), bottom, "axis")
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
         canvas.text(x(share), bottom + 17, percent(share, 0), "tick", anchor)
-    for row, run in enumerate(runs):
+    for row, entry in enumerate(entries):
         top = _ROW * row + 8
-        figures = run["metrics"]
-        accuracy = figures["accuracy"] or 0.0
-        canvas.text(left, top + 15, _shortened(run["name"], 34), "label")
-        canvas.text(right, top + 15, percent(figures["accuracy"]), "value", "end")
+        accuracy, span = entry["accuracy"] or 0.0, entry["accuracy_interval"]
+        canvas.text(left, top + 15, _shortened(entry["name"], 40), "label")
+        canvas.text(right, top + 15, percent(entry["accuracy"]), "value", "end")
         canvas.rect(left, top + 22, right - left, 18, "track", radius=3)
-        title = f"{run['name']}: {percent(accuracy)} ({interval(figures['accuracy_interval'])})"
-        canvas.rect(left, top + 22, max(1.0, x(accuracy) - left), 18, f"bar {run['series']}", radius=3, title=title)
-        if figures["accuracy_interval"]:
-            low, high = (x(v) for v in figures["accuracy_interval"])
+        title = f"{entry['name']}: {percent(accuracy)} ({interval(span)})"
+        canvas.rect(left, top + 22, max(1.0, x(accuracy) - left), 18, f"bar {entry['series']}", radius=3, title=title)
+        if span:
+            low, high = (x(v) for v in span)
             for css in ("whisker-halo", "whisker"):
                 canvas.line(low, top + 31, high, top + 31, css)
                 canvas.line(low, top + 26, low, top + 36, css)
@@ -88,6 +87,70 @@ def validation_curves(series: Sequence[dict[str, Any]]) -> Markup:
             plot.canvas.dot(plot.x(step), plot.y(accuracy), 2.6, f"dot {css}", f"step {step:g}: {percent(accuracy)}")
         step, accuracy = max(points, key=lambda p: p[1])
         plot.canvas.dot(plot.x(step), plot.y(accuracy), 6, f"ring {css}", f"best, step {step:g}: {percent(accuracy)}")
+    return plot.canvas.render()
+
+
+def sweep(figures: dict[str, Any]) -> Markup:
+    """Accuracy and loss of every checkpoint against step; what training itself measured is dashed behind it."""
+    points, logged = figures["checkpoints"], figures["during_training"]
+    canvas = Canvas(680, 440, "Accuracy and loss of each checkpoint against step")
+    steps = (0.0, float(figures["num_steps"]))
+    told = [(p["step"], p["accuracy"], *p["accuracy_interval"]) for p in points]
+    lowest = min([low for _, _, low, _ in told] + [line["accuracy"] for line in logged])
+    floor = max(0.0, math.floor((lowest - 0.01) * 20) / 20)
+    ceiling = min(1.0, math.ceil((max(high for *_, high in told) + 0.005) * 20) / 20)
+    upper = Plot("", steps, (floor, ceiling), canvas=canvas, band=(14, 236))
+    upper.axes("", "accuracy", count, lambda v: percent(v, 0))
+    upper.curve([(line["step"], line["accuracy"]) for line in logged], "curve dashed s0")
+    upper.curve([(step, accuracy) for step, accuracy, *_ in told], f"curve {SUBJECT_COLOUR}")
+    for step, accuracy, low, high in told:
+        upper.whisker(step, low, high, f"error strong {SUBJECT_COLOUR}")
+        title = f"step {step:g}: {percent(accuracy)} ({interval([low, high])})"
+        canvas.dot(upper.x(step), upper.y(accuracy), 3.6, f"dot {SUBJECT_COLOUR}", title)
+    losses = [(p["step"], p["nll"]) for p in points if p["nll"] is not None]
+    background = [(line["step"], line["loss"]) for line in logged if line.get("loss") is not None]
+    top = max((y for _, y in [*losses, *background] if math.isfinite(y)), default=1.0)
+    lower = Plot("", steps, (0, top * 1.08), canvas=canvas, band=(266, 396))
+    lower.axes("optimizer step", "loss (NLL)", count, lambda v: f"{v:g}")
+    lower.curve([p for p in background if math.isfinite(p[1])], "curve dashed s0")
+    lower.curve(losses, f"curve {SUBJECT_COLOUR}")
+    for step, loss in losses:
+        canvas.dot(lower.x(step), lower.y(loss), 3.2, f"dot {SUBJECT_COLOUR}", f"step {step:g}: {number(loss)}")
+    for step, word, css in ((figures["best_step"], "best", "s2"), (figures["stop_step"], "sufficed", "s3")):
+        if word == "best" or step != figures["best_step"]:
+            accuracy = next(p["accuracy"] for p in points if p["step"] == step)
+            canvas.dot(upper.x(step), upper.y(accuracy), 8, f"ring {css}", f"{word}: step {step:g}")
+            canvas.line(upper.x(step), upper.y(accuracy) + 9, upper.x(step), lower.bottom, "ideal")
+            anchor = "end" if step > steps[1] * 0.9 else "middle"
+            canvas.text(upper.x(step), 254, f"{word}, step {step:g}", "tick", anchor)
+    return canvas.render()
+
+
+def study(figures: dict[str, Any]) -> Markup:
+    """Test accuracy against the number of training pictures (logarithmic), a dot a seed, bars of the whole interval."""
+    points = figures["points"]
+    nums = [math.log10(p["num_train"]) for p in points]
+    margin = 0.08 * (max(nums) - min(nums)) or 0.5
+    base = figures["base"]
+    lows = [p["interval"][0] for p in points] + ([base["accuracy"]] if base else [])
+    floor = max(0.0, math.floor((min(lows) - 0.02) * 10) / 10)
+    plot = Plot("Accuracy against training pictures", (min(nums) - margin, max(nums) + margin), (floor, 1.0), 680, 380)
+    plot.axes("training pictures (logarithmic)", "test accuracy", lambda v: count(10**v), lambda v: percent(v, 0), nums)
+    if base:
+        plot.canvas.line(plot.left, plot.y(base["accuracy"]), plot.right, plot.y(base["accuracy"]), "chance")
+        title = f"without training: {percent(base['accuracy'])}"
+        plot.canvas.text(plot.right, plot.y(base["accuracy"]) - 6, title, "tick", "end")
+    plot.curve([(x, p["accuracy"]) for x, p in zip(nums, points, strict=True)], f"curve {SUBJECT_COLOUR}")
+    for x, point in zip(nums, points, strict=True):
+        plot.whisker(x, point["interval"][0], point["interval"][1], f"error strong {SUBJECT_COLOUR}")
+        for end in point["interval"]:
+            y = plot.y(end)
+            plot.canvas.line(plot.x(x) - 5, y, plot.x(x) + 5, y, f"error strong {SUBJECT_COLOUR}")
+        for run in point["runs"]:
+            title = f"seed {run['seed']}: {percent(run['accuracy'])}"
+            plot.canvas.dot(plot.x(x), plot.y(run["accuracy"]), 3, "dot faint s3", title)
+        title = f"{count(point['num_train'])} pictures: {percent(point['accuracy'])} ({interval(point['interval'])})"
+        plot.canvas.dot(plot.x(x), plot.y(point["accuracy"]), 4.4, f"dot {SUBJECT_COLOUR}", title)
     return plot.canvas.render()
 
 
@@ -169,7 +232,7 @@ def class_bar(recall: float | None, span: Sequence[float] | None) -> Markup:
         return Markup("")
     canvas = Canvas(100, 12, f"recall {number(recall, 2)}, interval {number(span[0], 2)} to {number(span[1], 2)}")
     canvas.rect(0, 3, 100, 6, "track", radius=2)
-    canvas.rect(0, 3, 100 * recall, 6, "bar main", radius=2)
+    canvas.rect(0, 3, 100 * recall, 6, f"bar {SUBJECT_COLOUR}", radius=2)
     canvas.line(100 * span[0], 6, 100 * span[1], 6, "whisker")
     return canvas.render()
 

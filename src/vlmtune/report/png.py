@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.report.charts import heatmap_classes
+from vlmtune.report.charts import SUBJECT_COLOUR, heatmap_classes
+from vlmtune.report.files import palette
 from vlmtune.report.svg import smoothed, thinned
-from vlmtune.report.wording import percent
+from vlmtune.report.wording import count, percent
 
-# The light theme of style.css.
-_COLOURS = {"s0": "#a3abb5", "s1": "#7aa5d8", "s2": "#2563a8", "s3": "#c07a2c", "s4": "#4c9a7a", "s5": "#8e6bb0"}
-_INK, _GRID = "#3c4450", "#e6e8eb"
+_COLOURS = palette()
+_INK, _GRID = _COLOURS["soft"], _COLOURS["line"]
 _DPI = 150
 
 
@@ -22,20 +22,90 @@ def write_charts(folder: Path, view: dict[str, Any]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     if view["runs"]:
-        written.append(_accuracy(folder / "accuracy.png", view))
+        written.append(_bars(folder / "accuracy.png", view["runs"], view["chance"]))
         written.append(_confusion(folder / "confusion.png", view["main"]))
         if view["main"]["reliability"]:
             written.append(_reliability(folder / "reliability.png", view))
     if view["training"]:
         written.append(_training(folder / "training.png", view["training"]))
+    if view["ceilings"]:
+        written.append(_bars(folder / "ceilings.png", view["ceilings"]["rows"], view["chance"]))
+    if view["sweep"]:
+        written.append(sweep(folder / "sweep.png", view["sweep"]))
     return written
 
 
-def _figure(width: float, height: float, columns: int = 1) -> Any:
+def sweep(path: Path, figures: dict[str, Any]) -> Path:
+    """Accuracy and loss of every checkpoint, as `charts.sweep` draws them."""
+    points, logged = figures["checkpoints"], figures["during_training"]
+    figure, axes = _figure(7.2, 4.8, rows=2)
+    tint, steps = _COLOURS[SUBJECT_COLOUR], [point["step"] for point in points]
+    for axis, key, name in zip(axes, ("accuracy", "nll"), ("accuracy", "loss (NLL)"), strict=True):
+        behind = [(line["step"], line["loss" if key == "nll" else key]) for line in logged]
+        if behind:
+            axis.plot(*zip(*behind, strict=True), color=_COLOURS["s0"], linewidth=1, linestyle=(0, (2, 2)))
+        axis.plot(steps, [point[key] for point in points], color=tint, linewidth=1.8, marker="o", markersize=4)
+        axis.axvline(figures["best_step"], color=tint, linewidth=0.8, linestyle=(0, (3, 3)))
+        if figures["stop_step"] != figures["best_step"]:
+            axis.axvline(figures["stop_step"], color=_COLOURS["s3"], linewidth=0.8, linestyle=(0, (3, 3)))
+        axis.set_xlim(0, 1.02 * figures["num_steps"])
+        axis.set_ylabel(name, fontsize=9, color=_INK)
+    best = next(point for point in points if point["is_best"])
+    axes[0].errorbar(steps, [p["accuracy"] for p in points], yerr=_errors(points), fmt="none", ecolor=tint, capsize=3)
+    axes[0].plot(best["step"], best["accuracy"], "o", markersize=11, fillstyle="none", color=tint)
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    told = f"best: step {best['step']}"
+    if figures["stop_step"] != figures["best_step"]:
+        told += f"; not significantly worse from step {figures['stop_step']} on (brown)"
+    axes[1].set_xlabel(f"optimizer step · {told}", fontsize=9, color=_INK)
+    axes[1].set_ylim(bottom=0)
+    return _save(figure, path)
+
+
+def study(path: Path, figures: dict[str, Any]) -> Path:
+    """Accuracy against training pictures, as `charts.study` draws it."""
+    points = figures["points"]
+    figure, (axis,) = _figure(7.2, 4.0)
+    nums, means = [p["num_train"] for p in points], [p["accuracy"] for p in points]
+    if figures["base"]:
+        axis.axhline(figures["base"]["accuracy"], color=_INK, linewidth=0.8, linestyle=(0, (3, 3)), label="untrained")
+    for index, point in enumerate(points):
+        accuracies = [run["accuracy"] for run in point["runs"]]
+        label = "one seed" if not index else None
+        axis.plot([point["num_train"]] * len(accuracies), accuracies, ".", color=_COLOURS["s3"], alpha=0.6, label=label)
+    axis.errorbar(
+        nums,
+        means,
+        yerr=_errors(points, "interval"),
+        color=_COLOURS[SUBJECT_COLOUR],
+        linewidth=1.8,
+        marker="o",
+        markersize=5,
+        capsize=4,
+        label="mean, 95% interval",
+    )
+    axis.set_xscale("log")
+    axis.set_xticks(nums, [count(num) for num in nums])
+    axis.minorticks_off()
+    axis.set_ylim(top=min(1.0, axis.get_ylim()[1]))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axis.set_xlabel("training pictures (logarithmic)", fontsize=9, color=_INK)
+    axis.set_ylabel("test accuracy", fontsize=9, color=_INK)
+    axis.legend(frameon=False, fontsize=8.5)
+    return _save(figure, path)
+
+
+def _errors(points: list[dict[str, Any]], key: str = "accuracy_interval") -> list[list[float]]:
+    """Distances from the accuracy down and up to the interval's ends, as matplotlib wants them."""
+    pairs = [(p["accuracy"] - p[key][0], p[key][1] - p["accuracy"]) for p in points]
+    return [[max(0.0, end) for end in ends] for ends in zip(*pairs, strict=True)]
+
+
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
-    axes = np.atleast_1d(figure.subplots(1, columns))
+    axes = np.atleast_1d(figure.subplots(rows, columns))
     for axis in axes:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
@@ -47,22 +117,21 @@ def _figure(width: float, height: float, columns: int = 1) -> Any:
     return figure, axes
 
 
-def _accuracy(path: Path, view: dict[str, Any]) -> Path:
-    runs = view["runs"]
-    figure, (axis,) = _figure(6.4, 0.55 * len(runs) + 0.9)
-    for row, run in enumerate(runs):
-        accuracy = run["metrics"]["accuracy"] or 0.0
-        low, high = run["metrics"]["accuracy_interval"] or (accuracy, accuracy)
-        axis.barh(row, accuracy, 0.55, color=_COLOURS[run["series"]])
+def _bars(path: Path, entries: list[dict[str, Any]], chance: float | None) -> Path:
+    figure, (axis,) = _figure(6.4, 0.5 * len(entries) + 0.9)
+    for row, entry in enumerate(entries):
+        accuracy = entry["accuracy"] or 0.0
+        low, high = entry["accuracy_interval"] or (accuracy, accuracy)
+        axis.barh(row, accuracy, 0.55, color=_COLOURS[entry["series"]])
         axis.errorbar(accuracy, row, xerr=[[accuracy - low], [high - accuracy]], color=_INK, capsize=3, linewidth=1.2)
         axis.text(min(high + 0.012, 1.02), row, percent(accuracy), va="center", fontsize=9, color=_INK)
-    if view["chance"]:
-        axis.axvline(view["chance"], color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
-    axis.set(xlim=(0, 1.12), yticks=range(len(runs)), yticklabels=[_plain(run["name"]) for run in runs])
+    if chance:
+        axis.axvline(chance, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
+    axis.set(xlim=(0, 1.12), yticks=range(len(entries)), yticklabels=[_plain(entry["name"]) for entry in entries])
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axis.invert_yaxis()
     axis.grid(False, axis="y")
-    axis.set_xlabel("accuracy, 95% interval; dashed: chance", fontsize=9, color=_INK)
+    axis.set_xlabel("accuracy, 95% interval" + ("; dashed: chance" if chance else ""), fontsize=9, color=_INK)
     return _save(figure, path)
 
 

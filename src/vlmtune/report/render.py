@@ -5,19 +5,17 @@ Called by `vlmtune report`, `train`, `demo` and `compare`.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlmtune.errors import RunFolderError
 from vlmtune.evaluate.files import Evaluation, read_evaluation, with_distinct_names
-from vlmtune.report import charts, wording
+from vlmtune.report import wording
+from vlmtune.report.files import style, write_json, write_text
 from vlmtune.report.markdown import to_markdown
 from vlmtune.report.png import write_charts
 from vlmtune.report.sources import RunRecord, read_evaluations, read_run
@@ -67,15 +65,19 @@ def render_comparison(
     return _write(page, title, evaluations, [read_run(folder) for folder in runs], [])
 
 
-def to_html(view: dict[str, Any]) -> str:
-    """The page as text: styles, script, charts and pictures inside."""
+def to_html(template: str, **content: Any) -> str:
+    """A page as text: styles, script, charts and pictures inside.
+
+    Args:
+        template: a file in templates/ that extends page.html.jinja.
+    """
     environment = Environment(
         loader=PackageLoader("vlmtune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update({"w": wording, "class_bar": charts.class_bar})
-    return environment.get_template("report.html.jinja").render(
-        view=view, charts=drawings(view), style=_part("style.css"), script=_part("script.js")
+    environment.globals.update({"w": wording})
+    return environment.get_template(template).render(
+        **content, style=Markup(style("chart.css") + style("style.css")), script=Markup(style("script.js"))
     )
 
 
@@ -86,40 +88,17 @@ def _write(
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_charts(page.parent / "charts", view)
-        _write_text(page.with_suffix(".md"), to_markdown(view))
-        _write_text(
-            page.with_suffix(".json"), json.dumps(_plain(view), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
-        _write_text(page, to_html(view))
     except OSError as error:
         raise RunFolderError(f"Cannot write {page}: {error.strerror}. Free the disk or name another place.") from error
+    write_text(page.with_suffix(".md"), to_markdown(view))
+    write_json(page.with_suffix(".json"), _for_machines(view))
+    write_text(page, to_html("report.html.jinja", view=view, charts=drawings(view)))
     return page
 
 
-def _plain(view: dict[str, Any]) -> dict[str, Any]:
-    """The view for machines: without pictures and without what only the page needs."""
+def _for_machines(view: dict[str, Any]) -> dict[str, Any]:
+    """The view without pictures and without what only the page needs."""
     gallery = [{key: value for key, value in card.items() if key != "image"} for card in view["gallery"]]
-    left = {"main", "main_run", "training"}
-    training = [{k: run[k] for k in ("name", "validation_rows", "best")} for run in view["training"]]
-    plain = {**{k: v for k, v in view.items() if k not in left}, "gallery": gallery, "training": training}
-    return cast(dict[str, Any], _without_nan(plain))
-
-
-def _without_nan(value: Any) -> Any:
-    """A diverged run has losses that JSON cannot say: null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _part(name: str) -> Markup:
-    """A file of ours to stand inside the page as it is."""
-    return Markup((resources.files("vlmtune.report") / "templates" / name).read_text(encoding="utf-8"))
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    training = [{key: run[key] for key in ("name", "validation_rows", "best")} for run in view["training"]]
+    kept = {key: value for key, value in view.items() if key not in ("main", "main_run", "tables")}
+    return {**kept, "gallery": gallery, "training": training}

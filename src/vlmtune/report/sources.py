@@ -10,7 +10,10 @@ from typing import Any
 from vlmtune.errors import RunFolderError
 from vlmtune.evaluate.compare import same_examples
 from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation
+from vlmtune.report.files import read_json
+from vlmtune.report.sweep import read_sweep
 
+CEILINGS_FILE = "ceilings.json"
 BASELINE_NAMES = ("baseline", "base", "zero-shot", "zero_shot")
 
 
@@ -19,15 +22,18 @@ class RunRecord:
     """A run folder without its evaluations. Files that are not there yet are empty."""
 
     name: str
+    folder: Path
     facts: dict[str, Any] = field(default_factory=dict)
     train: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     config: str = ""
+    ceilings: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any] = field(default_factory=dict)
 
 
 def read_run(folder: Path | str) -> RunRecord:
-    """Read run.json, metrics.jsonl, preflight.json and config.yaml.
+    """Read run.json, metrics.jsonl, preflight.json, config.yaml, ceilings.json and the sweep.
 
     Raises RunFolderError for a folder with none of them, and for a damaged file, with its line.
     """
@@ -38,16 +44,19 @@ def read_run(folder: Path | str) -> RunRecord:
             f"{folder} is not a run folder: it has none of {', '.join(files)}. "
             "Give a folder that `vlmtune train` wrote."
         )
-    facts = _read_json(folder / "run.json")
+    facts = read_json(folder / "run.json")
     lines = _read_lines(folder / "metrics.jsonl")
     config = folder / "config.yaml"
     return RunRecord(
         name=str(facts.get("name") or folder.resolve().name),
+        folder=folder,
         facts=facts,
         train=_latest(line for line in lines if line.get("kind") == "train"),
         validation=_latest(line for line in lines if line.get("kind") == "validation"),
-        warnings=_warnings(_read_json(folder / "preflight.json")),
+        warnings=_warnings(read_json(folder / "preflight.json")),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
+        ceilings=read_json(folder / CEILINGS_FILE),
+        sweep=read_sweep(folder),
     )
 
 
@@ -85,18 +94,6 @@ def is_baseline(evaluation: Evaluation) -> bool:
     facts = evaluation.facts
     is_untouched = facts.get("checkpoint") is None and facts.get("base") is not None
     return evaluation.name.lower() in BASELINE_NAMES or (is_untouched and facts.get("model") == facts["base"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path}: not readable as JSON ({error}). Restore or remove the file.") from error
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{path}: expected a JSON object, found {type(content).__name__}.")
-    return content
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

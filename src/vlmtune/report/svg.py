@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -69,7 +70,7 @@ class Canvas:
 
 
 class Plot:
-    """A canvas with a left and a bottom axis; `x` and `y` map data to the canvas."""
+    """A canvas, or a band of one, with a left and a bottom axis; `x` and `y` map data to the canvas."""
 
     def __init__(
         self,
@@ -79,10 +80,15 @@ class Plot:
         width: float = 460,
         height: float = 300,
         left: float = 62,
+        canvas: Canvas | None = None,
+        band: Range | None = None,
     ) -> None:
-        self.canvas = Canvas(width, height, description)
+        self.canvas = canvas or Canvas(width, height, description)
         self.x_range, self.y_range = _widened(x_range), _widened(y_range)
-        self.left, self.right, self.top, self.bottom = left, width - 14, 14, height - 44
+        self.left, self.right = left, self.canvas.width - 14
+        self.top: float
+        self.bottom: float
+        self.top, self.bottom = band or (14, height - 44)
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -93,13 +99,18 @@ class Plot:
         return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
     def axes(
-        self, x_label: str, y_label: str, x_format: Callable[[float], str], y_format: Callable[[float], str]
+        self,
+        x_label: str,
+        y_label: str,
+        x_format: Callable[[float], str],
+        y_format: Callable[[float], str],
+        x_ticks: Sequence[float] | None = None,
     ) -> None:
-        """Grid lines, tick labels and axis names."""
+        """Grid lines, tick labels and axis names; an axis without a name has no tick labels either."""
         for value in ticks(*self.y_range):
             self.canvas.line(self.left, self.y(value), self.right, self.y(value), "grid")
             self.canvas.text(self.left - 8, self.y(value) + 4, y_format(value), "tick", "end")
-        for value in ticks(*self.x_range):
+        for value in (ticks(*self.x_range) if x_ticks is None else x_ticks) if x_label else []:
             self.canvas.text(self.x(value), self.bottom + 17, x_format(value), "tick", "middle")
         self.canvas.line(self.left, self.bottom, self.right, self.bottom, "axis")
         self.canvas.text((self.left + self.right) / 2, self.bottom + 37, x_label, "name", "middle")
@@ -111,6 +122,20 @@ class Plot:
 
     def whisker(self, x: float, low: float, high: float, css: str) -> None:
         self.canvas.line(self.x(x), self.y(low), self.x(x), self.y(high), css)
+
+
+def standalone(chart: Markup, css: str, colours: Mapping[str, str]) -> str:
+    """A chart as a file of its own, on a white ground.
+
+    Args:
+        css: the page's style sheet of charts.
+        colours: of its variables; put in as plain values, since drawing programs know no variables.
+    """
+    _, _, rules = css.partition("}")  # the first rule declares the variables
+    plain = re.sub(r"var\(--([\w-]+)\)", lambda match: colours[match[1]], rules)
+    start, _, rest = str(chart).removeprefix("<svg ").partition(">")
+    ground = f'<rect width="100%" height="100%" fill="{colours["card"]}"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {start}><style>{plain}</style>{ground}{rest}\n'
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:

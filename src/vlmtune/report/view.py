@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from vlmtune.evaluate.compare import compare
+from vlmtune.evaluate.compare import compare, describe
 from vlmtune.evaluate.files import Evaluation
-from vlmtune.evaluate.metrics import confidences, measure
-from vlmtune.evaluate.predictions import top_positions
-from vlmtune.report import charts, wording
+from vlmtune.evaluate.metrics import measure
+from vlmtune.report import calibration, charts, gallery, tables, wording
+from vlmtune.report.ceilings import against
+from vlmtune.report.facts import experiment_facts
 from vlmtune.report.sources import RunRecord, is_baseline
 from vlmtune.report.svg import thinned
+from vlmtune.report.sweep import advice
 
 NUM_CONFUSIONS = 300
-NUM_UNREADABLE_SHOWN = 200
 
 
 def build(
@@ -32,7 +32,8 @@ def build(
     comparison = compare(evaluations) if len(evaluations) > 1 else None
     main = shown[-1]["metrics"] if shown else None
     subject = evaluations[-1] if evaluations else None
-    return {
+    own = runs[-1] if runs else None
+    view = {
         "title": title,
         "runs": shown,
         "comparison": comparison,
@@ -40,74 +41,111 @@ def build(
         "main_run": shown[-1] if shown else None,
         "headline": _headline(shown, comparison),
         "summary": wording.summary(shown, comparison, main) if main else [],
+        "ceilings": against(own.ceilings, own.folder, subject) if own and own.ceilings else None,
+        "sweep": {**own.sweep, "advice": advice(own.sweep)} if own and own.sweep else None,
+        "calibration": calibration.findings(shown[-1]) if shown and shown[-1]["calibration"] else None,
+        "hints": _hints(own, shown),
         "training": [_training_view(run, shown) for run in runs if run.train or run.validation],
         "confusions": _confusions(main) if main else [],
-        "gallery": _gallery(subject) if subject else [],
-        "gallery_note": _gallery_note(subject) if subject else "",
-        "unreadable": _unreadable(subject) if subject else [],
-        "facts": _facts(runs, evaluations),
+        "gallery": gallery.cards(subject) if subject else [],
+        "gallery_note": gallery.note(subject) if subject else "",
+        "unreadable": gallery.unreadable(subject) if subject else [],
+        "facts": experiment_facts(runs, evaluations),
         "warnings": list(dict.fromkeys(w for run in runs for w in run.warnings)),
-        "config": runs[-1].config if runs else "",
+        "config": own.config if own else "",
         "left_out": list(left_out),
         "chance": 1 / len(subject.labels) if subject else None,
     }
+    return {**view, "tables": _tables(view)}
+
+
+def _tables(view: dict[str, Any]) -> dict[str, tables.Table | None]:
+    """The tables of a view by name; None for one with nothing to show."""
+    shown, training = view["runs"], view["training"]
+    with_curves = [run for run in shown if run["metrics"]["risk_coverage"]]
+    calibrated = [run for run in shown if run["calibration"]]
+    return {
+        "runs": tables.runs(shown) if shown else None,
+        "pairs": tables.pairs(view["comparison"]) if view["comparison"] else None,
+        "ceilings": tables.ceilings(view["ceilings"]) if view["ceilings"] else None,
+        "loss": tables.loss(training) if training else None,
+        "validation": tables.validation(training) if training else None,
+        "checkpoints": tables.checkpoints(view["sweep"]) if view["sweep"] else None,
+        "classes": tables.classes(view["main"]["per_class"]) if view["main"] else None,
+        "confusions": tables.confusions(view["confusions"]) if view["confusions"] else None,
+        "reliability": tables.reliability(ends(with_curves)) if with_curves else None,
+        "risk": tables.risk_coverage(with_curves) if with_curves else None,
+        "calibrations": tables.calibrations(calibrated) if calibrated else None,
+        "label_sets": tables.label_sets(calibrated) if calibrated else None,
+        "abstentions": tables.abstentions(calibrated) if calibrated else None,
+    }
+
+
+def ends(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first and the last of several: a reliability diagram of more is a tangle."""
+    return list(shown) if len(shown) < 2 else [shown[0], shown[-1]]
 
 
 def drawings(view: dict[str, Any]) -> dict[str, Any]:
     """The SVG charts of a view, by name; a chart without data is None."""
-    names = (
-        "loss",
-        "validation",
-        "accuracy",
-        "confusion",
-        "confusion_labels",
-        "reliability",
-        "reliability_runs",
-        "risk",
-    )
-    drawn: dict[str, Any] = dict.fromkeys(names)
+    names = ("loss", "validation", "accuracy", "ceilings", "sweep", "confusion", "confusion_labels", "reliability")
+    drawn: dict[str, Any] = dict.fromkeys((*names, "reliability_runs", "risk"))
     training = view["training"]
     if any(run["loss"] for run in training):
         drawn["loss"] = charts.loss_curves(training)
     if any(run["validation"] for run in training):
         drawn["validation"] = charts.validation_curves(training)
+    if view["sweep"]:
+        drawn["sweep"] = charts.sweep(view["sweep"])
+    if view["ceilings"]:
+        name = "Accuracy of floors, ceilings and the model"
+        drawn["ceilings"] = charts.bars(view["ceilings"]["rows"], name, view["chance"])
     if not view["runs"]:
         return drawn
-    drawn["accuracy"] = charts.accuracy_bars(view["runs"], view["chance"])
+    drawn["accuracy"] = charts.bars(view["runs"], "Accuracy of each run with its 95% interval", view["chance"])
     counts = np.asarray(view["main"]["confusion"], dtype=np.int64)
     rows = charts.heatmap_classes(counts)
     labels = [view["main"]["per_class"][row]["label"] for row in rows]
     drawn["confusion"] = charts.confusion_heatmap(counts[np.ix_(rows, rows)], labels)
     drawn["confusion_labels"] = labels
-    with_probabilities = [run for run in view["runs"] if run["metrics"]["reliability"]]
-    if with_probabilities:
-        told = [with_probabilities[0], with_probabilities[-1]] if len(with_probabilities) > 1 else with_probabilities
+    with_curves = [run for run in view["runs"] if run["metrics"]["reliability"]]
+    if with_curves:
+        told = ends(with_curves)
         drawn["reliability"] = charts.reliability(
             [{"series": r["series"], "bins": r["metrics"]["reliability"]} for r in told]
         )
         drawn["reliability_runs"] = told
-        curves = [{"series": r["series"], **r["metrics"]["risk_coverage"]} for r in with_probabilities]
+        curves = [{"series": r["series"], **r["metrics"]["risk_coverage"]} for r in with_curves]
         drawn["risk"] = charts.risk_coverage(curves)
     return drawn
 
 
 def _run_view(series: str, evaluation: Evaluation) -> dict[str, Any]:
-    facts = evaluation.facts
-    data = facts.get("data") or {}
     # Figures stored by an older version may lack keys that the page needs: measured again, they are the same.
-    figures = facts.get("metrics") or {}
+    figures = evaluation.facts.get("metrics") or {}
     if "reliability" not in figures or "unreadable_by_class" not in figures:
         figures = measure(evaluation.predictions)
     return {
-        "name": evaluation.name,
+        **describe(evaluation, figures),
         "series": series,
         "is_baseline": is_baseline(evaluation),
         "metrics": figures,
-        "limit": data.get("limit"),
-        "split": data.get("split"),
-        "seconds": facts.get("seconds"),
-        "mode": facts.get("mode"),
+        "calibration": evaluation.facts.get("calibration"),
     }
+
+
+def _hints(run: RunRecord | None, shown: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What this page could also show, and the command that measures it."""
+    if run is None or not shown:
+        return []
+    hints = []
+    if not run.ceilings:
+        hints.append(("Not measured yet: floors and ceilings.", f"vlmtune ceilings {run.folder}"))
+    if not run.sweep:
+        hints.append(("Not measured yet: every checkpoint.", f"vlmtune sweep {run.folder}"))
+    if not any(run["calibration"] for run in shown):
+        hints.append(("Not calibrated yet.", f"vlmtune evaluate {run.folder} --calibrate"))
+    return hints
 
 
 def _headline(shown: Sequence[dict[str, Any]], comparison: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -164,119 +202,3 @@ def _confusions(figures: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for i in np.argsort(-amounts, kind="stable")[:NUM_CONFUSIONS]
     ]
-
-
-def _gallery(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """A card a stored thumbnail: mistakes first, the surest of them on top."""
-    table = evaluation.predictions
-    rows = np.flatnonzero([example in evaluation.thumbnails for example in table.ids])
-    if not len(rows):
-        return []
-    chosen = table.take(rows)
-    labels = table.labels
-    sure = confidences(chosen) if chosen.log_probs is not None else np.zeros(len(rows))
-    top = top_positions(np.nan_to_num(chosen.log_probs, nan=-1e9), 3) if chosen.log_probs is not None else None
-    cards = []
-    for row in np.lexsort([-sure, chosen.correct]):
-        probabilities = []
-        if top is not None and chosen.log_probs is not None:
-            probabilities = [
-                {
-                    "label": labels[i],
-                    "share": float(np.exp(chosen.log_probs[row, i])),
-                    "is_truth": bool(i == chosen.truth[row]),
-                }
-                for i in top[row]
-            ]
-        data = base64.b64encode(evaluation.thumbnails[chosen.ids[row]]).decode("ascii")
-        guess = chosen.prediction[row]
-        cards.append(
-            {
-                "id": str(chosen.ids[row]),
-                "image": f"data:image/jpeg;base64,{data}",
-                "truth": labels[chosen.truth[row]],
-                "prediction": labels[guess] if guess >= 0 else None,
-                "is_right": bool(chosen.correct[row]),
-                "confidence": float(sure[row]) if top is not None else None,
-                "top": probabilities,
-            }
-        )
-    return cards
-
-
-def _gallery_note(evaluation: Evaluation) -> str:
-    table = evaluation.predictions
-    wrong = int((~table.correct & table.readable).sum())
-    stored = set(evaluation.thumbnails)
-    shown = sum(example in stored for example in table.ids[~table.correct & table.readable])
-    right = len(stored) - shown
-    if not stored:
-        return f"{wrong} mistakes; this evaluation stored no pictures."
-    if shown == wrong:
-        return f"All {wrong} mistakes, and {right} right answers for comparison."
-    return f"{shown} of {wrong} mistakes (the surest ones), and {right} right answers for comparison."
-
-
-def _unreadable(evaluation: Evaluation) -> list[dict[str, str]]:
-    table = evaluation.predictions
-    rows = np.flatnonzero(~table.readable)[:NUM_UNREADABLE_SHOWN]
-    return [{"id": str(table.ids[row]), "reason": str(table.errors[row] or "unreadable")} for row in rows]
-
-
-def _facts(runs: Sequence[RunRecord], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Rows of the experiment table: a name and a value a run."""
-    facts: list[dict[str, Any]] = []
-
-    def add(name: str, values: Sequence[str]) -> None:
-        if any(value not in ("", "–") for value in values):
-            unique = list(dict.fromkeys(values))
-            facts.append({"name": name, "values": unique if len(unique) == 1 else list(values)})
-
-    add("Run", [run.name for run in runs])
-    add("Base model", [str(run.facts.get("base") or "–") for run in runs])
-    if not runs and evaluations:
-        add("Base model", [str(evaluations[-1].facts.get("base") or "–")])
-    add("Trained on", [_counts(run.facts.get("data")) for run in runs])
-    add("Trainable parameters", [_parameters(run.facts) for run in runs])
-    add("Training time", [wording.duration(_seconds(run)) for run in runs])
-    add("Seed", [str(run.facts.get("seed", "–")) for run in runs])
-    add("Versions", [_versions((run.facts.get("environment") or {}).get("versions")) for run in runs])
-    if evaluations:
-        data = evaluations[-1].facts.get("data") or {}
-        add("Measured on", [f"{data.get('source', '?')}, split {data.get('split', '?')}"])
-        add("Labels", [str(len(evaluations[-1].labels))])
-        add("Measured at", [str(evaluations[-1].facts.get("created") or "–")[:16].replace("T", " ")])
-    return facts
-
-
-def _seconds(run: RunRecord) -> float | None:
-    progress = run.facts.get("progress") or {}
-    # run.json is written before the first step and after the last: an unfinished run's time is in its metrics.
-    told = [_number(progress.get("seconds")), _number(run.train[-1].get("seconds")) if run.train else None]
-    return max((seconds for seconds in told if seconds), default=None)
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _counts(data: Any) -> str:
-    """How many pictures of each split were used, and of how many where that differs."""
-    splits = (data or {}).get("splits") or {}
-    told = []
-    for name, split in splits.items():
-        used, found = split.get("used"), split.get("found")
-        of_all = f" of {wording.count(found)}" if found is not None and found != used else ""
-        told.append(f"{wording.count(used)}{of_all} {name}")
-    return ", ".join(told) or "–"
-
-
-def _parameters(facts: dict[str, Any]) -> str:
-    trainable, total = _number(facts.get("trainable_parameters")), _number(facts.get("total_parameters"))
-    if trainable is None:
-        return "–"
-    return wording.count(trainable) + (f" ({wording.percent(trainable / total, 2)} of all)" if total else "")
-
-
-def _versions(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "–"

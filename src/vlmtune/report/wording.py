@@ -29,12 +29,17 @@ def interval(pair: Sequence[float] | None) -> str:
     return "–" if pair is None else f"{100 * pair[0]:.1f} to {100 * pair[1]:.1f}%"
 
 
-def points_interval(pair: Sequence[float]) -> str:
-    return f"{points(pair[0])} to {points(pair[1])}"
+def points_interval(pair: Sequence[float] | None) -> str:
+    return "–" if pair is None else f"{points(pair[0])} to {points(pair[1])}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """0.0123 -> "+0.012"."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def count(value: float | None) -> str:
@@ -42,7 +47,9 @@ def count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def p_value(value: float) -> str:
+def p_value(value: float | None) -> str:
+    if value is None:
+        return "–"
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
 
 
@@ -63,6 +70,16 @@ def per_picture(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def plain(value: str) -> str:
+    """Text that can neither break a Markdown table nor start a tag."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def counted(amount: int, one: str, many: str | None = None) -> str:
+    """3, "picture" -> "3 pictures"."""
+    return f"{count(amount)} {plural(amount, one, many)}"
 
 
 def summary(runs: Sequence[dict[str, Any]], comparison: dict[str, Any] | None, main: dict[str, Any]) -> list[str]:
@@ -133,11 +150,11 @@ def _class_change_sentence(pair: dict[str, Any]) -> str:
     better = [c["label"] for c in pair["classes_gained"] if c["is_significant"]]
     worse = [c["label"] for c in pair["classes_lost"] if c["is_significant"]]
     won = (
-        f"{len(better)} {_plural(len(better), 'class')} gained significantly"
+        f"{len(better)} {plural(len(better), 'class')} gained significantly"
         if better
         else "No class gained significantly"
     )
-    lost = f"{_listed(worse)} lost significantly" if worse else "none lost significantly"
+    lost = f"{listed(worse)} lost significantly" if worse else "none lost significantly"
     if not better and not worse:
         return "Taken one by one, no class changed significantly."
     return f"Taken one by one, {won[0].lower() + won[1:]}, {lost}."
@@ -149,7 +166,7 @@ def _weak_classes_sentence(figures: dict[str, Any]) -> str:
         return "No picture of any class was missed."
     weak.sort(key=lambda entry: entry["recall"])
     told = [f"{e['label']} ({e['correct']} of {e['support']})" for e in weak[:NUM_WEAK]]
-    return f"It is weakest on {_listed(told)}."
+    return f"It is weakest on {listed(told)}."
 
 
 def _calibration_sentence(figures: dict[str, Any]) -> str:
@@ -172,8 +189,7 @@ def _caveats(run: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     if figures["num_unreadable"]:
         amount = figures["num_unreadable"]
         told.append(
-            f"{amount} {_plural(amount, 'picture')} could not be read "
-            f"and {_plural(amount, 'counts', 'count')} as wrong."
+            f"{amount} {plural(amount, 'picture')} could not be read and {plural(amount, 'counts', 'count')} as wrong."
         )
     if run.get("limit"):
         told.append(f"Only {count(run['limit'])} pictures were measured, by request (limit), not the whole split.")
@@ -182,11 +198,11 @@ def _caveats(run: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     return told
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def _plural(amount: int, one: str, many: str | None = None) -> str:
+def plural(amount: int, one: str, many: str | None = None) -> str:
     return one if amount == 1 else many or (f"{one}es" if one.endswith("s") else f"{one}s")

@@ -3,17 +3,21 @@
   const root = document.documentElement;
   const toggle = document.querySelector(".theme");
   // Storage may be forbidden for files opened from a disk: the theme then lasts for the page only.
-  const store = { get() { try { return localStorage.getItem("vlmtune-theme"); } catch { return null; } },
-                  set(value) { try { localStorage.setItem("vlmtune-theme", value); } catch { /* not kept */ } } };
+  const store = (value) => { try { localStorage.setItem("vlmtune-theme", value); } catch { /* not kept */ } };
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const show = (theme) => {
-    root.dataset.theme = theme;
-    toggle.textContent = theme === "dark" ? "Light" : "Dark";
-    toggle.setAttribute("aria-label", `Switch to the ${theme === "dark" ? "light" : "dark"} theme`);
+  const current = () => root.dataset.theme || (system.matches ? "dark" : "light");
+  const name = () => {
+    const other = current() === "dark" ? "light" : "dark";
+    toggle.textContent = other === "dark" ? "Dark" : "Light";
+    toggle.setAttribute("aria-label", `Switch to the ${other} theme`);
   };
-  show(store.get() || (system.matches ? "dark" : "light"));
-  system.addEventListener("change", () => { if (!store.get()) show(system.matches ? "dark" : "light"); });
-  toggle.addEventListener("click", () => { const next = root.dataset.theme === "dark" ? "light" : "dark"; store.set(next); show(next); });
+  name();
+  system.addEventListener("change", name);
+  toggle.addEventListener("click", () => {
+    root.dataset.theme = current() === "dark" ? "light" : "dark";
+    store(root.dataset.theme);
+    name();
+  });
 
   // Sorting: a cell's data-v is its value; numbers sort as numbers, cells without one stay at the end.
   for (const table of document.querySelectorAll("table.sortable")) {

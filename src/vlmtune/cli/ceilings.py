@@ -1,0 +1,72 @@
+"""`vlmtune ceilings`: what needs no picture, and what the frozen vision features alone would give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlmtune.cli.console import ProgressBar, print_json, print_table
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.config.load import load_experiment
+
+if TYPE_CHECKING:
+    from vlmtune.config.schema import Experiment
+    from vlmtune.data.splits import Splits
+
+
+def ceilings(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Measure floors and ceilings on the test split: majority class, pictures replaced by grey, the base model
+    zero-shot, and k-NN and a linear probe on the frozen vision features (settings chosen on validation).
+
+    Writes ceilings.json and an evaluation folder each into the run's folder; a trained run's report shows them.
+    """
+    from vlmtune.report import tables
+    from vlmtune.report.ceilings import against
+    from vlmtune.report.render import render
+    from vlmtune.train.prepare import load_data, run_path
+
+    experiment, splits = load_data(load_experiment(config, set_ or ()))
+    run = run_path(experiment)
+    result = measure_ceilings(experiment, splits)
+    if (run / "config.yaml").exists():
+        render(run)
+    if json_:
+        print_json({"folder": str(run), **result})
+        return
+    shown = tables.ceilings(against(result, run, None))
+    print_table(shown.head(), shown.texts())
+    print(f"written to {run}: ceilings.json, ceilings/")
+
+
+def measure_ceilings(experiment: Experiment, splits: Splits) -> dict[str, Any]:
+    """Measure and write the floors and ceilings of an experiment whose left-out keys are decided."""
+    from vlmtune.cli.evaluate import run_evaluation
+    from vlmtune.data.splits import fingerprint
+    from vlmtune.evaluate.ceilings import FILE, Ceilings
+    from vlmtune.evaluate.checkpoint import measured_examples
+    from vlmtune.evaluate.files import facts_if_of
+    from vlmtune.inference.predictor import Predictor
+    from vlmtune.report.files import write_json
+    from vlmtune.train.prepare import open_base, open_checkpoint, run_path
+
+    run, section = run_path(experiment), experiment.evaluate
+    opened = open_base(experiment.model)
+    examples = measured_examples(experiment.evaluate, splits)
+    folder = run / "evaluation" / f"{section.split}-base"
+    facts = facts_if_of(folder, fingerprint(examples))
+    if facts is None:
+        measured = run_evaluation(experiment, splits, checkpoint=None, folder=run, opened=opened)
+        facts, folder = measured.facts, measured.folder
+    found = Ceilings(run, splits, examples, facts["data"])
+    found.add_majority()
+    if (run / "best").exists():
+        tuned = open_checkpoint(experiment.model, run / "best")
+        task = experiment.task.after_first_epoch()
+        found.add_prompt_only(Predictor(tuned, task, splits.labels), "prompt-only-tuned", "Fine-tuned, grey pictures")
+    found.add_prompt_only(Predictor(opened, experiment.task, splits.labels), "prompt-only", "Base, grey pictures")
+    found.add_evaluation("base", "Base, zero-shot", facts, folder)
+    total = len(splits.train) + len(splits.validation) + len(examples)
+    with ProgressBar("vision features", total, unit="pictures") as bar:
+        found.add_probes(opened, bar.advance)
+    result = found.result()
+    write_json(run / FILE, result)
+    return result

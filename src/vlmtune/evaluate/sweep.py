@@ -1,0 +1,67 @@
+"""Every checkpoint of a run on the same pictures: accuracy and loss against step, and which step would have sufficed.
+
+In: the evaluations that `vlmtune sweep` made. Out: a JSON-ready dictionary, read again by the report. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vlmtune.evaluate.compare import align
+from vlmtune.evaluate.files import Evaluation
+from vlmtune.evaluate.metrics import measure
+from vlmtune.evaluate.statistics import adjust, paired_test
+
+
+def measure_sweep(evaluations: Sequence[tuple[int, Evaluation]], num_steps: int) -> dict[str, Any]:
+    """Compare every checkpoint with the best one, picture by picture.
+
+    Args:
+        evaluations: (step, evaluation) of the same pictures, by step.
+        num_steps: of the whole run, by which savings are counted.
+
+    Returns:
+        ``checkpoints``, each with its figures and its paired test against the best (mid-p McNemar, Holm-adjusted over
+        the others); ``best_step``: highest accuracy, of equals the lowest loss, then the earlier; ``stop_step``: the
+        earliest that is not significantly worse than the best.
+
+    Raises DataError for evaluations of different pictures.
+    """
+    steps = [step for step, _ in evaluations]
+    tables = align([e for _, e in evaluations]) if len(evaluations) > 1 else [evaluations[0][1].predictions]
+    correct = [table.correct for table in tables]
+    points = []
+    for step, evaluation in evaluations:
+        figures = evaluation.facts.get("metrics") or measure(evaluation.predictions)
+        points.append(
+            {
+                "step": step,
+                **{key: figures[key] for key in ("accuracy", "accuracy_interval", "num_correct", "nll", "ece")},
+                "seconds": evaluation.facts.get("seconds"),
+            }
+        )
+
+    def standing(index: int) -> tuple[float, float, int]:
+        loss = points[index]["nll"]
+        return float(points[index]["accuracy"]), -(loss if loss is not None else 0.0), -steps[index]
+
+    best = max(range(len(points)), key=standing)
+    tests = {index: paired_test(correct[best], right) for index, right in enumerate(correct) if index != best}
+    adjust(list(tests.values()))
+    for index, point in enumerate(points):
+        test = tests.get(index)
+        point["is_best"] = test is None
+        point |= {key: test and test[key] for key in ("difference", "difference_interval", "p_value", "p_holm")}
+        point["is_worse"] = test is not None and test["is_significant"] and test["difference"] < 0
+    num = len(tables[0])
+    data = evaluations[0][1].facts.get("data") or {}
+    return {
+        "split": data.get("split"),
+        "limit": data.get("limit"),
+        "num_examples": num,
+        "num_steps": max([num_steps, *steps]),
+        "checkpoints": points,
+        "best_step": steps[best],
+        "stop_step": next(point["step"] for point in points if not point["is_worse"]),
+    }

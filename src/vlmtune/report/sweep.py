@@ -1,0 +1,96 @@
+"""A sweep in words, as a chart and as files. Called by `vlmtune sweep`, and by the report where a run has a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlmtune.report import charts, png, tables
+from vlmtune.report import wording as w
+from vlmtune.report.files import palette, read_json, style, write_json, write_text
+from vlmtune.report.svg import standalone
+
+FOLDER = "sweep"
+
+
+def write_sweep(folder: Path, sweep: dict[str, Any]) -> Path:
+    """Write SPLIT.json, .md, .svg and .png of a sweep into a folder; returns the path of the JSON file.
+
+    Args:
+        sweep: of `evaluate.sweep.measure_sweep`, with ``run`` and ``during_training`` added.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / str(sweep["split"])
+    write_json(stem.with_suffix(".json"), {**sweep, "advice": advice(sweep)})
+    write_text(stem.with_suffix(".svg"), standalone(charts.sweep(sweep), style("chart.css"), palette()))
+    png.sweep(stem.with_suffix(".png"), sweep)
+    parts = [
+        f"# Checkpoints of {sweep['run']}",
+        " ".join(advice(sweep)),
+        f"![Accuracy and loss by step]({stem.name}.png)",
+        tables.checkpoints(sweep).markdown(),
+    ]
+    write_text(stem.with_suffix(".md"), "\n\n".join(parts) + "\n")
+    return stem.with_suffix(".json")
+
+
+def read_sweep(run: Path) -> dict[str, Any]:
+    """A run's sweep, on validation where there is one; empty where there is none.
+
+    Raises RunFolderError for a damaged file.
+    """
+    for split in ("validation", "test", "train"):
+        found = read_json(run / FOLDER / f"{split}.json")
+        if found:
+            return found
+    return {}
+
+
+def advice(sweep: dict[str, Any]) -> list[str]:
+    """Where to stop, in sentences that say what is significant."""
+    points = {point["step"]: point for point in sweep["checkpoints"]}
+    best, stop = points[sweep["best_step"]], points[sweep["stop_step"]]
+    last = sweep["checkpoints"][-1]
+    sentences = [
+        f"Of {w.counted(len(points), 'checkpoint')}, step {w.count(best['step'])} is the best on "
+        f"{w.count(sweep['num_examples'])} {sweep['split']} pictures: {w.percent(best['accuracy'])} "
+        f"(95% interval {w.interval(best['accuracy_interval'])})."
+    ]
+    if len(points) == 1:
+        sentences.append("One checkpoint makes no curve: train with a larger train.keep_checkpoints to keep more.")
+    elif stop is not best:
+        sentences.append(
+            f"Stopping at step {w.count(stop['step'])} would have saved {_saved(stop, sweep)} of the steps and cost "
+            f"{_cost(stop)}."
+        )
+    elif best is not sweep["checkpoints"][0]:
+        sentences.append("Every earlier checkpoint is significantly worse: stopping earlier would have cost accuracy.")
+    if last is not best and stop["step"] <= best["step"]:
+        verdict = "significantly worse" if last["is_worse"] else "not significantly worse"
+        sentences.append(
+            f"The last checkpoint, step {w.count(last['step'])}, is {verdict} than the best: the last "
+            f"{_saved(best, sweep)} of the steps brought nothing."
+        )
+    if len(points) > 1:
+        sentences.append(
+            "The best of several measurements is partly the luckiest one; not significant means that these pictures "
+            "do not tell, not that there is no difference."
+        )
+    if sweep["split"] == "test":
+        sentences.append("A checkpoint chosen here must not be reported with its accuracy here: choose on validation.")
+    if sweep["limit"]:
+        sentences.append(f"Only {w.count(sweep['limit'])} pictures were measured, by request (limit).")
+    return sentences
+
+
+def _saved(point: dict[str, Any], sweep: dict[str, Any]) -> str:
+    return w.percent(1 - point["step"] / sweep["num_steps"], 0)
+
+
+def _cost(point: dict[str, Any]) -> str:
+    lost = -point["difference"]
+    low, high = point["difference_interval"]
+    span = f"95% interval {w.points_interval([-high, -low])}; {w.p_value(point['p_holm'])}"
+    if lost <= 0:
+        return f"no accuracy ({span})"
+    return f"{100 * lost:.1f} points ({span}): not significant"
