@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from vlmtune.config.schema import ScoringSection
-from vlmtune.errors import DataError
+from vlmtune.config.load import load_experiment
+from vlmtune.config.schema import EvaluateSection, ScoringSection
+from vlmtune.errors import ConfigError, DataError
 from vlmtune.evaluate.scoring import (
     Option,
     References,
@@ -107,3 +110,33 @@ def test_pictures_without_content_have_the_size_asked_for_and_repeat() -> None:
     assert [picture.size for picture in opened] == [(20, 10)] * 3
     assert [len(picture.getcolors(300)) for picture in opened] == [1, 1, 200]
     assert content_free_pictures((20, 10)) == content_free_pictures((20, 10))
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> EvaluateSection:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(f"evaluate:\n{text}")
+    return load_experiment(path, overrides).evaluate
+
+
+def test_a_plain_auto_in_the_file_or_on_the_command_line_means_both_keys(tmp_path: Path) -> None:
+    everything = options(ScoringSection(form="auto"))
+    assert options(load(tmp_path, "  scoring: auto\n").scoring) == everything
+    assert options(load(tmp_path, "  limit: 5\n", "evaluate.scoring=auto").scoring) == everything
+    named = load(tmp_path, "  scoring:\n    form: mean\n", "evaluate.scoring.calibration=prior").scoring
+    assert options(named) == [Option("mean", "prior")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("  mode: argmax\n  scoring: mean\n", ["evaluate.scoring", "mode: full"]),
+        ("  mode: argmax\n  calibrate: true\n", ["evaluate.calibrate", "mode: full"]),
+        ("  split: validation\n  scoring: auto\n", ["evaluate.scoring", "split: test"]),
+        ("  split: validation\n  calibrate: true\n", ["evaluate.calibrate", "split: test"]),
+        ("  scoring: median\n", ["evaluate.scoring", "median", "sum", "mean", "auto"]),
+    ],
+)
+def test_contradictions_are_named_with_what_to_do(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert all(word in str(caught.value) for word in words), caught.value

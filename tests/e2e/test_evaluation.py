@@ -1,0 +1,217 @@
+"""Evaluation for real: a killed one resumes to the same bytes; scoring is chosen and calibration fitted on validation;
+a model is never measured on what it learned from."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy.special import log_softmax
+
+from tests.pictures import write_class_folders
+from tests.tiny_model import write_tiny_folder
+from vlmtune.config.schema import Experiment
+from vlmtune.errors import UserError
+from vlmtune.evaluate.checkpoint import evaluate_checkpoint
+from vlmtune.evaluate.files import read_evaluation
+from vlmtune.evaluate.journal import Journal
+from vlmtune.evaluate.run import Measured, evaluate
+from vlmtune.inference.predictor import Predictor, Query
+from vlmtune.records import Example, ImageSource, LabelScores
+from vlmtune.train.description import describe_run
+from vlmtune.train.loop import Trainer
+from vlmtune.train.prepare import load_data, open_base
+from vlmtune.train.run_folder import RunFolder
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("pictures"), 12)
+
+
+def experiment(base: Path, pictures: Path, output: Path, **sections: dict[str, object]) -> Experiment:
+    values: dict[str, dict[str, object]] = {
+        "model": {"base": str(base), "dtype": "float32"},
+        "data": {"source": str(pictures)},
+        "task": {"label_names": {"wug": ["wug", "a wug"]}},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return Experiment.model_validate({"name": "run", "output_dir": str(output), **values})
+
+
+def evaluate_base(wanted: Experiment, folder: Path, said: list[str] | None = None) -> Measured:
+    resolved, splits = load_data(wanted)
+    say = (said if said is not None else []).append
+    return evaluate_checkpoint(resolved, splits, checkpoint=None, folder=folder, say=say)
+
+
+def test_a_killed_evaluation_resumes_and_gives_the_same_file_as_an_uninterrupted_one(
+    base: Path, tmp_path: Path
+) -> None:
+    pictures = write_class_folders(tmp_path / "pictures", 4, splits=("train",))
+    write_class_folders(pictures, 240, splits=("test",))
+    config = tmp_path / "words.yaml"
+    config.write_text(f"model: {base}\ndata: {pictures}\nevaluate:\n  batch_size: 2\n")
+
+    def command(output: str) -> list[str]:
+        place = f"output_dir={tmp_path / output}"
+        return [sys.executable, "-m", "vlmtune.cli.main", "evaluate", str(config), "--set", place, "--json"]
+
+    whole = subprocess.run(command("whole"), check=True, capture_output=True, text=True)
+    killed = subprocess.Popen(command("cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    evaluations = tmp_path / "cut" / "words" / "evaluation"
+    while not (evaluations / ".test-base.journal" / "test-000001.parquet").exists():
+        assert killed.poll() is None, "the evaluation ended before it could be killed"
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (evaluations / "test-base").exists()
+
+    resumed = subprocess.run(command("cut"), check=True, capture_output=True, text=True)
+    assert "512 of 720 pictures were finished before an interruption" in resumed.stderr
+    folders = [Path(json.loads(done.stdout)["folder"]) for done in (whole, resumed)]
+    files = [(folder / "predictions.parquet").read_bytes() for folder in folders]
+    assert files[0] == files[1]
+    figures = [json.loads(done.stdout)["metrics"] for done in (whole, resumed)]
+    assert {k: v for k, v in figures[0].items() if k != "seconds_per_example"} == {
+        k: v for k, v in figures[1].items() if k != "seconds_per_example"
+    }
+    assert [path.name for path in evaluations.iterdir()] == ["test-base"]  # the journal is gone
+
+
+def test_results_are_the_predictors_and_the_cost_is_what_the_decoder_ran(
+    base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    wanted = experiment(base, pictures, tmp_path)
+    found = read_evaluation(evaluate_base(wanted, tmp_path).folder)
+    resolved, splits = load_data(wanted)
+    predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
+    scores = list(predictor.classify(Query(example.image) for example in splits.test))
+    table = found.predictions
+    assert all(isinstance(one, LabelScores) for one in scores)
+    assert [table.labels[place] for place in table.prediction] == [one.prediction for one in scores]
+    assert table.log_probs == pytest.approx(np.asarray([one.log_probs for one in scores]), abs=1e-5)
+    assert table.num_tokens.tolist() == [one.num_rows for one in scores]
+    inner = len(predictor.trie.children) - 1
+    for example, one in zip(splits.test, scores, strict=True):
+        text = predictor.process(Query(example.image))
+        assert one.num_rows == len(predictor.rest_of_prompt(text)) + inner
+        assert one.num_prompt_tokens == len(predictor.prefix) + len(predictor.rest_of_prompt(text))
+    own = np.mean([one.num_rows for one in scores])
+    assert found.facts["num_tokens"] == pytest.approx(own + len(predictor.prefix) / len(scores))
+    assert found.facts["num_tokens_unshared"] > 4 * found.facts["num_tokens"] / 2  # four texts for three labels
+    assert (table.seconds > 0).all()
+    assert found.facts["seconds"] == pytest.approx(float(table.seconds.sum()), rel=1e-5)
+
+
+def test_scoring_is_chosen_on_validation_and_calibration_fitted_there(
+    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: dict[str, list[Example]] = {}
+    run = Journal.run
+
+    def watched(self: Journal, part: str, examples: list[Example], *rest: object) -> object:
+        parts[part] = list(examples)
+        return run(self, part, examples, *rest)
+
+    monkeypatch.setattr(Journal, "run", watched)
+    section = {"scoring": {"form": "auto"}, "calibrate": True}
+    wanted = experiment(base, pictures, tmp_path, data={"validation_fraction": 0.5}, evaluate=section)
+    facts = evaluate_base(wanted, tmp_path).facts
+    _, splits = load_data(wanted)
+    assert {part: [example.id for example in seen] for part, seen in parts.items() if part != "content-free"} == {
+        "test": [example.id for example in splits.test],
+        "validation": [example.id for example in splits.validation],
+        "prior": [example.id for example in splits.train],
+    }
+    scoring = facts["scoring"]
+    assert scoring["chosen_on"] == "validation" and len(scoring["candidates"]) == 6
+    assert all(c["num_correct"] == c["accuracy"] * len(splits.validation) for c in scoring["candidates"])
+    chosen = next(
+        c
+        for c in scoring["candidates"]
+        if [c[k] for k in ("form", "calibration")] == [scoring["form"], scoring["calibration"]]
+    )
+    assert chosen["num_correct"] == max(c["num_correct"] for c in scoring["candidates"])
+    assert facts["calibration"]["num_validation"] == len(splits.validation)
+    assert facts["calibration"]["nll_before"] == pytest.approx(facts["metrics"]["nll"], abs=1e-5)
+
+
+def test_an_adjusted_score_is_what_is_written(base: Path, pictures: Path, tmp_path: Path) -> None:
+    plain = read_evaluation(evaluate_base(experiment(base, pictures, tmp_path), tmp_path / "plain").folder)
+    prior = experiment(base, pictures, tmp_path, evaluate={"scoring": {"calibration": "prior"}})
+    adjusted = read_evaluation(evaluate_base(prior, tmp_path / "prior").folder)
+    resolved, splits = load_data(prior)
+    predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
+    training = [one.log_probs for one in predictor.classify(Query(e.image) for e in splits.train)]
+    expected = log_softmax(plain.predictions.log_probs - np.mean(training, axis=0), axis=1)
+    assert adjusted.predictions.log_probs == pytest.approx(expected, abs=1e-4)
+    assert adjusted.predictions.prediction.tolist() == expected.argmax(1).tolist()
+    assert adjusted.facts["scoring"]["calibration"] == "prior"
+
+
+def test_an_unreadable_picture_is_a_wrong_answer_and_is_listed(base: Path, pictures: Path, tmp_path: Path) -> None:
+    resolved, splits = load_data(experiment(base, pictures, tmp_path))
+    broken = Example("test/broken.png", ImageSource(data=b"no picture", name="broken.png"), ("dax",))
+    predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
+    for mode in ("full", "argmax"):
+        section = resolved.evaluate.model_copy(update={"mode": mode})
+        done = evaluate(predictor, [*splits.test, broken], tmp_path / mode, name="x", section=section)
+        metrics = done.facts["metrics"]
+        assert metrics["num_examples"] == len(splits.test) + 1
+        assert metrics["num_unreadable"] == 1
+        assert [entry["id"] for entry in done.facts["unreadable"]] == ["test/broken.png"]
+        rows = pq.read_table(tmp_path / mode / "predictions.parquet").to_pylist()
+        assert rows[-1]["prediction"] is None and "not a picture" in rows[-1]["error"]
+
+
+def test_a_limit_is_kept_to_and_recorded(base: Path, pictures: Path, tmp_path: Path) -> None:
+    facts = evaluate_base(experiment(base, pictures, tmp_path, evaluate={"limit": 7}), tmp_path).facts
+    assert facts["metrics"]["num_examples"] == facts["data"]["limit"] == 7
+    assert all(entry["support"] >= 2 for entry in facts["metrics"]["per_class"])  # stratified
+
+
+def test_a_model_is_not_measured_on_pictures_it_was_trained_on(base: Path, tmp_path: Path) -> None:
+    pictures = write_class_folders(tmp_path / "pictures", 12, splits=("all",)) / "all"
+    train = {"max_steps": 1, "eval_every": 1, "save_every": 1, "batch_size": 4}
+    wanted = experiment(base, pictures, tmp_path, data={"test_fraction": 0.25}, train=train)
+    resolved, splits = load_data(wanted)
+    folder = RunFolder.claim(resolved, resume=False)
+    folder.begin(resolved)
+    trainer = Trainer(resolved, open_base(resolved.model), splits)
+    trainer.run(folder)
+    folder.write_json("run.json", describe_run(trainer, "now"))
+
+    def measure(said: list[str], checkpoint: str = "best", **sections: dict[str, object]) -> Measured:
+        changed, others = load_data(experiment(base, pictures, tmp_path, **sections))
+        return evaluate_checkpoint(
+            changed, others, checkpoint=folder.path / checkpoint, folder=tmp_path / "out", say=said.append
+        )
+
+    said: list[str] = []
+    assert measure(said, data={"test_fraction": 0.25}).facts["metrics"]["num_examples"] == 9
+    assert not said
+    with pytest.raises(UserError, match=r"trained on \d+ of the 18 pictures"):
+        measure(said, data={"test_fraction": 0.5})
+    # Another validation fraction: the test pictures are the same, and so is what was learned from or more.
+    measure(said, data={"test_fraction": 0.25, "validation_fraction": 0.3})
+    assert not said
+    with pytest.raises(UserError, match="trained on"):
+        measure(said, data={"test_fraction": 0.25, "validation_fraction": 0.5}, evaluate={"split": "validation"})
+    train_split = measure(said, data={"test_fraction": 0.5}, evaluate={"split": "train"})
+    assert train_split.facts["data"]["split"] == "train"
