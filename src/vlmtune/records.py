@@ -64,6 +64,10 @@ class ImageSource:
         return hashlib.sha256(self.read()).hexdigest()
 
 
+Turn = tuple[str, str]
+"""A question about a picture and the answer that was given, in a conversation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One picture with its accepted answers, and with a question where the task asks one.
@@ -81,6 +85,8 @@ class Example:
     answer_type: str | None = None
     image_id: str | None = None
     """Equal for the questions about one picture; None where there are no questions."""
+    history: tuple[Turn, ...] = ()
+    """What was asked and answered about the picture before, where the question is a later turn of a conversation."""
 
     @property
     def label(self) -> str:

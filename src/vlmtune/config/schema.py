@@ -92,8 +92,16 @@ class DataSection(Section):
     question_column: str | None = None
     answer_column: str | None = None
     """Of questions: one answer, or a list of the annotators' answers."""
+    conversation_column: str | None = None
+    """Of conversations: a list of turns, LLaVA's or chat messages. A table without questions or conversations is read
+    as captions."""
+    turns: Literal["all", "first"] = "all"
+    """Of a conversation, which answers are learned: each with all turns before it, or the first alone."""
+    caption_column: str | None = None
+    caption_question: str = "Describe the picture."
+    """What a caption is the answer to."""
     image_folder: str | None = None
-    """Where the pictures of VQA's official JSON files are. Default: beside the files."""
+    """Where the pictures of VQA's official JSON files and of tables of questions are. Default: beside the file."""
     train_split: str | None = None
     """A split's name, a slice of it, or several: `train+validation[:-10240]`; the same for the next two."""
     validation_split: str | None = None

@@ -9,13 +9,14 @@ Pictures are never decoded here, and stay in the memory-mapped Arrow file until 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data.columns import find_column
+from vlmtune.data.conversations import CaptionColumns, ConversationColumns, choose_columns
 from vlmtune.data.duplicates import group_identical_files, num_bytes
 from vlmtune.data.rows import Row, Source, clean_label, refuse_problems
 from vlmtune.data.vqa_rows import QuestionColumns
@@ -98,7 +99,7 @@ def _open(
     image_column = find_column("image", data.image_column, columns, name, images)
     source = Source(name, kind, {}, revision=_revision(first) or data.revision)
     if ask:
-        questions = QuestionColumns.find(data, [column for column in columns if column != image_column], name)
+        questions = choose_columns(data, [column for column in columns if column != image_column], name)
         to_rows = partial(_question_rows, questions, source)
     else:
         label_column = find_column("label", data.label_column, columns, name, classes)
@@ -135,11 +136,15 @@ def _label_rows(label_column: str, source: Source, table: Any, split: str, pictu
 
 
 def _question_rows(
-    columns: QuestionColumns, source: Source, table: Any, split: str, pictures: list[ImageSource]
+    columns: QuestionColumns | ConversationColumns | CaptionColumns,
+    source: Source,
+    table: Any,
+    split: str,
+    pictures: list[ImageSource],
 ) -> list[Row]:
-    names = [name for name in (getattr(columns, field.name) for field in fields(columns)) if name is not None]
-    cells = {name: _texts(table.column(name)) for name in names}
-    image_ids = _same_pictures(pictures, split, cells[columns.image_id] if columns.image_id else None)
+    cells = {name: _texts(table.column(name)) for name in columns.names}
+    id_column = columns.image_id if isinstance(columns, QuestionColumns) else None
+    image_ids = _same_pictures(pictures, split, cells[id_column] if id_column else None)
     first_of: dict[str, ImageSource] = {}
     rows: list[Row] = []
     problems: list[str] = []
@@ -148,8 +153,10 @@ def _question_rows(
         try:
             # Questions about one picture share one source, so that it is read and encoded once.
             shared = first_of.setdefault(image_id, picture)
-            row = columns.row(origin, {name: values[number] for name, values in cells.items()}, shared, image_id)
-            rows.append(replace(row, id=row.id or f"{split}/{number}", image_id=image_id))
+            own = columns.rows(origin, {name: values[number] for name, values in cells.items()}, shared, image_id)
+            for place, row in enumerate(own):
+                id_ = f"{split}/{number}" if place == 0 else f"{split}/{number}#{place + 1}"
+                rows.append(replace(row, id=row.id or id_, image_id=image_id))
         except ValueError as problem:
             problems.append(f"{origin}: {problem}")
     refuse_problems(problems, f"{source.name}, split '{split}'")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vlmtune.errors import DataError
-from vlmtune.records import ImageSource
+from vlmtune.records import ImageSource, Turn
 
 MOST_PROBLEMS = 5
 """Bad rows named one by one; the others are counted."""
@@ -30,6 +30,7 @@ class Row:
     image_id: str | None = None
     has_picture: bool = True
     """False where the source knows that there is no such file: then the row is not learned from."""
+    history: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,15 @@ from vlmtune.data.split_names import SPLIT_ROLES, split_names
 from vlmtune.data.vqa_json import question_files, read_official_files
 from vlmtune.errors import DataError, unknown_name
 
-BUILT_IN: dict[str, Literal["classify", "vqa"]] = {"builtin:digits": "classify", "builtin:drawn-vqa": "vqa"}
+BUILT_IN: dict[str, Literal["classify", "vqa"]] = {
+    "builtin:digits": "classify",
+    "builtin:drawn-vqa": "vqa",
+    "builtin:drawn-captions": "vqa",
+}
 KINDS = (
     "a folder of class folders, a .csv, .tsv, .jsonl or .parquet file, a `datasets` folder, a hub id (owner/name), "
-    "or builtin:digits; for questions also a folder with VQA's official JSON files, or builtin:drawn-vqa"
+    "or builtin:digits; for questions also a folder with VQA's official JSON files, a .json list of conversations, "
+    "builtin:drawn-vqa or builtin:drawn-captions"
 )
 
 
@@ -33,7 +38,7 @@ def open_source(data: DataSection, task: Literal["classify", "vqa"] = "classify"
     """
     name = data.source.strip()
     if name.startswith("builtin:"):
-        return _open_built_in(name, task)
+        return _open_built_in(name, task, data)
     if not name:
         raise DataError(f"data.source is empty. Expected {KINDS}.")
     path = Path(name).expanduser()
@@ -62,7 +67,7 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
 
 
-def _open_built_in(name: str, task: str) -> Source:
+def _open_built_in(name: str, task: str, data: DataSection) -> Source:
     if name not in BUILT_IN:
         raise DataError(unknown_name("built-in data set", name, BUILT_IN))
     if BUILT_IN[name] != task:
@@ -71,6 +76,10 @@ def _open_built_in(name: str, task: str) -> Source:
             f"data.source: {name} is made for task.kind: {BUILT_IN[name]}, and the task is {task}. "
             f"Set task.kind: {BUILT_IN[name]}, or use {fitting}."
         )
+    if name == "builtin:drawn-captions":
+        from vlmtune.data.drawn_captions import read_drawn_captions
+
+        return read_drawn_captions(data.caption_question)
     if task == "vqa":
         from vlmtune.data.drawn_vqa import read_drawn_vqa
 
@@ -88,8 +97,10 @@ def _open_files(files: list[Path], data: DataSection, name: str, ask: bool) -> S
         return read_parquet(files, data, name, ask=ask)
     if len(files) == 1 and suffixes <= set(text_table.SUFFIXES):
         return text_table.read_text_tables({"all": files[0]}, data, name, ask=ask)
-    if ask and suffixes == {".json"}:
+    if ask and suffixes == {".json"} and all(file.name.endswith("_questions.json") for file in files):
         return read_official_files(files, data)
+    if ask and suffixes == {text_table.LIST_SUFFIX} and len(files) == 1:
+        return text_table.read_text_tables({"all": files[0]}, data, name, ask=ask)
     advice = " Write one JSON object a line and name it .jsonl." if suffixes == {".json"} else ""
     raise DataError(f"{name}: no reader for files ending in {', '.join(sorted(suffixes))}.{advice} Expected {KINDS}.")
 

@@ -267,7 +267,9 @@ def _limited(examples: list[Example], role: Role, data: DataSection, seed: int) 
 
 
 def _example(row: Row) -> Example:
-    return Example(row.id, row.image, row.answers, row.question, row.question_type, row.answer_type, row.image_id)
+    return Example(
+        row.id, row.image, row.answers, row.question, row.question_type, row.answer_type, row.image_id, row.history
+    )
 
 
 def _count_labels(examples: Sequence[Example], labels: LabelSet) -> dict[str, int]:

@@ -16,12 +16,14 @@ from typing import Any
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data.columns import SPLIT_NAMES, find_column
+from vlmtune.data.conversations import choose_columns
 from vlmtune.data.rows import Row, Source, clean_label, refuse_problems
-from vlmtune.data.vqa_rows import QuestionColumns
 from vlmtune.errors import DataError
 from vlmtune.records import ImageSource
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+LIST_SUFFIX = ".json"
+"""A file that is one JSON list of rows, as LLaVA's conversations are published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def read_text_tables(files: dict[str, Path], data: DataSection, name: str, *, as
     counts: dict[str, int] = {}
     read = partial(_questions, source=source) if ask else _rows
     for split, path in files.items():
-        table = _read_csv(path) if path.suffix.lower() in (".csv", ".tsv") else _read_jsonl(path)
+        table = _read_table(path)
         if not table.rows:
             raise DataError(f"{path}: this table has no rows. Expected one row a picture.")
         by_name = {column.strip().casefold(): column for column in table.columns}
@@ -102,18 +104,21 @@ def _questions(
     source: Source,
 ) -> list[Row]:
     image_column = find_column("image", data.image_column, table.columns, str(path))
-    columns = QuestionColumns.find(data, table.columns, str(path))
+    columns = choose_columns(data, table.columns, str(path))
+    folder = Path(data.image_folder).expanduser() if data.image_folder else path.parent
     pictures: dict[Path, ImageSource] = {}
     rows: list[Row] = []
     problems: list[str] = []
     for line, cells in lines:
         try:
-            file = _picture(path.parent, cells.get(image_column), image_column)
-            # Questions about one file share one source, so that its picture is read and encoded once.
-            picture = pictures.setdefault(file, ImageSource(path=file, name=str(file)))
-            name = _relative(file, root)
-            row = columns.row(f"{path}, line {line}", cells, picture, image_id=name)
-            rows.append(row if row.id else replace(row, id=_numbered(name, counts)))
+            picture, name = None, ""
+            if cells.get(image_column) is not None:
+                file = _picture(folder, cells[image_column], image_column)
+                # Questions about one file share one source, so that its picture is read and encoded once.
+                picture = pictures.setdefault(file, ImageSource(path=file, name=str(file)))
+                name = _relative(file, root)
+            found = columns.rows(f"{path}, line {line}", cells, picture, image_id=name)
+            rows += [row if row.id else replace(row, id=_numbered(name, counts)) for row in found]
         except ValueError as problem:
             problems.append(f"{path}, line {line}: {problem}")
     refuse_problems(problems, path.name)
@@ -175,6 +180,13 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot read this file ({error.strerror}).") from error
 
 
+def _read_table(path: Path) -> _Table:
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(path)
+    return _read_json_list(path) if suffix == LIST_SUFFIX else _read_jsonl(path)
+
+
 def _read_csv(path: Path) -> _Table:
     text = _read_text(path)
     header = text.split("\n", 1)[0]
@@ -225,3 +237,17 @@ def _read_jsonl(path: Path) -> _Table:
         columns.update(dict.fromkeys(cells))
         rows.append((line, cells))
     return _Table(list(columns), rows)
+
+
+def _read_json_list(path: Path) -> _Table:
+    """Rows are numbered from 1, for a list has no lines."""
+    try:
+        items = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: this is not valid JSON ({error.msg}).") from error
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise DataError(f"{path}: expected a JSON list of objects, one for each picture.")
+    columns: dict[str, None] = {}
+    for item in items:
+        columns.update(dict.fromkeys(item))
+    return _Table(list(columns), list(enumerate(items, start=1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vlmtune.config.schema import DataSection
@@ -46,6 +46,17 @@ class QuestionColumns:
             question_type=usual_column(("question_type",), columns),
             answer_type=usual_column(("answer_type",), columns),
         )
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that are read, the picture's aside."""
+        return [name for name in (getattr(self, field.name) for field in fields(self)) if name is not None]
+
+    def rows(self, origin: str, cells: Mapping[str, Any], image: ImageSource | None, image_id: str) -> list[Row]:
+        """The row's one question: see `row`. Raises ValueError also where there is no picture."""
+        if image is None:
+            raise ValueError("there is no picture. Remove the row.")
+        return [self.row(origin, cells, image, image_id)]
 
     def row(self, origin: str, cells: Mapping[str, Any], image: ImageSource, image_id: str) -> Row:
         """One question. Its id is empty where the table numbers no questions.

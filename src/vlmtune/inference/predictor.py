@@ -21,7 +21,7 @@ from vlmtune.inference.generation import Sampling, generate
 from vlmtune.inference.scoring import LabelScorer, Question, run_prefix
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
-from vlmtune.records import ImageSource, LabelScores, LabelSet
+from vlmtune.records import Example, ImageSource, LabelScores, LabelSet, Turn
 from vlmtune.text.prompt import PromptBuilder
 from vlmtune.text.trie import LabelTrie
 
@@ -37,6 +37,12 @@ class Query:
 
     image: ImageSource
     question: str | None = None
+    history: tuple[Turn, ...] = ()
+
+    @classmethod
+    def of(cls, example: Example) -> Query:
+        """What is asked of an example."""
+        return cls(example.image, example.question, example.history)
 
 
 class HasText(Protocol):
@@ -64,7 +70,7 @@ class Predictor:
         self.labels = labels
         self.batch_size = batch_size
         self.prompt = PromptBuilder(opened.tokenizer, task, labels)
-        self._rest_of_prompt: dict[tuple[str | None, str], list[int]] = {}
+        self._rest_of_prompt: dict[tuple[str | None, str, tuple[Turn, ...]], list[int]] = {}
 
     @cached_property
     def prefix(self) -> list[int]:
@@ -86,13 +92,15 @@ class Predictor:
         """Open and prepare one picture. Raises UnreadableImageError. Safe to call from several threads."""
         return self.opened.processor.process(query.image.open())
 
-    def rest_of_prompt(self, processed: HasText, question: str | None = None) -> list[int]:
+    def rest_of_prompt(
+        self, processed: HasText, question: str | None = None, history: tuple[Turn, ...] = ()
+    ) -> list[int]:
         """The prompt's tokens after the shared prefix, image placeholders included."""
-        key = (question, processed.text)
+        key = (question, processed.text, history)
         if key not in self._rest_of_prompt:
             if len(self._rest_of_prompt) > 4096:
                 self._rest_of_prompt.clear()
-            ids = self.prompt.build(question, processed.text).ids
+            ids = self.prompt.build(question, processed.text, history).ids
             assert ids[: len(self.prefix)] == self.prefix
             self._rest_of_prompt[key] = ids[len(self.prefix) :]
         return self._rest_of_prompt[key]
@@ -170,7 +178,7 @@ class Predictor:
             else:
                 outcomes.append(None)
                 processed.append(result)
-                prompts.append(self.rest_of_prompt(result, query.question))
+                prompts.append(self.rest_of_prompt(result, query.question, query.history))
             size = self.batch_size
             if size is None:
                 longest = max((len(prompt) for prompt in prompts), default=1) + rows_per_picture

@@ -23,6 +23,7 @@ class PromptFormat:
     has_system: whether a system prompt has a turn of its own. Where it has none, it stands before the user prompt, on
         the lines above.
     is_image_first: whether the picture can only come first (`task.image_position: last` is refused).
+    has_turns: whether a conversation may go on after an answer.
     is_answer_apart: whether the answer is tokenised without a look at the prompt before it.
     whole_tokens: texts that are one token each wherever they stand, if the vocabulary has them.
     """
@@ -32,6 +33,7 @@ class PromptFormat:
     template: str | None = None
     has_system: bool = True
     is_image_first: bool = False
+    has_turns: bool = True
     is_answer_apart: bool = False
     whole_tokens: tuple[str, ...] = ()
 
@@ -66,6 +68,7 @@ PALIGEMMA = PromptFormat(
     template=_PALIGEMMA_TEMPLATE,
     has_system=False,
     is_image_first=True,
+    has_turns=False,
     is_answer_apart=True,
     # Coordinates and mask codes of `detect` and `segment`; transformers' processor adds them likewise.
     whole_tokens=(*(f"<loc{i:04}>" for i in range(1024)), *(f"<seg{i:03}>" for i in range(128))),

@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmtune.config.schema import TaskSection
 from vlmtune.errors import ConfigError, DataError, TokenizerError
-from vlmtune.records import LabelSet
+from vlmtune.records import LabelSet, Turn
 from vlmtune.text.defaults import (
     LABELS_PLACEHOLDER,
     QUESTION_PLACEHOLDER,
@@ -102,24 +102,27 @@ class PromptBuilder:
         self._system_content: str | list[dict[str, str]] = self.system
         self._check_template()
 
-    def text(self, question: str | None, image_text: str) -> str:
+    def text(self, question: str | None, image_text: str, history: tuple[Turn, ...] = ()) -> str:
         """The prompt as the tokenizer sees it, image placeholders spelled out. Arguments as in `build`."""
-        before, after = self._render(question)
+        before, after = self._render(question, history)
         return before + image_text + after
 
-    def build(self, question: str | None, image_text: str) -> PromptTokens:
+    def build(self, question: str | None, image_text: str, history: tuple[Turn, ...] = ()) -> PromptTokens:
         """The whole prompt of one sample.
 
         Args:
             question: where the user prompt holds `{question}`, else None.
             image_text: the processor's placeholder for the picture (`ProcessedImage.text`).
+            history: what was asked and answered before; the picture stands with the first question.
 
         Raises:
-            DataError: if a question is missing, has no place in the prompt, or holds a special token.
+            DataError: if a question is missing, has no place in the prompt, or holds a special token; if there is a
+                history in a family that takes one question.
             TokenizerError: if the tokenizer lacks a token that names tiles.
         """
         self._check_tiles(image_text)
-        return PromptTokens(self.tokenizer.encode(self.text(question, image_text)), self.tokenizer.image_token_id)
+        text = self.text(question, image_text, history)
+        return PromptTokens(self.tokenizer.encode(text), self.tokenizer.image_token_id)
 
     def shared_prefix(self) -> list[int]:
         """The leading tokens that every prompt of the task has, whatever the picture and the question.
@@ -179,7 +182,9 @@ class PromptBuilder:
             f"and scored as …{expected[parted:]!r}: not quite what the base model has seen."
         )
 
-    def _messages(self, question: str | None) -> list[dict[str, Any]]:
+    def _messages(self, question: str | None, history: tuple[Turn, ...] = ()) -> list[dict[str, Any]]:
+        if history:
+            return self._conversation(question, history)
         if self.asks_question and (question is None or not question.strip()):
             raise DataError(f"The prompt asks a question ({QUESTION_PLACEHOLDER}), but this picture has none.")
         if question is not None and not self.asks_question:
@@ -198,9 +203,26 @@ class PromptBuilder:
             messages.insert(0, {"role": "system", "content": self._system_content})
         return messages
 
-    def _render_around_picture(self, question: str | None) -> tuple[str, str]:
+    def _conversation(self, question: str | None, history: tuple[Turn, ...]) -> list[dict[str, Any]]:
+        """The picture and the first question, then answers and questions in turns up to the one that is asked."""
+        if not self.tokenizer.prompt_format.has_turns:
+            raise DataError(
+                "This family of models takes one question and one answer, and the data holds conversations of several "
+                "turns. Set data.turns: first to learn each one's first answer."
+            )
+        messages = self._messages(history[0][0])
+        later_questions = [*(asked for asked, _ in history[1:]), question]
+        for (_, answer), later in zip(history, later_questions, strict=True):
+            if found := self._control_token(answer):
+                raise DataError(f"The answer {answer!r} holds the special token '{found}'. Write it in another way.")
+            content = self._messages(later)[-1]["content"]
+            text = next(item["text"] for item in content if item["type"] == "text")
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": text}]
+        return messages
+
+    def _render_around_picture(self, question: str | None, history: tuple[Turn, ...] = ()) -> tuple[str, str]:
         """The prompt's text before and after the picture."""
-        rendered = self.tokenizer.render(self._messages(question), add_generation_prompt=True)
+        rendered = self.tokenizer.render(self._messages(question, history), add_generation_prompt=True)
         parts = rendered.split(self.tokenizer.image_token)
         if len(parts) != 2:
             raise TokenizerError(

@@ -102,7 +102,7 @@ class Prompts:
 
 def _sample(predictor: Predictor, shown: Shown) -> Sample:
     answers = [Answer(predictor.prompt.answer_tokens(text), weight) for text, weight in shown.answers.items()]
-    return Sample(predictor.rest_of_prompt(shown.image, shown.example.question), [], answers)
+    return Sample(predictor.rest_of_prompt(shown.image, shown.example.question, shown.example.history), [], answers)
 
 
 class SampleReader:

@@ -45,7 +45,7 @@ class LabelValidator:
         labels = self.predictor.labels
         assert labels is not None
         num_right, nll, num_read = 0, 0.0, 0
-        queries = (Query(example.image, example.question) for example in self.examples)
+        queries = map(Query.of, self.examples)
         for example, result in zip(self.examples, self.predictor.classify(queries), strict=True):
             if isinstance(result, LabelScores):
                 assert result.log_probs is not None
@@ -64,7 +64,7 @@ class AnswerValidator:
 
     def measure(self) -> Validation:
         num_right, num_read = 0, 0
-        queries = (Query(example.image, example.question) for example in self.examples)
+        queries = map(Query.of, self.examples)
         for example, answer in zip(self.examples, self.predictor.answer(queries), strict=True):
             if isinstance(answer, str):
                 accepted = {text.strip().casefold() for text in example.answers}
