@@ -42,6 +42,11 @@ def take_pictures(examples: Sequence[Example], num: int, seed: int, purpose: str
     return [examples[position] for position in sorted(chosen[:num])]
 
 
+def picture_order(examples: Sequence[Example]) -> list[int]:
+    """Positions in the order of the pictures' first questions, all questions about a picture next to each other."""
+    return [position for positions in _by_picture(examples).values() for position in positions]
+
+
 def leave_out_unlearnable(rows: dict[Role, list[Row]], closed: LabelSet | None, where: str) -> list[LeftOut]:
     """Take out of the training rows what cannot be learned from, and of validation what cannot be measured.
 

@@ -14,6 +14,7 @@ from vlmtune.data.splits import TEST_SEED, Splits, fingerprint, load_splits, sub
 from vlmtune.errors import DataError, UserError
 from vlmtune.evaluate.journal import Watch, unwatched
 from vlmtune.evaluate.run import Measured, evaluate
+from vlmtune.evaluate.vqa_run import evaluate_vqa
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example
@@ -64,16 +65,12 @@ def evaluate_checkpoint(
             "left_out": splits.description.get("left_out"),
         },
     }
+    predictor = Predictor(opened, task, splits.labels, section.batch_size)
+    target = folder / "evaluation" / f"{section.split}-{name}"
+    if task.kind == "vqa":
+        return evaluate_vqa(predictor, examples, target, name=name, section=section, facts=facts, watch=watch, say=say)
     return evaluate(
-        Predictor(opened, task, splits.labels, section.batch_size),
-        examples,
-        folder / "evaluation" / f"{section.split}-{name}",
-        name=name,
-        section=section,
-        splits=splits,
-        facts=facts,
-        watch=watch,
-        say=say,
+        predictor, examples, target, name=name, section=section, splits=splits, facts=facts, watch=watch, say=say
     )
 
 

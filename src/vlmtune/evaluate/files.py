@@ -73,10 +73,23 @@ def write_evaluation(
 
     Raises RunFolderError if the place cannot be written, or holds something that is not an evaluation.
     """
+    facts = {**facts, "labels": list(predictions.labels)}
+    return write_folder(folder, facts, to_arrow(predictions), predictions.ids, predictions.seconds, thumbnails or {})
+
+
+def write_folder(
+    folder: Path | str,
+    facts: Mapping[str, Any],
+    predictions: pa.Table,
+    ids: Iterable[str],
+    seconds: Iterable[float],
+    thumbnails: Mapping[str, bytes],
+    more: Mapping[str, str] | None = None,
+) -> Path:
+    """Write an evaluation of any task, as `write_evaluation` does; ``more`` are further files, name -> text."""
     folder = Path(folder)
     if folder.exists() and not (folder / FACTS_FILE).exists() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} exists and is not an evaluation folder. Name another place, or remove it.")
-    facts = {**facts, "labels": list(predictions.labels)}
     missing = [key for key in _REQUIRED_FACTS if key not in facts]
     assert not missing, f"facts lack {missing}"
     try:
@@ -87,10 +100,12 @@ def write_evaluation(
             f"Cannot write {folder}: {error.strerror}. Free the disk or name another place."
         ) from error
     try:
-        pq.write_table(to_arrow(predictions), temporary / PREDICTIONS_FILE, compression="zstd")
-        timing = {"id": pa.array(predictions.ids, pa.string()), "seconds": pa.array(predictions.seconds, pa.float32())}
+        pq.write_table(predictions, temporary / PREDICTIONS_FILE, compression="zstd")
+        timing = {"id": pa.array(ids, pa.string()), "seconds": pa.array(seconds, pa.float32())}
         pq.write_table(pa.table(timing), temporary / TIMING_FILE, compression="zstd")
-        pq.write_table(_thumbnail_table(thumbnails or {}), temporary / THUMBNAILS_FILE)
+        pq.write_table(_thumbnail_table(thumbnails), temporary / THUMBNAILS_FILE)
+        for name, content in (more or {}).items():
+            (temporary / name).write_text(content, encoding="utf-8")
         text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
         (temporary / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
         temporary.chmod(0o755)
@@ -113,18 +128,22 @@ def read_evaluation(folder: Path | str) -> Evaluation:
     folder = Path(folder)
     facts = read_facts(folder)
     labels = tuple(facts["labels"])
-    table = _read_parquet(folder / PREDICTIONS_FILE, COLUMNS)
-    timing = _read_parquet(folder / TIMING_FILE, ("id", "seconds"))
+    table = read_parquet(folder / PREDICTIONS_FILE, COLUMNS)
+    timing = read_parquet(folder / TIMING_FILE, ("id", "seconds"))
     seconds = dict(zip(timing["id"].to_pylist(), timing["seconds"].to_pylist(), strict=True))
     try:
         predictions = from_arrow(table, labels, seconds)
     except DataError as error:
         raise RunFolderError(f"{folder / PREDICTIONS_FILE}: {error}") from error
-    thumbnails: dict[str, bytes] = {}
-    if (folder / THUMBNAILS_FILE).exists():
-        rows = _read_parquet(folder / THUMBNAILS_FILE, ("id", "jpeg"))
-        thumbnails = dict(zip(rows["id"].to_pylist(), rows["jpeg"].to_pylist(), strict=True))
-    return Evaluation(facts, predictions, thumbnails, folder)
+    return Evaluation(facts, predictions, read_thumbnails(folder), folder)
+
+
+def read_thumbnails(folder: Path) -> dict[str, bytes]:
+    """Id -> JPEG; empty where the evaluation stored no pictures. Raises RunFolderError if the file is damaged."""
+    if not (folder / THUMBNAILS_FILE).exists():
+        return {}
+    rows = read_parquet(folder / THUMBNAILS_FILE, ("id", "jpeg"))
+    return dict(zip(rows["id"].to_pylist(), rows["jpeg"].to_pylist(), strict=True))
 
 
 def is_evaluation(folder: Path | str) -> bool:
@@ -205,7 +224,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_parquet(path: Path, columns: Iterable[str]) -> pa.Table:
+def read_parquet(path: Path, columns: Iterable[str]) -> pa.Table:
+    """A table with at least these columns. Raises RunFolderError naming the file for anything else."""
     if not path.is_file():
         raise RunFolderError(f"{path} is missing. Run `vlmtune evaluate` again.")
     try:

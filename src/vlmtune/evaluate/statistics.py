@@ -124,6 +124,54 @@ def bootstrap_means(
     return means
 
 
+def clustered_bootstrap(
+    values: Floats, clusters: NDArray[np.int64], num_resamples: int = 1000, seed: int = 0, chunk: int = 2_000_000
+) -> Floats:
+    """Means of columns over resampled clusters: rows of one cluster (questions about one picture) come together.
+
+    Args:
+        values: float64[N, R]; NaN where a row does not count in a column (a question of another type).
+        clusters: int64[N], from 0 to C - 1, each of them present.
+
+    Returns:
+        float64[num_resamples, R]; every column sees the same resamples, so columns may be subtracted. NaN where a
+        resample holds no row that counts.
+    """
+    num = int(clusters.max()) + 1
+    counted = ~np.isnan(values)
+    sums, sizes = np.zeros((num, values.shape[1])), np.zeros((num, values.shape[1]))
+    np.add.at(sums, clusters, np.where(counted, values, 0.0))
+    np.add.at(sizes, clusters, counted.astype(np.float64))
+    rng = np.random.default_rng(seed)
+    result = np.empty((num_resamples, values.shape[1]))
+    step = max(1, chunk // num)
+    for start in range(0, num_resamples, step):
+        stop = min(start + step, num_resamples)
+        times = rng.multinomial(num, np.full(num, 1 / num), size=stop - start).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            result[start:stop] = (times @ sums) / (times @ sizes)
+    return result
+
+
+def sign_flip_test(differences: Floats, num_draws: int = 9_999, seed: int = 0, chunk: int = 2_000_000) -> float:
+    """Two-sided p-value that cluster sums of paired differences are symmetric about zero, by random changes of sign.
+
+    Args:
+        differences: float64[C], the sum over one picture's questions of second minus first.
+    """
+    moved = differences[differences != 0]
+    if not len(moved):
+        return 1.0
+    rng = np.random.default_rng(seed)
+    # Sums in another order differ in their last bits: what is as far out must count as such.
+    least = abs(float(moved.sum())) * (1 - 1e-9) - 1e-12
+    num_beyond, step = 0, max(1, chunk // len(moved))
+    for start in range(0, num_draws, step):
+        signs = rng.integers(0, 2, size=(min(step, num_draws - start), len(moved)), dtype=np.int8) * 2 - 1
+        num_beyond += int((np.abs(signs @ moved) >= least).sum())
+    return (1 + num_beyond) / (1 + num_draws)
+
+
 def bootstrap_counts(
     truth: NDArray[np.int64],
     predictions: NDArray[np.int64],
