@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vlmtune.config.schema import ConnectorSection
 from vlmtune.errors import AdapterError, ConfigError
@@ -24,7 +25,7 @@ from vlmtune.models.connectors import (
     default_groups,
     respell,
 )
-from vlmtune.models.images import ProcessedImage
+from vlmtune.models.images import Grid, ProcessedImage
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import ImageProcessor, OpenedModel
 
@@ -88,6 +89,9 @@ class ConnectedProcessor:
 
     def process(self, image: Image.Image) -> ProcessedImage:
         return respell(self.inner.process(image), self.image_token, self.before, self.after)
+
+    def restore(self, patches: Tensor, grid: Grid) -> Image.Image:
+        return self.inner.restore(patches, grid)
 
     def save(self, folder: Path) -> None:
         """The base's own settings: the connector is saved with the adapter."""

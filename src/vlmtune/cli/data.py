@@ -1,8 +1,9 @@
-"""`vlmtune data check CONFIG`: every picture and label looked at, as tables or `--json`."""
+"""`vlmtune data check CONFIG`: every picture and label looked at. `vlmtune data show CONFIG`: what training shows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -62,6 +63,57 @@ def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fa
             f"{len(report.unreadable)} of {report.num_pictures} pictures cannot be read, the first is {first.file} "
             f"({first.reason}). Replace or remove these files."
         )
+
+
+@app.command()
+def show(
+    config: ConfigArgument,
+    output: Annotated[Path | None, typer.Option(help="The PNG file. Default: NAME-shown.png.")] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="How many.")] = 24,
+    epoch: Annotated[int, typer.Option(min=0, help="Of which pass: random changes differ from pass to pass.")] = 0,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Draw what the model is shown in training: pictures after every random change and the processor, with answers.
+
+    Mixed pictures say with which other one, the weights of both answers, and λ.
+    """
+    from vlmtune.cli.console import print_json, print_table, stderr_console
+    from vlmtune.config.load import load_experiment
+    from vlmtune.errors import DataError
+    from vlmtune.models.registry import open_processor
+    from vlmtune.train.contact_sheet import draw_sheet, exhibits
+    from vlmtune.train.prepare import image_overrides, load_data
+    from vlmtune.train.samples import SampleReader
+
+    experiment, splits = load_data(load_experiment(config, set_ or ()))
+    model = experiment.model
+    processor = open_processor(model.base, model.revision, image_overrides(model))
+    reader = SampleReader(experiment, processor, splits.train, splits.labels)
+    shown = exhibits(reader, pictures, epoch)
+    if not shown:
+        raise DataError("There is no training picture to show that can be read. See `vlmtune data check`.")
+    title = f"{experiment.name}: {len(shown)} pictures of epoch {epoch}, seed {experiment.seed}"
+    file = output or Path(f"{experiment.name}-shown.png")
+    try:
+        draw_sheet(shown, f"{title}; augment: {reader.augmentation.name}").save(file, "PNG")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written ({error.strerror or error}). Choose another --output.") from error
+    for name, reason in reader.unreadable.items():
+        stderr_console().print(f"left out, not readable: {name} ({reason})", markup=False)
+    if json_:
+        print_json({"file": file, "shown": [exhibit for exhibit, _ in shown], "unreadable": reader.unreadable})
+        return
+    rows = [
+        (
+            exhibit.id,
+            ", ".join(f"{text} {weight:.2f}" for text, weight in exhibit.answers.items()),
+            "" if exhibit.mixed_with is None else f"{exhibit.mixed_with} (λ {exhibit.share:.2f})",
+        )
+        for exhibit, _ in shown[:MOST_ROWS]
+    ]
+    print_table(["picture", "answers and weights", "mixed with"], rows, title=_cut(title, len(shown)))
+    print(f"written to {file}")
 
 
 def _print_report(report: CheckReport) -> None:

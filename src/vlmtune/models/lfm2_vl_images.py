@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlmtune.errors import UserError
-from vlmtune.models.images import ProcessedImage
-from vlmtune.models.pixels import RESAMPLING, normalisation, read_settings, resize, to_pixels, write_json
+from vlmtune.models.images import Grid, ProcessedImage
+from vlmtune.models.pixels import RESAMPLING, normalisation, read_settings, resize, to_picture, to_pixels, write_json
 
 _IMAGE, _START, _END = "<image>", "<|image_start|>", "<|image_end|>"
 _THUMBNAIL = "<|img_thumbnail|>"
@@ -155,6 +155,12 @@ class Lfm2VlImageProcessor:
         if layout.tiles is None or self.settings.use_thumbnail:
             tiles.append(self._patches(resize(pixels, layout.size, self.settings.resample)))
         return ProcessedImage(tiles=tiles, text=layout.text, num_tokens=layout.num_tokens)
+
+    def restore(self, patches: Tensor, grid: Grid) -> Image.Image:
+        """A tile of `process` as a picture again: what the network is shown, to look at."""
+        (rows, columns), patch = grid, self.settings.encoder_patch_size
+        pixels = patches.view(rows, columns, patch, patch, 3).transpose(1, 2)
+        return to_picture(pixels.reshape(rows * patch, columns * patch, 3), self.settings)
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Image tokens of a picture of this size in pixels, without looking at it."""

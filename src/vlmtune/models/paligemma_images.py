@@ -16,8 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 from vlmtune.errors import UserError, WeightsError
-from vlmtune.models.images import ProcessedImage
-from vlmtune.models.pixels import RESAMPLING, normalisation, read_json, read_settings, resize, to_pixels, write_json
+from vlmtune.models.images import Grid, ProcessedImage
+from vlmtune.models.pixels import (
+    RESAMPLING,
+    normalisation,
+    read_json,
+    read_settings,
+    resize,
+    to_picture,
+    to_pixels,
+    write_json,
+)
 
 _IMAGE = "<image>"
 
@@ -123,6 +132,12 @@ class PaliGemmaImageProcessor:
         grid = used.reshape(side, patch, side, patch, 3).permute(0, 2, 4, 1, 3)  # channels first within a patch
         patches = grid.reshape(side * side, 3 * patch * patch)
         return ProcessedImage(tiles=[(patches, (side, side))], text=_IMAGE * side**2, num_tokens=side**2)
+
+    def restore(self, patches: Tensor, grid: Grid) -> Image.Image:
+        """A tile of `process` as a picture again: what the network is shown, to look at."""
+        (rows, columns), patch = grid, self.settings.patch_size
+        pixels = patches.view(rows, columns, 3, patch, patch).permute(0, 3, 1, 4, 2)
+        return to_picture(pixels.reshape(rows * patch, columns * patch, 3), self.settings)
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Image tokens of a picture of this size in pixels: the same for all."""

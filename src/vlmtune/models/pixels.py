@@ -28,6 +28,8 @@ class Normalisation(Protocol):
     """The settings that say how levels 0 to 255 become what the network takes; names are the checkpoint's."""
 
     @property
+    def do_normalize(self) -> bool: ...
+    @property
     def do_rescale(self) -> bool: ...
     @property
     def rescale_factor(self) -> float: ...
@@ -65,6 +67,16 @@ def normalisation(settings: Normalisation) -> tuple[Tensor, Tensor]:
     if settings.do_rescale:
         mean, std = mean * (1.0 / settings.rescale_factor), std * (1.0 / settings.rescale_factor)
     return mean, std
+
+
+def to_picture(levels: Tensor, settings: Normalisation) -> Image.Image:
+    """float32[H, W, 3] as the network takes it -> the picture, normalisation undone: for people to look at."""
+    if settings.do_normalize:
+        mean, std = normalisation(settings)
+        levels = levels * std + mean
+    elif settings.do_rescale:
+        levels = levels / settings.rescale_factor
+    return Image.fromarray(levels.round().clamp(0, 255).to(torch.uint8).contiguous().numpy())
 
 
 def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

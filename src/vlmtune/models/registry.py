@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vlmtune.errors import UserError, WeightsError, unknown_name
 from vlmtune.models.configuration import ModelConfig
-from vlmtune.models.images import ProcessedImage
+from vlmtune.models.images import Grid, ProcessedImage
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
 from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor
@@ -37,6 +38,8 @@ class ImageProcessor(Protocol):
     """A picture to what the network takes."""
 
     def process(self, image: Image.Image) -> ProcessedImage: ...
+
+    def restore(self, patches: Tensor, grid: Grid) -> Image.Image: ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -166,6 +169,16 @@ def open_model(
         folder=folder,
         config=config,
     )
+
+
+def open_processor(
+    source: str, revision: str | None = None, image_overrides: Mapping[str, Any] | None = None
+) -> ImageProcessor:
+    """The image processor of a plain model alone, without its weights. Arguments and errors as in `open_model`."""
+    folder = locate(source, revision)
+    family = family_of(read_config(folder), str(folder))
+    overrides = {key: value for key, value in (image_overrides or {}).items() if value is not None}
+    return family.open_processor(folder, **overrides)
 
 
 def build_on_meta(config: dict[str, Any], origin: str = "config.json") -> VisionLanguageModel:

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 
 from vlmtune.data.loading import read_ahead
+from vlmtune.data.sides import has_sides, sided_labels
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example
 from vlmtune.train.loop import Trainer
+from vlmtune.train.targets import EXACT_LABELS, NUM_DRAWN
 
 _NUM_SHOWN = 3
 _NUM_MEASURED = 32
@@ -59,6 +61,7 @@ def preflight(trainer: Trainer) -> Preflight:
     findings = [
         *_adapter(trainer),
         *_targets(trainer),
+        *_shown(trainer),
         *_tokens(trainer),
         *_labels(trainer),
         *_pictures(trainer),
@@ -99,6 +102,34 @@ def _targets(trainer: Trainer) -> list[Finding]:
         findings.append(
             Finding("target", "warning", f"the tokenizer cannot write these labels exactly: {', '.join(unknown[:5])}")
         )
+    return findings
+
+
+def _shown(trainer: Trainer) -> list[Finding]:
+    """What is random about the pictures and the answers of training."""
+    train, reader = trainer.experiment.train, trainer.reader
+    findings = []
+    if reader.augmentation.changes:
+        findings.append(Finding("pictures shown", "ok", f"changed at random: {reader.augmentation.name}"))
+    if reader.mixing.is_on:
+        kinds = {"MixUp": reader.mixing.mixup, "CutMix": reader.mixing.cutmix}
+        how = " or ".join(f"{kind} (α {alpha:g})" for kind, alpha in kinds.items() if alpha)
+        share = f"{100 * reader.mixing.probability:g} % of the pictures are mixed with another by {how}"
+        findings.append(Finding("pictures shown", "ok", f"{share}: two answers each, with the weights λ and 1 - λ"))
+    labels = trainer.splits.labels
+    if train.label_smoothing and labels is not None:
+        others = "all" if len(labels) <= EXACT_LABELS else f"{NUM_DRAWN} drawn ones of the"
+        spread = f"{train.label_smoothing:g} of every target is spread over {others} {len(labels)} labels"
+        findings.append(Finding("target", "ok", f"{spread}, a branch each"))
+    if reader.augmentation.changes != reader.augmentation.changes_with_sides:
+        sided = [example for example in trainer.splits.train if has_sides(example)]
+        if sided:
+            many = f"{len(sided)} of {len(trainer.splits.train)} questions speak of left and right or of writing"
+            message = f"{many}, such as {sided[0].question!r}: their pictures are neither flipped nor turned far"
+            findings.append(Finding("pictures shown", "ok", message))
+        elif reader.has_sided_labels:
+            reason = sided_labels(labels) if labels is not None else None
+            findings.append(Finding("pictures shown", "ok", f"{reason}: pictures are not turned far"))
     return findings
 
 

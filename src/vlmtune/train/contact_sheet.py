@@ -1,0 +1,121 @@
+"""One picture of many: what training shows the model, after every random change and the processor, with its answers.
+
+In: the reader of a run. Out: a sheet to be saved as PNG, and the same as rows. Called by `vlmtune data show`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vlmtune.errors import UnreadableImageError
+from vlmtune.models.images import ProcessedImage
+from vlmtune.models.registry import ImageProcessor
+from vlmtune.train.samples import SampleReader, Shown
+
+_SIDE, _GAP, _LINE, _FONT_SIZE = 176, 12, 15, 12
+_NUM_COLUMNS, _NUM_LINES = 6, 4
+_BACKGROUND, _INK, _SOFT = "#ffffff", "#1c1c1c", "#6b6b6b"
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One showing of an example.
+
+    Attributes:
+        answers: what it teaches -> weight of its loss.
+        mixed_with: the other example's id in a mixed picture, and share: this one's part λ of it.
+        size: of the picture that the tower gets, (width, height) in pixels; of the last tile where there are several.
+        num_tiles, num_tokens: what the picture costs.
+    """
+
+    id: str
+    question: str | None
+    answers: dict[str, float]
+    mixed_with: str | None
+    share: float | None
+    size: tuple[int, int]
+    num_tiles: int
+    num_tokens: int
+
+
+def exhibits(reader: SampleReader, count: int, epoch: int = 0) -> list[tuple[Exhibit, Image.Image]]:
+    """The first ``count`` examples of an epoch as they will be shown. Unreadable pictures are left out and noted in
+    ``reader.unreadable``."""
+    found = []
+    for place in islice(reader.order.places(epoch * len(reader.examples), len(reader.examples)), count):
+        try:
+            shown = reader.show(place)
+        except UnreadableImageError as error:
+            reader.unreadable[reader.examples[place.example].id] = error.reason
+            continue
+        found.append(_exhibit(shown, reader.processor))
+    return found
+
+
+def _exhibit(shown: Shown, processor: ImageProcessor) -> tuple[Exhibit, Image.Image]:
+    assert isinstance(shown.image, ProcessedImage)
+    picture = processor.restore(*shown.image.tiles[-1])  # the whole picture: the thumbnail, where it is cut into tiles
+    other, share = shown.mixed_with or (None, None)
+    exhibit = Exhibit(
+        id=shown.example.id,
+        question=shown.example.question,
+        answers=shown.answers,
+        mixed_with=other.id if other else None,
+        share=share,
+        size=picture.size,
+        num_tiles=len(shown.image.tiles),
+        num_tokens=shown.image.num_tokens,
+    )
+    return exhibit, picture
+
+
+def draw_sheet(shown: Sequence[tuple[Exhibit, Image.Image]], title: str) -> Image.Image:
+    """Pictures in rows, enlarged without smoothing so that the pixels can be told apart, a caption under each."""
+    num_rows = -(-len(shown) // _NUM_COLUMNS)
+    cell_width, cell_height = _SIDE + _GAP, _SIDE + _NUM_LINES * _LINE + _GAP
+    sheet = Image.new("RGB", (_NUM_COLUMNS * cell_width + _GAP, num_rows * cell_height + 2 * _GAP + _LINE), _BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
+    draw.text((_GAP, _GAP // 2), _cut(title, sheet.width - 2 * _GAP, font), _INK, font)
+    for place, (exhibit, picture) in enumerate(shown):
+        row, column = divmod(place, _NUM_COLUMNS)
+        left, top = _GAP + column * cell_width, _GAP + _LINE + row * cell_height
+        factor = min(_SIDE / picture.width, _SIDE / picture.height)
+        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        scaled = picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
+        sheet.paste(scaled, (left + (_SIDE - size[0]) // 2, top + (_SIDE - size[1]) // 2))
+        for line, (text, colour) in enumerate(_caption(exhibit)):
+            where = (left, top + _SIDE + line * _LINE)
+            draw.text(where, _cut(text, _SIDE, font), colour, font)
+    return sheet
+
+
+def _caption(exhibit: Exhibit) -> list[tuple[str, str]]:
+    ranked = sorted(exhibit.answers.items(), key=lambda item: -item[1])
+    answers = [text if weight == 1 else f"{text} {weight:.2f}" for text, weight in ranked]
+    more = f" … {len(answers)} answers" if len(answers) > 3 else ""
+    lines = [(" + ".join(answers[:3]) + more, _INK)]
+    if exhibit.question:
+        lines.append((exhibit.question, _INK))
+    if exhibit.mixed_with is not None:
+        lines.append((f"λ {exhibit.share:.2f} with {_tail(exhibit.mixed_with)}", _SOFT))
+    tiles = f", {exhibit.num_tiles} tiles" if exhibit.num_tiles > 1 else ""
+    lines.append((f"{_tail(exhibit.id)} · {exhibit.num_tokens} tokens{tiles}", _SOFT))
+    return lines[:_NUM_LINES]
+
+
+def _tail(id_: str) -> str:
+    """The end of an id, where examples differ."""
+    return id_ if len(id_) <= 20 else f"…{id_[-19:]}"
+
+
+def _cut(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The beginning of a text that fits into so many pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
