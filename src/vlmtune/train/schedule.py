@@ -51,6 +51,22 @@ def balanced_order(strata: Sequence[str], seed: int, epoch: int) -> list[int]:
     return order
 
 
+def grouped_order(groups: Sequence[str], seed: int, epoch: int) -> list[int]:
+    """A permutation in which the examples of one group (questions about one picture) stand next to each other.
+
+    Groups are in a random order, and so are the examples within each.
+    """
+    draw = np.random.default_rng((seed, epoch))
+    members: dict[str, list[int]] = {}
+    for example, group in enumerate(groups):
+        members.setdefault(group, []).append(example)
+    every = list(members.values())
+    order: list[int] = []
+    for number in draw.permutation(len(every)):
+        order += draw.permutation(every[number]).tolist()
+    return order
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """One place in the order of a run.
@@ -72,13 +88,23 @@ class Order:
         num_examples: of the training split; a pass has as many places.
         seed: of the run.
         strata: each example's label, to show every label equally often; None shows each example once a pass.
+        groups: each example's picture, to show the questions about it one after the other.
     """
 
-    def __init__(self, num_examples: int, seed: int, strata: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        num_examples: int,
+        seed: int,
+        strata: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
+    ) -> None:
         self.num_examples, self.seed = num_examples, seed
-        self.epoch = lru_cache(maxsize=2)(
-            partial(epoch_order, num_examples, seed) if strata is None else partial(balanced_order, strata, seed)
-        )
+        order = partial(epoch_order, num_examples, seed)
+        if groups is not None:
+            order = partial(grouped_order, groups, seed)
+        elif strata is not None:
+            order = partial(balanced_order, strata, seed)
+        self.epoch = lru_cache(maxsize=2)(order)
         """epoch -> the examples of that pass."""
 
     def places(self, first: int, count: int) -> Iterator[Place]:

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from vlmtune.config.schema import Experiment
+from vlmtune.data.vqa_targets import AnswerRule, choose_target
 from vlmtune.records import Example, LabelSet
 
 Draw = np.random.Generator
@@ -72,17 +73,30 @@ class LabelTargets:
         return {label: 1 - self.smoothing * (num - 1) / num, **dict.fromkeys(others, each)}
 
 
-class FirstAnswer:
-    """The first of an example's answers: a caption, or the one answer of a question."""
+class AnnotatorTargets:
+    """One annotator's answer to a question; of a closed list, in the words the model is shown for it.
+
+    Args:
+        rule: see `data.vqa_targets.choose_target`. seed: of the run, for the draw.
+        labels: the closed list, if any.
+    """
+
+    def __init__(self, rule: AnswerRule, seed: int, labels: LabelSet | None) -> None:
+        self.rule, self.seed = rule, seed
+        shown = [] if labels is None else [forms[0] for forms in labels.shown]
+        self.names = dict(zip(labels.stored, shown, strict=True)) if labels is not None else {}
+        self.closed = None if labels is None else frozenset(labels.stored)
 
     def of(self, example: Example, epoch: int, draw: Draw) -> dict[str, float]:
-        return {example.answers[0]: 1.0}
+        answer = choose_target(example, self.rule, self.seed, epoch, self.closed)
+        return {self.names.get(answer, answer): 1.0}
 
 
 def choose_targets(experiment: Experiment, labels: LabelSet | None, examples: Sequence[Example]) -> Targets:
     """The targets of a run: by its task, and by whether there is a closed set of answers."""
-    if labels is None:
-        return FirstAnswer()
+    if experiment.task.kind == "vqa":
+        return AnnotatorTargets(experiment.train.answer, experiment.seed, labels)
+    assert labels is not None
     train = experiment.train
     weights = balanced_weights(examples) if train.class_weights == "balanced" else None
     return LabelTargets(labels, train.label_smoothing, weights)

@@ -5,12 +5,15 @@ Asks through the same `Predictor` as evaluation, so that a validation accuracy m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vlmtune.data.vqa_splits import picture_order
+from vlmtune.inference.generation import Sampling
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example, LabelScores
+from vlmtune.text.vqa_accuracy import vqa_accuracy
 
 
 @dataclass(frozen=True)
@@ -56,26 +59,38 @@ class LabelValidator:
         return Validation(num_right / num, nll / max(1, num_read), num, num - num_read)
 
 
-class AnswerValidator:
-    """The share of open answers that are one of the accepted ones, but for case and outer space."""
+class QuestionValidator:
+    """The official VQA accuracy, of answers that are generated, or scored where there is a closed list of them."""
 
     def __init__(self, predictor: Predictor, examples: Sequence[Example]) -> None:
-        self.predictor, self.examples = predictor, examples
+        self.predictor = predictor
+        # Picture by picture, so that each is encoded once.
+        self.examples = [examples[position] for position in picture_order(examples)]
 
     def measure(self) -> Validation:
-        num_right, num_read = 0, 0
-        queries = map(Query.of, self.examples)
-        for example, answer in zip(self.examples, self.predictor.answer(queries), strict=True):
-            if isinstance(answer, str):
-                accepted = {text.strip().casefold() for text in example.answers}
-                num_right += answer.strip().casefold() in accepted
+        total, num_read = 0.0, 0
+        for example, answer in zip(self.examples, self._answers(), strict=True):
+            if answer is not None:
+                total += vqa_accuracy(answer, example.answers)
                 num_read += 1
         num = len(self.examples)
-        return Validation(num_right / num, None, num, num - num_read)
+        return Validation(total / num, None, num, num - num_read)
+
+    def _answers(self) -> Iterator[str | None]:
+        """An answer a question; None where the picture cannot be read."""
+        queries = map(Query.of, self.examples)
+        if self.predictor.labels is None:
+            sampling = Sampling(max_new_tokens=self.predictor.task.max_answer_tokens)
+            for answer in self.predictor.answer(queries, sampling):
+                yield answer if isinstance(answer, str) else None
+        else:
+            for scores in self.predictor.classify(queries, mode="argmax"):
+                yield scores.prediction if isinstance(scores, LabelScores) else None
 
 
 def choose_validator(predictor: Predictor, examples: Sequence[Example]) -> Validator | None:
     """The validator of a run; None without validation pictures."""
     if not examples:
         return None
-    return AnswerValidator(predictor, examples) if predictor.labels is None else LabelValidator(predictor, examples)
+    is_vqa = predictor.task.kind == "vqa"
+    return QuestionValidator(predictor, examples) if is_vqa else LabelValidator(predictor, examples)
