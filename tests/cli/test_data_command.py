@@ -73,3 +73,42 @@ def test_a_label_not_in_the_set_exits_1_with_its_file(config: Path, capsys: pyte
     assert code == 1
     assert "leaves/beech/" in err
     assert "Unknown label 'beech'" in err
+
+
+def test_show_draws_what_training_shows_and_says_who_is_mixed_with_whom(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = config.parent / "sheet.png"
+    settings = ["--set", "train.mixup=1", "--set", "train.augment=flip-crop"]
+    arguments = ["data", "show", config, "--output", sheet, "--pictures", 7, "--json", *settings]
+    code, out, err = run(capsys, *arguments)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["file"] == str(sheet)
+    assert len(result["shown"]) == 7
+    for shown in result["shown"]:
+        assert shown["mixed_with"] and sum(shown["answers"].values()) == pytest.approx(1)
+    drawn = sheet.read_bytes()
+    with Image.open(sheet) as image:
+        assert image.format == "PNG" and image.width > 1000
+    assert run(capsys, *arguments)[1] == out
+    assert sheet.read_bytes() == drawn
+    run(capsys, *arguments, "--epoch", 1)
+    assert sheet.read_bytes() != drawn
+
+
+def test_show_refuses_flips_that_the_labels_forbid(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config.parent / "leaves" / "oak").rename(config.parent / "leaves" / "left")
+    code, out, err = run(capsys, "data", "show", config, "--set", "train.augment=flip")
+    assert (code, out) == (1, "")
+    assert "train.augment: flip would mirror the pictures, but the label 'left' names a side" in err
+
+
+def test_an_unknown_augmentation_lists_the_known_with_its_line(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(config.read_text() + "train:\n  augment:\n    - flip\n    - randaugmet: {magnitude: 5}\n")
+    code, out, err = run(capsys, "data", "show", config)
+    assert (code, out) == (1, "")
+    assert f"{config}:5: train.augment[1]" in err
+    assert "randaugment" in err and "trivialaugment" in err

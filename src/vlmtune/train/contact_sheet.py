@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,7 +17,7 @@ from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import ImageProcessor
 from vlmtune.train.samples import SampleReader, Shown
 
-_SIDE, _GAP, _LINE, _FONT_SIZE = 176, 12, 15, 12
+_SIDE, _GAP, _LINE, _FONT_SIZE = 176, 12, 15, 11
 _NUM_COLUMNS, _NUM_LINES = 6, 4
 _BACKGROUND, _INK, _SOFT = "#ffffff", "#1c1c1c", "#6b6b6b"
 
@@ -78,7 +79,7 @@ def draw_sheet(shown: Sequence[tuple[Exhibit, Image.Image]], title: str) -> Imag
     num_rows = -(-len(shown) // _NUM_COLUMNS)
     cell_width, cell_height = _SIDE + _GAP, _SIDE + _NUM_LINES * _LINE + _GAP
     sheet = Image.new("RGB", (_NUM_COLUMNS * cell_width + _GAP, num_rows * cell_height + 2 * _GAP + _LINE), _BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(_font_file(), _FONT_SIZE)
     draw.text((_GAP, _GAP // 2), _cut(title, sheet.width - 2 * _GAP, font), _INK, font)
     for place, (exhibit, picture) in enumerate(shown):
         row, column = divmod(place, _NUM_COLUMNS)
@@ -112,7 +113,14 @@ def _tail(id_: str) -> str:
     return id_ if len(id_) <= 20 else f"…{id_[-19:]}"
 
 
-def _cut(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _font_file() -> str:
+    """DejaVu Sans as matplotlib brings it: Pillow's own font knows no λ, and few of the scripts that labels come in."""
+    from matplotlib import get_data_path
+
+    return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The beginning of a text that fits into so many pixels."""
     if font.getlength(text) <= width:
         return text
