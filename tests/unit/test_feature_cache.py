@@ -16,7 +16,7 @@ from vlmtune.config.schema import AdapterSection
 from vlmtune.data.augment import Augmentation
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import ImageSource
-from vlmtune.train.feature_cache import FeatureCache, Refusal, features_key, open_feature_cache
+from vlmtune.train.feature_cache import CachedPicture, FeatureCache, Refusal, connect, features_key, open_feature_cache
 
 pytestmark = pytest.mark.unit
 PLAIN = Augmentation.named("none")
@@ -48,7 +48,7 @@ def filled(folder: Path, count: int = 3) -> list[torch.Tensor]:
     cache = FeatureCache(folder, "key")
     features = [torch.randn(4 + i, 8).to(torch.bfloat16) for i in range(count)]
     for number, tensor in enumerate(features):
-        cache.put(f"d{number}", tensor, f"<{number}>")
+        cache.put(f"d{number}", CachedPicture(tensor, f"<{number}>"))
     cache.close()
     return features
 
@@ -67,7 +67,7 @@ def test_features_come_back_bit_for_bit_after_opening_again(tmp_path: Path) -> N
 def test_a_record_put_while_reading_is_found(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "key")
     for number in range(4):
-        cache.put(f"d{number}", torch.full((2, 3), float(number)), "")
+        cache.put(f"d{number}", CachedPicture(torch.full((2, 3), float(number)), ""))
         found = cache.get(f"d{number}")
         assert found is not None and found.features.unique().tolist() == [number]
 
@@ -79,7 +79,7 @@ def test_a_torn_end_is_cut_off_and_the_rest_kept(tmp_path: Path, torn: str) -> N
     path.write_bytes(path.read_bytes()[:-5])
     cache = FeatureCache(tmp_path, "key")
     assert cache.num_repaired == 1 and len(cache) == 2 and cache.get("d2") is None
-    cache.put("d2", features[2], "<2>")
+    cache.put("d2", CachedPicture(features[2], "<2>"))
     cache.close()
     again = FeatureCache(tmp_path, "key")
     found = again.get("d2")
@@ -91,7 +91,7 @@ def test_a_record_without_an_index_line_is_overwritten(tmp_path: Path) -> None:
     with (tmp_path / "features.bin").open("ab") as file:
         file.write(b"left by a crash")
     cache = FeatureCache(tmp_path, "key")
-    cache.put("new", torch.ones(2, 8), "")
+    cache.put("new", CachedPicture(torch.ones(2, 8), ""))
     found = cache.get("new")
     assert found is not None and found.features.eq(1).all()
 
@@ -103,7 +103,7 @@ def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "features.bin").write_bytes(content)
     cache = FeatureCache(tmp_path, "key")
     assert cache.get("d0") is None and cache.get("d1") is not None
-    cache.put("d0", features[0], "<0>")
+    cache.put("d0", CachedPicture(features[0], "<0>"))
     cache.close()
     found = FeatureCache(tmp_path, "key").get("d0")
     assert found is not None and torch.equal(found.features, features[0])
@@ -140,12 +140,29 @@ def test_cached_features_equal_encoding(tmp_path: Path, opened: OpenedModel, pic
         torch.testing.assert_close(found.features, opened.model.encode_images([image])[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["vision_mlp", "connector"])
-def test_it_is_refused_where_something_before_the_decoder_learns(tmp_path: Path, target: str) -> None:
+def test_it_is_refused_where_the_tower_learns(tmp_path: Path) -> None:
     opened = open_model("builtin:tiny", dtype="float32", device="cpu")
-    plan = apply_adapter(opened.model, AdapterSection(targets=["attention", target]))
+    plan = apply_adapter(opened.model, AdapterSection(targets=["attention", "vision_mlp"]))
     refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "on")
-    assert isinstance(refusal, Refusal) and "learn" in refusal.reason and "lora_A" in refusal.reason
+    assert isinstance(refusal, Refusal) and "tower learn" in refusal.reason and "lora_A" in refusal.reason
+
+
+def test_a_learning_connector_learns_from_kept_tower_features_as_from_the_tower(
+    tmp_path: Path, pictures: list[ImageSource]
+) -> None:
+    opened = open_model("builtin:tiny", dtype="float32", device="cpu")
+    pictures = pictures[:4]
+    plan = apply_adapter(opened.model, AdapterSection(targets=["attention"], parts=["connector"]))
+    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", pictures=pictures, precision="float32")
+    assert isinstance(cache, FeatureCache) and cache.level == "tower"
+    kept = [cache.get(picture.digest()) for picture in pictures]
+    found = connect(opened.model, "tower", [picture for picture in kept if picture is not None])
+    expected = opened.model.encode_images([opened.processor.process(picture.open()) for picture in pictures])
+    weight = opened.model.connector.linear_2.weight
+    (gradient,) = torch.autograd.grad(torch.cat(found).square().sum(), [weight])
+    (wanted,) = torch.autograd.grad(torch.cat(expected).square().sum(), [weight])
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_it_is_refused_under_random_augmentation_and_when_off(tmp_path: Path, opened: OpenedModel) -> None:
@@ -166,7 +183,7 @@ def test_auto_refuses_a_single_epoch_and_gives_its_measurement(
 
 def test_two_holders_of_one_folder_are_not_allowed(tmp_path: Path, opened: OpenedModel) -> None:
     pytest.importorskip("fcntl")
-    holder = FeatureCache(tmp_path, "key")
+    holder = FeatureCache(tmp_path / "connector", "key")
     refusal = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on")  # type: ignore[arg-type]
     assert isinstance(refusal, Refusal) and "another process" in refusal.reason
     holder.close()

@@ -1,8 +1,9 @@
-"""Picture features of a frozen tower and connector, computed once and kept on disk between epochs and runs.
+"""Picture features of a frozen tower, computed once and kept on disk between epochs and runs.
 
-In: a picture's digest. Out: what `VisionLanguageModel.encode_images` gave for it, and the placeholder text its prompt
-needs, so that a hit neither decodes nor encodes the picture. The loop asks `open_feature_cache`, which refuses, with a
-reason, where features would not stay the same, or where keeping them costs more than making them.
+In: a picture's digest. Out: what the connector gave for it, or, where the connector learns, what the tower gave; and
+the placeholder text its prompt needs, so that a hit neither decodes nor encodes the picture. The loop asks
+`open_feature_cache`, which refuses, with a reason, where features would not stay the same, or where keeping them costs
+more than making them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ from torch import Tensor
 from vlmtune.adapters.lora import AdapterPlan
 from vlmtune.data.augment import Augmentation
 from vlmtune.errors import UnreadableImageError
-from vlmtune.models.images import ProcessedImage
+from vlmtune.models.images import Grid, ProcessedImage, VisionFeatures
+from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import ImageSource
 from vlmtune.train.precision import autocast
 
-_FORMAT = 1
+Level = Literal["tower", "connector"]
+"""Whose output is kept: the connector's is smaller and needs no more work, the tower's serves a learning connector."""
+
+_FORMAT = 2
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 _NUM_PROBES = 8
 # The cache may fill this much of what is free on its disk.
@@ -51,12 +56,29 @@ class CachedPicture:
     """What a prompt and the decoder need of a picture.
 
     Attributes:
-        features: float[T, D], of the type it was put in, on the CPU.
+        features: the connector's float[T, D] or the tower's float[P, C], of the type it was put in, on the CPU.
         text: the placeholder string of the whole picture (`ProcessedImage.text`).
+        grids: of the tower's patches (`VisionFeatures.grids`); empty for the connector's output.
     """
 
     features: Tensor
     text: str
+    grids: tuple[Grid, ...] = ()
+
+
+def encode(model: VisionLanguageModel, level: Level, images: Sequence[ProcessedImage]) -> list[CachedPicture]:
+    """What a cache of this level keeps of each picture, still where the model computed it."""
+    if level == "connector":
+        return [CachedPicture(own, image.text) for own, image in zip(model.encode_images(images), images, strict=True)]
+    found = zip(model.tower_features(images), images, strict=True)
+    return [CachedPicture(own.patches, image.text, own.grids) for own, image in found]
+
+
+def connect(model: VisionLanguageModel, level: Level, pictures: Sequence[CachedPicture]) -> list[Tensor]:
+    """From what is kept to what the decoder takes: float[T, D] of each picture."""
+    if level == "connector":
+        return [picture.features.to(model.device) for picture in pictures]
+    return model.connect([VisionFeatures(picture.features.to(model.device), picture.grids) for picture in pictures])
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,7 @@ class _Entry:
     dtype: str
     checksum: int
     text: str
+    grids: tuple[Grid, ...]
 
     @property
     def num_bytes(self) -> int:
@@ -83,10 +106,11 @@ class FeatureCache:
     Args:
         folder: made if it is not there. A cache of other features there is thrown away.
         key: identifies what the features are of.
+        level: whose output is kept; part of the key.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, level: Level = "connector") -> None:
+        self.folder, self.key, self.level = folder, key, level
         self.num_repaired = 0
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
@@ -124,17 +148,19 @@ class FeatureCache:
                 self.num_repaired += 1
                 return None
         features = torch.frombuffer(content, dtype=_DTYPES[entry.dtype]).view(entry.shape)
-        return CachedPicture(features, entry.text)
+        return CachedPicture(features, entry.text, entry.grids)
 
-    def put(self, digest: str, features: Tensor, text: str) -> None:
-        """Keep a picture's float[T, D] features and placeholder text. A second put of a digest is ignored."""
-        on_cpu = features.detach().to("cpu").contiguous()
+    def put(self, digest: str, picture: CachedPicture) -> None:
+        """Keep a picture. A second put of a digest is ignored."""
+        on_cpu = picture.features.detach().to("cpu").contiguous()
         content = on_cpu.view(torch.uint8).numpy().tobytes()
         with self._lock:
             if digest in self._entries:
                 return
             offset = self._features.seek(0, os.SEEK_END)
-            entry = _Entry(offset, (len(features), features.shape[1]), str(features.dtype), zlib.crc32(content), text)
+            shape = (on_cpu.shape[0], on_cpu.shape[1])
+            checksum = zlib.crc32(content)
+            entry = _Entry(offset, shape, str(on_cpu.dtype), checksum, picture.text, picture.grids)
             self._features.write(content)
             self._features.flush()
             self._index.write(_to_line(digest, entry))
@@ -201,24 +227,26 @@ def open_feature_cache(
     """
     if mode == "off":
         return Refusal("train.feature_cache is off.")
-    towers = plan.anatomy.towers
-    frozen = tuple(f"{towers[part]}." for part in ("vision tower", "connector"))
-    learning = [name for name in plan.parameters if name.startswith(frozen)]
+    tower, connector = (f"{plan.anatomy.towers[part]}." for part in ("vision tower", "connector"))
+    learning = [name for name in plan.parameters if name.startswith(tower)]
     if learning:
         return Refusal(
-            f"{len(learning)} parameters of the vision tower or the connector learn ({learning[0]}, …), so features "
-            "change with every step."
+            f"{len(learning)} parameters of the vision tower learn ({learning[0]}, …), so features change with every "
+            "step."
         )
+    connector_learns = any(name.startswith(connector) for name in plan.parameters)
+    level: Level = "tower" if connector_learns else "connector"
+    frozen = (tower,) if connector_learns else (tower, connector)
     if augmentation.changes:
         return Refusal(
             f"train.augment is '{augmentation.name}', which makes a new picture each time. Set it to none to cache."
         )
     try:
-        cache = FeatureCache(folder, features_key(opened, frozen, precision))
+        cache = FeatureCache(folder / level, features_key(opened, frozen, precision), level)
     except BlockingIOError:
-        return Refusal(f"another process is using {folder}.")
+        return Refusal(f"another process is using {folder / level}.")
     except OSError as error:
-        return Refusal(f"{folder} cannot be written ({error.strerror or error}).")
+        return Refusal(f"{folder / level} cannot be written ({error.strerror or error}).")
     refusal = _judge(cache, opened, pictures, num_epochs, precision, mode)
     if refusal is not None:
         cache.close()
@@ -292,16 +320,18 @@ def _measure(
         return None
     processed = [image for _, image, _ in readable]
 
-    def encode() -> list[Tensor]:
+    def make() -> list[CachedPicture]:
         with torch.no_grad(), autocast(opened.model.device, precision):
-            return opened.model.encode_images(processed)
+            return encode(opened.model, cache.level, processed)
 
-    encode()  # the first call allocates
+    make()  # the first call allocates
     start = time.perf_counter()
-    features = [f.cpu() for f in encode()]
+    made = make()
+    for own in made:
+        own.features.cpu()  # waits for an accelerator
     encoded = time.perf_counter()
-    for (digest, image, _), own in zip(readable, features, strict=True):
-        cache.put(digest, own, image.text)
+    for (digest, _, _), own in zip(readable, made, strict=True):
+        cache.put(digest, own)
     written = time.perf_counter()
     for _, _, source in readable:
         found = cache.get(source.digest())
@@ -309,7 +339,7 @@ def _measure(
             found.features.to(opened.model.device)
     read = time.perf_counter()
     count = len(readable)
-    num_bytes = sum(f.numel() * f.element_size() for f in features) // count
+    num_bytes = sum(own.features.numel() * own.features.element_size() for own in made) // count
     return (encoded - start) / count, (written - encoded) / count, (read - written) / count, num_bytes
 
 
@@ -346,7 +376,7 @@ def _claim(folder: Path) -> IO[bytes]:
 
 
 def _to_line(digest: str, entry: _Entry) -> bytes:
-    content = json.dumps([digest, entry.offset, *entry.shape, entry.dtype, entry.checksum, entry.text])
+    content = json.dumps([digest, entry.offset, *entry.shape, entry.dtype, entry.checksum, entry.text, entry.grids])
     return f"{zlib.crc32(content.encode()):08x} {content}\n".encode()
 
 
@@ -354,5 +384,5 @@ def _from_line(line: bytes) -> tuple[str, _Entry] | None:
     checksum, _, content = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != f"{zlib.crc32(content):08x}".encode():
         return None
-    digest, offset, rows, width, dtype, record, text = json.loads(content)
-    return digest, _Entry(offset, (rows, width), dtype, record, text)
+    digest, offset, rows, width, dtype, record, text, grids = json.loads(content)
+    return digest, _Entry(offset, (rows, width), dtype, record, text, tuple((r, c) for r, c in grids))

@@ -8,7 +8,7 @@ order: neither reading threads nor resuming change what is shown.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -24,8 +24,8 @@ from vlmtune.inference.predictor import Predictor
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import ImageProcessor, OpenedModel
-from vlmtune.records import Example, LabelSet
-from vlmtune.train.feature_cache import CachedPicture, FeatureCache
+from vlmtune.records import Example, ImageSource, LabelSet
+from vlmtune.train.feature_cache import CachedPicture, FeatureCache, connect, encode
 from vlmtune.train.schedule import Order, Place
 from vlmtune.train.step import Answer, Sample
 from vlmtune.train.targets import Targets, choose_targets, mix
@@ -134,9 +134,11 @@ class SampleReader:
         train = experiment.train
         refuse_flips(train.augment or [], labels)
         self.processor, self.examples = processor, examples
-        is_balanced = train.sampling == "balanced"
         self.order = Order(
-            len(examples), experiment.seed, [example.label for example in examples] if is_balanced else None
+            len(examples),
+            experiment.seed,
+            strata=[example.label for example in examples] if train.sampling == "balanced" else None,
+            groups=[example.image_id or example.id for example in examples] if experiment.task.kind == "vqa" else None,
         )
         self.targets: Targets = choose_targets(experiment, labels, examples)
         self.augmentation = Augmentation.of(train.augment or [])
@@ -163,7 +165,7 @@ class SampleReader:
             if number % batch_size == 0:
                 if not batch:
                     raise DataError(f"None of {batch_size} training pictures in a row can be read: {result}")
-                yield batch
+                yield batch if self.augmentation.changes or self.mixing.is_on else _share_pictures(batch)
                 batch = []
 
     def show(self, place: Place) -> Shown:
@@ -192,21 +194,30 @@ class SampleReader:
         return self.augmentation(example.image.open(), draw, has_sides=self.has_sided_labels or has_sides(example))
 
 
+def _share_pictures(batch: list[Shown]) -> list[Shown]:
+    """The same examples; those about one picture hold it once, so that it is encoded once."""
+    first: dict[ImageSource, Shown] = {}
+    return [replace(item, image=first.setdefault(item.example.image, item).image) for item in batch]
+
+
 def picture_features(
     model: VisionLanguageModel, shown: Sequence[Shown], cache: FeatureCache | None = None
 ) -> list[Tensor]:
-    """float[T, D] of each picture: from the cache if it has them, else encoded (and put there).
+    """float[T, D] of each picture: encoded, or from the cache, which is given what it did not have.
 
-    A graph is kept only where something before the decoder learns.
+    Examples that show one picture (several questions about it) share its features, as one tensor. A graph is kept
+    only where something before the decoder learns.
     """
-    new = [item.image for item in shown if isinstance(item.image, ProcessedImage)]
-    encoded = iter(model.encode_images(new) if new else [])
-    features = []
-    for item in shown:
-        if isinstance(item.image, CachedPicture):
-            features.append(item.image.features.to(model.device))
-            continue
-        features.append(next(encoded))
-        if cache is not None:
-            cache.put(item.digest, features[-1], item.image.text)
-    return features
+    pictures: dict[int, ProcessedImage | CachedPicture] = {id(item.image): item.image for item in shown}
+    if cache is None:
+        prepared = [image for image in pictures.values() if isinstance(image, ProcessedImage)]
+        encoded = dict(zip(pictures, model.encode_images(prepared), strict=True))
+        return [encoded[id(item.image)] for item in shown]
+    digests = {id(item.image): item.digest for item in shown}
+    new = {key: image for key, image in pictures.items() if isinstance(image, ProcessedImage)}
+    for key, made in zip(new, encode(model, cache.level, list(new.values())) if new else [], strict=True):
+        cache.put(digests[key], made)
+        pictures[key] = made
+    found = [picture for picture in pictures.values() if isinstance(picture, CachedPicture)]
+    connected = dict(zip(pictures, connect(model, cache.level, found), strict=True))
+    return [connected[id(item.image)] for item in shown]
