@@ -58,7 +58,7 @@ def sweep(
         return
     shown = tables.checkpoints(figures)
     print_table(shown.head(), shown.texts())
-    print(" ".join(advice(figures)))
+    print("\n".join(advice(figures)))
     print(f"chart: {path.with_suffix('.png')}")
 
 

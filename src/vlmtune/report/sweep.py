@@ -63,6 +63,11 @@ def advice(sweep: dict[str, Any]) -> list[str]:
             f"Stopping at step {w.count(stop['step'])} would have saved {_saved(stop, sweep)} of the steps and cost "
             f"{_cost(stop)}."
         )
+        near = next(
+            point for point in sweep["checkpoints"] if point["difference"] is None or point["difference"] >= -0.01
+        )
+        if stop["step"] < near["step"] < best["step"]:
+            sentences.append(f"From step {w.count(near['step'])} on it was within a point of the best.")
     elif best is not sweep["checkpoints"][0]:
         sentences.append("Every earlier checkpoint is significantly worse: stopping earlier would have cost accuracy.")
     if last is not best and stop["step"] <= best["step"]:
@@ -90,7 +95,7 @@ def _saved(point: dict[str, Any], sweep: dict[str, Any]) -> str:
 def _cost(point: dict[str, Any]) -> str:
     lost = -point["difference"]
     low, high = point["difference_interval"]
-    span = f"95% interval {w.points_interval([-high, -low])}; {w.p_value(point['p_holm'])}"
+    span = f"95% interval {w.points_interval([-high, -low])}; {w.p_value(point['p_holm'])} Holm-adjusted"
     if lost <= 0:
         return f"no accuracy ({span})"
     return f"{100 * lost:.1f} points ({span}): not significant"

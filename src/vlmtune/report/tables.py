@@ -312,6 +312,68 @@ def abstentions(evaluations: Sequence[dict[str, Any]]) -> Table:
     return table(columns, rows)
 
 
+def study_points(study: dict[str, Any]) -> Table:
+    """A study's curve: a row a number of training pictures."""
+    columns = (
+        "share of all | #training pictures | #test pictures | #seeds | #mean accuracy | ~95% interval "
+        "| ~over seeds | ~over test pictures | #lowest | #highest"
+    )
+    rows = []
+    for point in study["points"]:
+        accuracies = [run["accuracy"] for run in point["runs"]]
+        rows.append(
+            [
+                f"{100 * point['fraction']:g}%",
+                w.count(point["num_train"]),
+                limited(study["num_examples"], study["limit"]),
+                w.count(len(accuracies)),
+                w.percent(point["accuracy"]),
+                w.interval(point["interval"]),
+                w.interval(point["seed_interval"]),
+                w.interval(point["test_interval"]),
+                w.percent(min(accuracies)),
+                w.percent(max(accuracies)),
+            ]
+        )
+    return without_empty(table(columns, rows))
+
+
+def study_steps(study: dict[str, Any]) -> Table:
+    """What each step of a study brings."""
+    rows = [
+        [
+            w.count(step["num_first"]) if step["num_first"] else "not trained",
+            w.count(step["num_second"]),
+            limited(study["num_examples"], study["limit"]),
+            w.points(step["difference"]),
+            w.points_interval(step["interval"]),
+            "yes" if step["is_significant"] else "no",
+        ]
+        for step in study["steps"]
+    ]
+    return table("from | #to training pictures | #test pictures | #points | ~95% interval | significant", rows)
+
+
+def study_runs(study: dict[str, Any]) -> Table:
+    """Every run of a study."""
+    rows = [
+        [
+            run["folder"],
+            Cell(w.count(run["num_train"]), run["num_train"]),
+            Cell(w.count(run["seed"]), run["seed"]),
+            limited(study["num_examples"], study["limit"]),
+            Cell(w.percent(run["accuracy"]), run["accuracy"]),
+            w.interval(run["accuracy_interval"]),
+            Cell(w.count(run["steps"]), run["steps"]),
+            Cell(w.duration(run["seconds"]), run["seconds"]),
+        ]
+        for point in study["points"]
+        for run in point["runs"]
+    ]
+    columns = "run | #training pictures | #seed | test pictures | #accuracy | ~95% interval | #steps | #training time"
+    return table(columns, rows)
+
+
 def without_empty(full: Table) -> Table:
     """The table without columns in which no row has anything to say."""
     kept = [

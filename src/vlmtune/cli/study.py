@@ -1,0 +1,125 @@
+"""`vlmtune study`: the same experiment on growing shares of the training pictures, with several seeds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmtune.cli.console import print_json, print_table, stderr_console
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.config.load import load_experiment
+from vlmtune.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmtune.config.schema import Experiment
+    from vlmtune.evaluate.study import StudyRun
+
+
+def study(
+    config: ConfigArgument,
+    more_fractions: Annotated[list[float] | None, typer.Argument(metavar="[FRACTION]...", hidden=True)] = None,
+    fractions: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION...",
+            help="Shares of the training pictures, several after one another: --fractions 0.01 0.1 1.0",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs for each share; they begin at the experiment's seed.")] = 3,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Measure how accuracy grows with the number of training pictures.
+
+    Trains and tests CONFIG on each share (data.fraction) with each seed. Every run is an ordinary run folder in
+    OUTPUT_DIR/NAME-study; the curve with its intervals is study.json, study.md and study.html there. The same command
+    again keeps finished runs and goes on with one that was stopped.
+    """
+    from vlmtune.report import tables
+    from vlmtune.report.study import findings
+
+    experiment = load_experiment(config, [*(set_ or ()), "evaluate.split=test"])
+    shares = _shares(fractions, more_fractions or [])
+    result, page = run_study(experiment, shares, [experiment.seed + offset for offset in range(seeds)])
+    if json_:
+        print_json({**result, "findings": findings(result), "page": page})
+        return
+    for shown in (tables.study_points(result), tables.study_steps(result)):
+        print_table(shown.head(), shown.texts())
+    print("\n".join(findings(result)))
+    print(f"page: {page}")
+
+
+def _shares(first: float | None, more: Sequence[float]) -> list[float]:
+    if first is None:
+        if more:
+            raise UserError(f"found {', '.join(f'{value:g}' for value in more)} without --fractions before it.")
+        return [0.01, 0.1, 1.0]
+    shares = sorted({first, *more})
+    wrong = [f"{value:g}" for value in shares if not 0 < value <= 1]
+    if wrong:
+        raise UserError(f"--fractions: found {', '.join(wrong)}; expected shares above 0 and at most 1, as 0.1.")
+    return shares
+
+
+def run_study(experiment: Experiment, fractions: Sequence[float], seeds: Sequence[int]) -> tuple[dict[str, Any], Path]:
+    """Run what is not finished, smallest share first; the figures and the page, written anew after every run."""
+    from vlmtune.cli.evaluate import run_evaluation
+    from vlmtune.cli.train import run_training
+    from vlmtune.evaluate.files import read_evaluation
+    from vlmtune.evaluate.study import measure_study
+    from vlmtune.report.study import write_study
+    from vlmtune.train.prepare import load_data
+
+    console = stderr_console()
+    folder = Path(experiment.output_dir) / f"{experiment.name}-study"
+    resolved, splits = load_data(experiment)
+    if not splits.test or splits.labels is None:
+        raise UserError("A study needs a test split and a label set. Check data.test_split and data.test_fraction.")
+    if not (folder / "evaluation" / "test-base" / "evaluation.json").exists():
+        run_evaluation(resolved, splits, checkpoint=None, folder=folder)
+    base = read_evaluation(folder / "evaluation" / "test-base")
+    planned = [(fraction, seed) for fraction in fractions for seed in seeds]
+    runs = []
+    result: dict[str, Any] = {}
+    page = folder
+    for number, (fraction, seed) in enumerate(planned, start=1):
+        own = experiment.model_copy(deep=True)
+        own.name, own.seed, own.output_dir = f"fraction-{fraction:g}-seed-{seed}", seed, str(folder)
+        own.data.fraction = fraction
+        console.print(f"run {number} of {len(planned)}: {own.name}", style="bold", markup=False)
+        trained = run_training(own, resume=_can_resume(folder / own.name), with_base=False)
+        runs.append(_study_run(folder / own.name, fraction, seed, trained))
+        about = {"name": experiment.name, "source": experiment.data.source, "model": experiment.model.base}
+        result = {**measure_study(runs, base), **about, "num_planned": len(planned)}
+        page = write_study(folder, result)
+    return result, page
+
+
+def _can_resume(run: Path) -> bool:
+    """Whether a run of the study was begun. One without a checkpoint has nothing to go on from and begins again."""
+    from vlmtune.train.checkpoints import list_checkpoints
+
+    if (run / "config.yaml").exists() and not list_checkpoints(run):
+        shutil.rmtree(run)
+    return (run / "config.yaml").exists()
+
+
+def _study_run(run: Path, fraction: float, seed: int, trained: dict[str, Any]) -> StudyRun:
+    from vlmtune.evaluate.files import read_evaluation
+    from vlmtune.evaluate.study import StudyRun
+    from vlmtune.report.files import read_json
+
+    return StudyRun(
+        fraction,
+        seed,
+        num_train=read_json(run / "run.json")["data"]["splits"]["train"]["used"],
+        folder=run.name,
+        evaluation=read_evaluation(run / "evaluation" / "test-fine-tuned"),
+        steps=trained["steps"],
+        seconds=trained["seconds"],
+    )

@@ -1,0 +1,85 @@
+"""A data-efficiency study in words, and as study.json, .md, .html and charts/. Called by `vlmtune study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlmtune.report import charts, png, tables
+from vlmtune.report import wording as w
+from vlmtune.report.files import palette, style, write_json, write_text
+from vlmtune.report.render import to_html
+from vlmtune.report.svg import standalone
+
+PAGE = "study.html"
+
+
+def write_study(folder: Path, study: dict[str, Any]) -> Path:
+    """Write the files of a study; returns the path of the page.
+
+    Args:
+        study: of `evaluate.study.measure_study`, with ``name``, ``source``, ``model`` and ``num_planned`` added.
+    """
+    (folder / "charts").mkdir(parents=True, exist_ok=True)
+    told = findings(study)
+    chart = charts.study(study)
+    shown = {"points": tables.study_points(study), "steps": tables.study_steps(study), "runs": tables.study_runs(study)}
+    write_json(folder / "study.json", {**study, "findings": told})
+    write_text(folder / "charts" / "study.svg", standalone(chart, style("chart.css"), palette()))
+    png.study(folder / "charts" / "study.png", study)
+    parts = [
+        f"# {w.plain(study['name'])}: accuracy by training pictures",
+        " ".join(w.plain(sentence) for sentence in told),
+        "![Accuracy against training pictures](charts/study.png)",
+        shown["points"].markdown(),
+        "## From each number of pictures to the next",
+        shown["steps"].markdown(),
+        "## Runs",
+        shown["runs"].markdown(),
+        f"_{intervals(study)}_",
+    ]
+    write_text(folder / "study.md", "\n\n".join(parts) + "\n")
+    write_text(
+        folder / PAGE,
+        to_html("study.html.jinja", study=study, findings=told, intervals=intervals(study), chart=chart, tables=shown),
+    )
+    return folder / PAGE
+
+
+def findings(study: dict[str, Any]) -> list[str]:
+    """The curve in sentences: what each step brings, and whether that is significant."""
+    points = study["points"]
+    last = points[-1]
+    sentences = [
+        f"Trained on {w.count(last['num_train'])} pictures, {study['model']} is right on {w.percent(last['accuracy'])} "
+        f"of {w.count(study['num_examples'])} {study['split']} pictures (95% interval {w.interval(last['interval'])}; "
+        f"mean of {w.counted(len(last['runs']), 'seed')})."
+    ]
+    for step in study["steps"]:
+        start = "no training" if not step["num_first"] else w.count(step["num_first"])
+        verdict = "significant" if step["is_significant"] else "not significant"
+        sentences.append(
+            f"From {start} to {w.count(step['num_second'])} pictures: {w.points(step['difference'])} points "
+            f"(95% interval {w.points_interval(step['interval'])}), {verdict}."
+        )
+    if len(study["seeds"]) == 1:
+        sentences.append(
+            "With one seed the intervals do not cover another draw of training pictures: use --seeds 3 or more."
+        )
+    finished = sum(len(point["runs"]) for point in points)
+    if finished < study["num_planned"]:
+        sentences.append(f"{finished} of {study['num_planned']} runs are finished: run the command again to go on.")
+    if study["limit"]:
+        sentences.append(f"Only {w.count(study['limit'])} pictures were measured, by request (limit).")
+    return sentences
+
+
+def intervals(study: dict[str, Any]) -> str:
+    """What the intervals cover."""
+    if len(study["seeds"]) == 1:
+        return "Intervals: 95% over the draw of test pictures (Wilson)."
+    return (
+        "Intervals: 95% over seeds (Student's t: training pictures drawn, their order, LoRA's start) and over the draw "
+        "of test pictures (Wilson), combined. Significance is Bonferroni-adjusted over the steps. Keys that the "
+        "experiment leaves out are decided for each number of pictures."
+    )
