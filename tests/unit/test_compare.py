@@ -10,7 +10,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from tests.synthetic_runs import in_memory, random_table
 from vlmtune.errors import DataError
-from vlmtune.evaluate.compare import compare, same_examples
+from vlmtune.evaluate.compare import compare, list_flips, same_examples
 from vlmtune.evaluate.files import Evaluation, with_distinct_names
 
 pytestmark = pytest.mark.unit
@@ -120,4 +120,20 @@ def test_equal_names_become_the_names_of_the_runs(tmp_path) -> None:
 
 def test_argmax_evaluations_compare_without_probability_figures() -> None:
     a, b = (in_memory(n, random_table(seed=s, has_probabilities=False)) for n, s in (("a", 1), ("b", 2)))
-    assert set(compare([a, b], num_resamples=20)["pairs"][0]["bootstrap"]) == {"macro_f1", "balanced_accuracy"}
+    assert set(compare([a, b], num_resamples=20)["pairs"][0]["bootstrap"]) == {
+        "macro_f1",
+        "weighted_f1",
+        "balanced_accuracy",
+    }
+
+
+def test_flips_name_truth_and_both_answers(weak: Evaluation, strong: Evaluation) -> None:
+    strong.predictions.prediction[0] = -1
+    weak.predictions.prediction[0] = weak.predictions.truth[0]
+    flips = list_flips([weak, strong])
+    (pair,) = compare([weak, strong], num_resamples=20)["pairs"]
+    by_end = {end: [flip["id"] for flip in flips if flip["became"] == end] for end in ("right", "wrong")}
+    assert by_end == {"right": pair["flipped_to_right"], "wrong": pair["flipped_to_wrong"]}
+    assert flips[0]["id"] == weak.predictions.ids[0]
+    assert flips[0]["truth"] == flips[0]["first"] and flips[0]["second"] is None
+    assert all(flip["truth"] == flip["second" if flip["became"] == "right" else "first"] for flip in flips)

@@ -20,20 +20,26 @@ def compare(
     ],
     output: Annotated[Path | None, typer.Option(help="Also write a report with charts into this folder.")] = None,
     title: Annotated[str, typer.Option(help="The report's title.")] = "Comparison",
+    flips: Annotated[bool, typer.Option("--flips", help="List every picture on which two of them differ.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Compare any number of evaluations of the same pictures.
 
-    Differences carry a 95 % interval and a mid-p McNemar test, Holm-adjusted over all pairs; classes gained and lost
-    and the pictures that flipped are listed by --json. Evaluations of different pictures are refused.
+    Differences carry a 95 % interval and a mid-p McNemar test, Holm-adjusted over all pairs; other metrics a paired
+    bootstrap. Classes gained and lost are named, cost stands beside accuracy. Evaluations of different pictures are
+    refused.
     """
     from vlmtune.evaluate.compare import compare as compare_evaluations
+    from vlmtune.evaluate.compare import list_flips
     from vlmtune.evaluate.files import read_evaluation, with_distinct_names
     from vlmtune.report.render import render_comparison
     from vlmtune.report.sources import evaluation_folder
 
     folders = [evaluation_folder(path) for path in evaluations]
-    result = compare_evaluations(with_distinct_names([read_evaluation(folder) for folder in folders]))
+    read = with_distinct_names([read_evaluation(folder) for folder in folders])
+    result = compare_evaluations(read)
+    if flips:
+        result["flips"] = list_flips(read)
     page = None
     if output is not None:
         runs = [path for path, folder in zip(evaluations, folders, strict=True) if path != folder]
@@ -41,8 +47,7 @@ def compare(
     if json_:
         print_json({**result, "report": page})
         return
-    _print_runs(result)
-    _print_pairs(result)
+    _print(result)
     if page is not None:
         print(f"report: {page}")
     limited = [f"{run['name']} ({run['limit']})" for run in result["runs"] if run["limit"]]
@@ -50,46 +55,38 @@ def compare(
         stderr_console().print(f"Limited by request, not the whole split: {', '.join(limited)}.", markup=False)
 
 
-def _print_runs(result: dict[str, Any]) -> None:
-    from vlmtune.report import wording as w
+def _print(result: dict[str, Any]) -> None:
+    from vlmtune.report import tables
 
-    rows = [
-        [
-            run["name"],
-            w.count(run["num_examples"]) + (" (limit)" if run["limit"] else ""),
-            w.percent(run["accuracy"]),
-            w.interval(run["accuracy_interval"]),
-            w.number(run["macro_f1"]),
-            w.number(run["nll"]),
-            w.percent(run["ece"]),
-            w.duration(run["seconds"]),
-        ]
-        for run in result["runs"]
-    ]
-    print_table(["run", "pictures", "accuracy", "95% interval", "macro F1", "NLL", "ECE", "time"], rows)
-
-
-def _print_pairs(result: dict[str, Any]) -> None:
-    from vlmtune.report import wording as w
-
-    rows = [
-        [
-            f"{pair['first']} → {pair['second']}",
-            w.points(pair["difference"]),
-            w.points_interval(pair["difference_interval"]),
-            f"+{pair['only_second']} −{pair['only_first']}",
-            w.p_value(pair["p_holm"]),
-            "yes" if pair["is_significant"] else "no",
-        ]
-        for pair in result["pairs"]
-    ]
-    print_table(["pair", "points", "95% interval", "flipped", "McNemar, Holm", "significant"], rows)
+    for shown in (tables.runs(result["runs"]), tables.pairs(result)):
+        print_table(shown.head(), shown.texts())
+    _print_other_metrics(result["pairs"])
     for pair in result["pairs"]:
         for word in ("gained", "lost"):
             classes = pair[f"classes_{word}"]
             if classes:
                 print(f"{pair['first']} → {pair['second']} {word} most: {_changes(classes)}")
     print("Points by class; * marks a class that changed significantly by itself.")
+    if "flips" in result:
+        columns = ("from → to", "picture", "truth", "from", "to", "became")
+        keys = ("pair", "id", "truth", "first", "second", "became")
+        print_table(columns, [[flip[key] or "unreadable" for key in keys] for flip in result["flips"]])
+
+
+def _print_other_metrics(pairs: list[dict[str, Any]]) -> None:
+    """Differences of every other metric with their bootstrap intervals; * where the interval leaves zero out."""
+    from vlmtune.report import wording as w
+
+    def change(found: dict[str, Any]) -> str:
+        low, high = found["interval"]
+        star = "*" if low > 0 or high < 0 else ""
+        return f"{w.signed(found['difference'])}{star} ({w.signed(low)} to {w.signed(high)})"
+
+    metrics = list(pairs[0]["bootstrap"])
+    rows = [[f"{p['first']} → {p['second']}", *(change(p["bootstrap"][metric]) for metric in metrics)] for p in pairs]
+    names = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "nll": "NLL", "brier": "Brier"}
+    heads = [names.get(metric, metric.replace("_", " ")) for metric in metrics]
+    print_table(["from → to, 95% by bootstrap", *heads], rows)
 
 
 def _changes(classes: list[dict[str, Any]]) -> str:

@@ -28,10 +28,15 @@ from vlmtune.evaluate.statistics import (
     mcnemar,
     paired_test,
     percentile_interval,
+    weighted_f1_from_counts,
 )
 
 NUM_SHOWN = 5
-_COUNT_STATISTICS = {"macro_f1": macro_f1_from_counts, "balanced_accuracy": balanced_accuracy_from_counts}
+_COUNT_STATISTICS = {
+    "macro_f1": macro_f1_from_counts,
+    "weighted_f1": weighted_f1_from_counts,
+    "balanced_accuracy": balanced_accuracy_from_counts,
+}
 
 
 def compare(evaluations: Sequence[Evaluation], num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -64,6 +69,28 @@ def compare(evaluations: Sequence[Evaluation], num_resamples: int = 1000, seed: 
         "num_resamples": num_resamples,
         "confidence": 0.95,
     }
+
+
+def list_flips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Every picture on which one of a pair is right and the other wrong: ``pair``, ``id``, ``truth``, what the
+    ``first`` and ``second`` said (None: unreadable) and what it ``became``. Pairs as in `compare`; raises as it does.
+    """
+    tables, flips = align(evaluations), []
+    for i, j in combinations(range(len(tables)), 2):
+        a, b = tables[i], tables[j]
+        names = np.asarray([*a.labels, None], dtype=object)  # position -1 reads as None
+        flips += [
+            {
+                "pair": f"{evaluations[i].name} → {evaluations[j].name}",
+                "id": str(a.ids[row]),
+                "truth": names[a.truth[row]],
+                "first": names[a.prediction[row]],
+                "second": names[b.prediction[row]],
+                "became": "right" if b.correct[row] else "wrong",
+            }
+            for row in np.flatnonzero(a.correct != b.correct)
+        ]
+    return flips
 
 
 def align(evaluations: Sequence[Evaluation]) -> list[PredictionTable]:

@@ -210,10 +210,14 @@ def bootstrap_counts(
 
 def macro_f1_from_counts(hits: Floats, support: Floats, predicted: Floats) -> Floats:
     """float64[K] mean F1 over the classes that occur in truth or prediction, from float64[K, L] counts."""
-    total = support + predicted
-    present = total > 0
-    f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=present)
-    scores: Floats = f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+    present = support + predicted > 0
+    scores: Floats = _f1(hits, support, predicted).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+    return scores
+
+
+def weighted_f1_from_counts(hits: Floats, support: Floats, predicted: Floats) -> Floats:
+    """float64[K] mean F1 weighted by how often a class occurs in the truth, from float64[K, L] counts."""
+    scores: Floats = (_f1(hits, support, predicted) * support).sum(axis=-1) / support.sum(axis=-1)
     return scores
 
 
@@ -230,6 +234,12 @@ def percentile_interval(samples: Floats, confidence: float = 0.95) -> tuple[floa
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(samples, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def _f1(hits: Floats, support: Floats, predicted: Floats) -> Floats:
+    total = support + predicted
+    f1: Floats = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+    return f1
 
 
 def _sum_by(weights: Floats, groups: NDArray[Any], num_groups: int) -> Floats:
