@@ -92,7 +92,7 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
         "unreadable": len(trainer.reader.unreadable),
     }
     del trainer, opened
-    if splits.test and splits.labels:
+    if any(example.answers for example in splits.test):
         tuned = run_evaluation(resolved, splits, checkpoint=folder.path / "best", folder=folder.path)
         result["test_accuracy"] = tuned.accuracy
         if with_base:

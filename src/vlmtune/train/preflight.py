@@ -180,8 +180,9 @@ def _read_some(trainer: Trainer) -> Any:
 def _labels(trainer: Trainer) -> list[Finding]:
     splits, labels = trainer.splits, trainer.splits.labels
     sizes = f"{len(splits.train)} training, {len(splits.validation)} validation and {len(splits.test)} test pictures"
-    if labels is None:
-        return [Finding("data", "ok", sizes)]
+    if trainer.experiment.task.kind == "vqa":
+        return _questions(trainer)
+    assert labels is not None
     counts = Counter(example.label for example in splits.train)
     findings = [
         Finding(
@@ -201,11 +202,32 @@ def _labels(trainer: Trainer) -> list[Finding]:
     return findings
 
 
+def _questions(trainer: Trainer) -> list[Finding]:
+    splits, labels = trainer.splits, trainer.splits.labels
+    parts = []
+    for role, examples in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        parts.append(f"{len(examples):,} {role} questions about {len({e.image_id for e in examples}):,} pictures")
+    answers = "answers are open" if labels is None else f"answers are {len(labels):,} labels"
+    findings = [Finding("data", "ok", f"{', '.join(parts)}; {answers}")]
+    if not splits.validation:
+        findings.append(Finding("data", "warning", "no validation questions: the last checkpoint will count as best"))
+    if splits.test and not any(example.answers for example in splits.test):
+        findings.append(Finding("data", "warning", "test answers are not known: evaluate writes a results file only"))
+    findings += [
+        Finding("data", "warning", f"{left['count']:,} {left['reason']} are left out")
+        for left in splits.description.get("left_out", [])
+        if left["reason"].startswith("questions")
+    ]
+    return findings
+
+
 def _pictures(trainer: Trainer) -> list[Finding]:
     """Unreadable files, and pictures that are in training and in test (or validation) at once."""
     splits = trainer.splits
     parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
-    examples = [(part, example) for part, members in parts.items() for example in members]
+    # Several questions about one picture need one look at it.
+    first = {(part, e.image_id or e.id): (part, e) for part, members in parts.items() for e in reversed(members)}
+    examples = list(first.values())
     looked_at = examples[:: max(1, -(-len(examples) // _MAX_DIGESTS))]
 
     def identify(item: tuple[str, Example]) -> str:

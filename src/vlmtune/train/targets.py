@@ -14,6 +14,7 @@ import numpy as np
 
 from vlmtune.config.schema import Experiment
 from vlmtune.data.vqa_targets import AnswerRule, choose_target
+from vlmtune.errors import UserError
 from vlmtune.records import Example, LabelSet
 
 Draw = np.random.Generator
@@ -93,11 +94,18 @@ class AnnotatorTargets:
 
 
 def choose_targets(experiment: Experiment, labels: LabelSet | None, examples: Sequence[Example]) -> Targets:
-    """The targets of a run: by its task, and by whether there is a closed set of answers."""
-    if experiment.task.kind == "vqa":
-        return AnnotatorTargets(experiment.train.answer, experiment.seed, labels)
-    assert labels is not None
+    """The targets of a run, by its task. Raises UserError for options that only labels have."""
     train = experiment.train
+    if experiment.task.kind == "vqa":
+        asked = {
+            "label_smoothing": train.label_smoothing > 0,
+            "class_weights: balanced": train.class_weights == "balanced",
+            "sampling: balanced": train.sampling == "balanced",
+        }
+        if wrong := [f"train.{key}" for key, is_set in asked.items() if is_set]:
+            raise UserError(f"{', '.join(wrong)}: made for labels, and task.kind is vqa. Leave it away.")
+        return AnnotatorTargets(train.answer, experiment.seed, labels)
+    assert labels is not None
     weights = balanced_weights(examples) if train.class_weights == "balanced" else None
     return LabelTargets(labels, train.label_smoothing, weights)
 
