@@ -38,6 +38,7 @@ class CardFacts:
         system, user: the prompt's two parts, for commands.
         evaluations: evaluation.json of each of the run's evaluations.
         sentences: what whoever runs the export must know.
+        load_options: what transformers' `from_pretrained` needs besides the folder.
     """
 
     manifest: Manifest
@@ -47,6 +48,7 @@ class CardFacts:
     user: str
     evaluations: Sequence[Mapping[str, Any]]
     sentences: Sequence[str]
+    load_options: Mapping[str, str]
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
@@ -172,37 +174,31 @@ def _gate(facts: CardFacts) -> str:
 
 def _python_usage(facts: CardFacts) -> str:
     base = str(facts.manifest.origin["base"])
+    is_builtin = base.startswith(BUILTIN_PREFIX)
+    options = "".join(f", {name}={value!r}" for name, value in facts.load_options.items())
     lines = ["from transformers import AutoModelForImageTextToText"]
     if facts.manifest.format == "peft":
-        is_builtin = base.startswith(BUILTIN_PREFIX)
-        lines += [
-            "from peft import PeftModel",
-            *(["from vlmtune.models.source import locate"] if is_builtin else []),
-            "",
-        ]
-        lines += [
-            f"base = AutoModelForImageTextToText.from_pretrained({f'locate({base!r})' if is_builtin else repr(base)})",
-            f"model = PeftModel.from_pretrained(base, {PLACE!r})",
-        ]
+        lines.append("from peft import PeftModel")
+        lines += ["from vlmtune.models.source import locate"] if is_builtin else []
+        place = f"locate({base!r})" if is_builtin else repr(base)
+        lines += ["", f"base = AutoModelForImageTextToText.from_pretrained({place}{options})"]
+        lines.append(f"model = PeftModel.from_pretrained(base, {PLACE!r})")
     else:
-        lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({PLACE!r})"]
+        lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({PLACE!r}{options})"]
     own = f"```bash\nvlmtune predict {PLACE} picture.jpg\nvlmtune serve {PLACE}\n```"
     theirs = "```python\n" + "\n".join(lines) + "\n```"
-    return "\n\n".join(
-        [f"With its prompt and labels:\n\n{own}", f"With transformers:\n\n{theirs}", *_listed(facts.sentences)]
-    )
+    parts = [f"With its prompt and labels:\n\n{own}", f"With transformers:\n\n{theirs}"]
+    return "\n\n".join([*parts, *_listed(facts.sentences)])
 
 
 def _llama_usage(facts: CardFacts) -> str:
-    names = sorted(
-        (name for name in facts.manifest.files if name.endswith(".gguf")), key=lambda n: n.startswith("mmproj")
-    )
-    options = [
-        f"-m {names[0]}",
-        f"--mmproj {names[1]}",
-        *(["--system-prompt", _quoted(facts.system)] if facts.system else []),
-    ]
-    command = " ".join(["llama-mtmd-cli", *options, "--image picture.jpg", "--temp 0", "-p", _quoted(facts.user)])
+    # The projector's name sorts after the model's only by chance.
+    model, projector = sorted((n for n in facts.manifest.files if n.endswith(".gguf")), key=lambda n: "mmproj-" in n)
+    options = [f"-m {model}", f"--mmproj {projector}"]
+    options += [f"--system-prompt {_quoted(facts.system)}"] if facts.system else []
+    # Without a marker llama.cpp puts the picture first.
+    user = facts.user + ("<__media__>" if facts.manifest.task.image_position == "last" else "")
+    command = " ".join(["llama-mtmd-cli", *options, "--image picture.jpg", "--temp 0", "-p", _quoted(user)])
     return "\n".join([f"```bash\n{command}\n```", "", *_listed(facts.sentences)]).rstrip()
 
 

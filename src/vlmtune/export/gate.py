@@ -105,7 +105,7 @@ def judge(
     compare = _Closed(prompt, subject.labels) if subject.labels is not None else _Open(opened)
     differences: list[Difference] = []
     largest, num_agree, num_pictures, num_unreadable = 0.0, 0, 0, 0
-    for asked in _prompts(subject, opened, prompt):
+    for asked in held_out_prompts(subject, opened, prompt):
         if asked is None:
             num_unreadable += 1
             continue
@@ -132,7 +132,7 @@ def judge(
     )
 
 
-def _prompts(subject: Subject, opened: OpenedModel, prompt: PromptBuilder) -> Iterator[Asked | None]:
+def held_out_prompts(subject: Subject, opened: OpenedModel, prompt: PromptBuilder) -> Iterator[Asked | None]:
     """Every held-out picture with its prompt; None for one that cannot be opened."""
     for example in subject.pictures:
         try:
@@ -141,8 +141,8 @@ def _prompts(subject: Subject, opened: OpenedModel, prompt: PromptBuilder) -> It
             yield None
             continue
         processed = opened.processor.process(picture)
-        before, after = prompt.text(example.question, _PLACE).split(_PLACE)
-        ids = prompt.build(example.question, processed.text).ids
+        before, after = prompt.text(example.question, _PLACE, example.history).split(_PLACE)
+        ids = prompt.build(example.question, processed.text, example.history).ids
         yield Asked(example.id, picture, processed, ids, before, after)
 
 

@@ -24,6 +24,7 @@ from vlmtune.export.formats import Format
 from vlmtune.export.gate import Verdict, judge
 from vlmtune.export.runtime import OwnRuntime
 from vlmtune.export.subject import Subject
+from vlmtune.export.transformers_runtime import LOAD_OPTIONS
 from vlmtune.models.weights import explain_write_errors
 from vlmtune.text.prompt import PromptBuilder
 from vlmtune.train.prepare import image_overrides
@@ -132,6 +133,7 @@ def _card_facts(
         user=prompt.user,
         evaluations=subject.evaluations,
         sentences=form.sentences,
+        load_options=LOAD_OPTIONS.get(trained.family.name, {}),
     )
 
 

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class TransformersRuntime:
         transformers = importlib.import_module("transformers")
         name = f"transformers {transformers.__version__}"
         with _quiet(transformers.utils.logging):
-            model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device)
+            auto = transformers.AutoModelForImageTextToText
+            model = auto.from_pretrained(folder, dtype=dtype, **LOAD_OPTIONS.get(family, {})).to(device)
             if adapter is not None:
                 peft = importlib.import_module("peft")
                 model = peft.PeftModel.from_pretrained(model, adapter)
@@ -139,5 +141,24 @@ def _lfm2_vl_pixels(processed: ProcessedImage, num_rows: int, width: int, prompt
     }
 
 
-PIXELS: Mapping[str, Callable[[ProcessedImage, int, int, int], dict[str, Tensor]]] = {"lfm2_vl": _lfm2_vl_pixels}
+def _paligemma_pixels(processed: ProcessedImage, num_rows: int, width: int, prompt: int) -> dict[str, Tensor]:
+    """The one square picture, once for each row; and which tokens see each other in both directions: the prompt's."""
+    ((patches, (rows, columns)),) = processed.tiles
+    side = isqrt(patches.shape[1] // 3)
+    squares = patches.view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4)
+    pixels = squares.reshape(1, 3, rows * side, columns * side)
+    types = (torch.arange(width) >= prompt).to(torch.int64)
+    return {"pixel_values": pixels.repeat(num_rows, 1, 1, 1), "token_type_ids": types.repeat(num_rows, 1)}
+
+
+PIXELS: Mapping[str, Callable[[ProcessedImage, int, int, int], dict[str, Tensor]]] = {
+    "lfm2_vl": _lfm2_vl_pixels,
+    "paligemma": _paligemma_pixels,
+}
 """Family -> (picture, rows, width of a row, length of the prompt) to the model's keyword arguments."""
+
+LOAD_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    # Gemma 2 caps its attention scores, which transformers' fused attention leaves out.
+    "paligemma": {"attn_implementation": "eager"},
+}
+"""Family -> what `from_pretrained` needs besides the folder; the card says it too."""

@@ -1,0 +1,71 @@
+"""Exports open in transformers and PEFT with our answers, on a hundred pictures, for both families."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.export_runs import write_run
+from tests.tiny_paligemma import write_tiny_paligemma
+from vlmtune.export.formats import choose_dtype, make_format
+from vlmtune.export.gate import held_out_prompts
+from vlmtune.export.run import export
+from vlmtune.export.runtime import OwnRuntime
+from vlmtune.export.subject import Subject, open_subject
+from vlmtune.text.prompt import PromptBuilder
+
+pytestmark = pytest.mark.parity
+
+NUM_PICTURES = 100
+# Labels' probabilities, float32 on both sides, prompts of 100 to 250 tokens.
+PROBABILITY = 1e-4
+MAX_NEW_TOKENS = 4
+
+
+@pytest.fixture(scope="module", params=["lfm2_vl", "paligemma", "paligemma2"])
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder = tmp_path_factory.mktemp(request.param)
+    base = "builtin:tiny"
+    targets = ("attention", "mlp", "conv", "connector", "vision_attention", "vision_mlp")
+    noise = 0.05
+    if request.param != "lfm2_vl":
+        base = str(write_tiny_paligemma(folder / "base", 2 if request.param == "paligemma2" else 1, seed=1))
+        targets, noise = tuple(target for target in targets if target != "conv"), 0.3
+    return open_subject(write_run(folder / "run", base, targets=targets, noise=noise), NUM_PICTURES)
+
+
+@pytest.mark.parametrize("name", ["merged", "peft"])
+def test_an_export_gives_the_trained_models_labels_and_greedy_answers(
+    subject: Subject, name: str, tmp_path: Path
+) -> None:
+    form = make_format(name)
+    made = export(subject, form, choose_dtype(form, None), tmp_path / name, threshold=1.0)
+    assert "transformers" in made.verdict.runtime
+    assert (made.verdict.num_pictures, made.verdict.num_agree) == (NUM_PICTURES, NUM_PICTURES)
+    assert made.verdict.max_probability_difference < PROBABILITY
+
+    trained = subject.open()
+    own, theirs = OwnRuntime(trained, "the trained model"), form.runtime(subject, trained, made.folder)
+    prompt = PromptBuilder(trained.tokenizer, subject.task, subject.labels)
+    end = trained.tokenizer.end_id
+    answers = set()
+    for asked in held_out_prompts(subject, trained, prompt):
+        assert asked is not None
+        ours = own.greedy(asked, end, MAX_NEW_TOKENS)
+        assert theirs.greedy(asked, end, MAX_NEW_TOKENS) == ours
+        answers.add(tuple(ours))
+    assert len(answers) > 1  # a model that says the same of every picture would show nothing
+
+
+def test_a_bfloat16_merge_is_rounded_once(subject: Subject, tmp_path: Path) -> None:
+    form = make_format("merged")
+    few = dataclasses.replace(subject, pictures=subject.pictures[:3])
+    made = export(few, form, "bfloat16", tmp_path / "merged", threshold=0.0)
+    stored = load_file(made.folder / "model.safetensors")
+    merged = subject.open(dtype="float32")
+    for name, parameter in merged.model.named_parameters():
+        assert torch.equal(stored[name], parameter.to(torch.bfloat16)), name

@@ -1,0 +1,194 @@
+"""The export gate, what an export leaves behind, its card, and how it opens again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from tests.export_runs import write_evaluation_facts, write_run
+from vlmtune.adapters.manifest import MANIFEST_FILE, read_manifest
+from vlmtune.adapters.open import AdaptedModel
+from vlmtune.errors import DataError, RunFolderError, UserError
+from vlmtune.export import transformers_runtime
+from vlmtune.export.formats import Merged, choose_dtype, make_format
+from vlmtune.export.gate import judge
+from vlmtune.export.run import REJECTED_FILE, export
+from vlmtune.export.runtime import Asked, OwnRuntime, Runtime
+from vlmtune.export.subject import Subject, open_subject
+from vlmtune.inference.open import open_predictor
+from vlmtune.inference.predictor import Query
+from vlmtune.records import ImageSource, LabelScores
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    run = write_run(tmp_path_factory.mktemp("runs") / "digits")
+    write_evaluation_facts(run, 0.9806)
+    return open_subject(run, 8)
+
+
+@pytest.fixture(autouse=True)
+def without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of imports each; `tests/parity/test_export.py` has them."""
+    monkeypatch.setattr(transformers_runtime, "is_installed", lambda with_peft: False)
+
+
+class Skewed:
+    """A runtime that doubts one label: what a faulty export looks like."""
+
+    name = "skewed"
+    notes: Sequence[str] = ("scores were bent by the test",)
+
+    def __init__(self, runtime: Runtime, answer: int, by: float) -> None:
+        self._runtime, self._answer, self._by = runtime, answer, by
+
+    def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
+        scores = self._runtime.score(asked, answers)
+        return [score - self._by * (i == self._answer) for i, score in enumerate(scores)]
+
+    def greedy(self, asked: Asked, end: int, max_new_tokens: int) -> list[int]:
+        return [*self._runtime.greedy(asked, end, max_new_tokens), self._answer]
+
+    def close(self) -> None:
+        pass
+
+
+class SkewedFormat(Merged):
+    """Merged, and broken on the way."""
+
+    def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
+        return Skewed(super().runtime(subject, trained, folder), answer=3, by=50.0)
+
+
+def test_the_gate_counts_labels_and_finds_the_largest_difference(subject: Subject) -> None:
+    trained = subject.open()
+    own = OwnRuntime(trained, "the trained model")
+    fair = judge(subject, own, own, trained, 1.0)
+    assert (fair.num_agree, fair.max_probability_difference, fair.is_accepted) == (8, 0.0, True)
+    assert subject.labels is not None
+    answer = next(i for i, label in enumerate(subject.labels.stored) if label == _label_of_first(subject))
+    bent = judge(subject, own, Skewed(own, answer, 50.0), trained, 0.5)
+    assert bent.num_agree < 8
+    assert bent.max_probability_difference > 0.2
+    assert bent.differences[0].trained == subject.labels.stored[answer] != bent.differences[0].exported
+    assert bent.is_accepted == (bent.num_agree >= 4)
+
+
+def _label_of_first(subject: Subject) -> str:
+    predictor = open_predictor(str(subject.checkpoint))
+    (scores,) = predictor.classify([Query(subject.pictures[0].image)])
+    assert isinstance(scores, LabelScores)
+    return scores.prediction
+
+
+def test_open_answers_are_compared_word_by_word(subject: Subject) -> None:
+    asking = dataclasses.replace(
+        subject,
+        labels=None,
+        task=subject.task.model_copy(update={"list_labels": "never"}),
+        pictures=subject.pictures[:3],
+    )
+    trained = subject.open()
+    own = OwnRuntime(trained, "the trained model")
+    assert judge(asking, own, own, trained, 1.0).num_agree == 3
+    verdict = judge(asking, own, Skewed(own, answer=40, by=0.0), trained, 1.0)
+    assert (verdict.judged, verdict.num_agree, verdict.is_accepted) == ("answers", 0, False)
+
+
+def test_unreadable_pictures_are_counted_and_not_judged(subject: Subject) -> None:
+    broken = dataclasses.replace(subject.pictures[0], image=ImageSource(data=b"no picture", name="broken"))
+    trained = subject.open()
+    own = OwnRuntime(trained, "the trained model")
+    verdict = judge(dataclasses.replace(subject, pictures=[broken, subject.pictures[1]]), own, own, trained, 1.0)
+    assert (verdict.num_pictures, verdict.num_unreadable) == (1, 1)
+    with pytest.raises(DataError, match="None of the 1 held-out pictures"):
+        judge(dataclasses.replace(subject, pictures=[broken]), own, own, trained, 1.0)
+
+
+def test_a_merged_export_opens_as_MODEL_with_its_task_and_labels(subject: Subject, tmp_path: Path) -> None:  # noqa: N802
+    made = export(subject, make_format("merged"), "as trained", tmp_path / "merged", 1.0)
+    assert made.verdict.is_accepted and "not installed" in " ".join(made.verdict.notes)
+    predictor = open_predictor(str(made.folder))
+    assert predictor.labels == subject.labels
+    queries = [Query(example.image) for example in subject.pictures]
+    theirs = list(open_predictor(str(subject.run)).classify(queries))
+    for ours, trained in zip(predictor.classify(queries), theirs, strict=True):
+        assert isinstance(ours, LabelScores) and isinstance(trained, LabelScores)
+        assert ours.prediction == trained.prediction
+        assert ours.log_probs == pytest.approx(trained.log_probs, abs=1e-4)
+
+
+def test_an_exported_adapter_opens_with_the_runs_image_settings(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", model={"max_image_tokens": 4, "min_image_tokens": 4})
+    made = export(open_subject(run, 2), make_format("peft"), "as trained", tmp_path / "peft", 1.0)
+    predictor = open_predictor(str(made.folder))
+    assert predictor.opened.processor.process(open_subject(run, 1).pictures[0].image.open()).num_tokens == 4
+
+
+def test_what_the_gate_refuses_is_renamed_and_marked(subject: Subject, tmp_path: Path) -> None:
+    made = export(subject, SkewedFormat(), "as trained", tmp_path / "merged", 0.995)
+    assert not made.verdict.is_accepted
+    assert made.folder == tmp_path / "merged.rejected" and not (tmp_path / "merged").exists()
+    assert (made.folder / REJECTED_FILE).is_file()
+    manifest = read_manifest(made.folder)
+    assert manifest is not None and manifest.gate["accepted"] is False
+    assert "REJECTED" in (made.folder / "README.md").read_text()
+    again = export(subject, SkewedFormat(), "as trained", tmp_path / "merged", 0.995)
+    assert again.folder == made.folder
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.rejected"]  # no half-made folder stays
+
+
+def test_a_taken_folder_is_not_written_over(subject: Subject, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"exists\. Choose another folder"):
+        export(subject, make_format("peft"), "as trained", tmp_path / "out", 1.0)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_the_card_holds_evaluation_and_verdict_as_the_hub_reads_them(subject: Subject, tmp_path: Path) -> None:
+    made = export(subject, make_format("peft"), "as trained", tmp_path / "peft", 0.9)
+    card = ModelCard.load(made.folder / "README.md")
+    results = {result.metric_type: result for result in card.data.eval_results or []}
+    assert results["accuracy"].metric_value == 0.9806
+    assert (results["accuracy"].dataset_split, results["accuracy"].task_type) == ("test", "image-classification")
+    assert card.data.library_name == "peft" and card.data.base_model is None  # builtin:tiny is not on the hub
+    assert "8 of 8 (100.00 %)" in card.text and "0.9606 to 1.0006" in card.text
+    assert "<picture>What does the picture show?" in card.text
+    assert str(tmp_path) not in (made.folder / "README.md").read_text()
+
+
+def test_the_manifest_lists_what_the_gate_judged(subject: Subject, tmp_path: Path) -> None:
+    made = export(subject, make_format("peft"), "as trained", tmp_path / "peft", 1.0)
+    manifest = read_manifest(made.folder)
+    assert manifest is not None
+    assert sorted(manifest.files) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert manifest.gate["num_agree"] == 8 and manifest.origin["checkpoint"] == "step-000001"
+    (made.folder / MANIFEST_FILE).write_text(json.dumps({"format": "peft"}))
+    with pytest.raises(RunFolderError, match="not a readable export manifest"):
+        read_manifest(made.folder)
+
+
+def test_formats_and_types_are_named_when_they_are_unknown(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Unknown export format 'ggml'.*Known: gguf, merged, peft"):
+        make_format("ggml")
+    with pytest.raises(UserError, match=r"Unknown --dtype 'Q2_K'.*Q8_0"):
+        choose_dtype(make_format("gguf"), "Q2_K")
+    assert choose_dtype(make_format("gguf"), "q8_0") == "Q8_0"
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        open_subject(tmp_path, 1)
+
+
+def test_a_merge_in_bfloat16_is_stored_so(subject: Subject, tmp_path: Path) -> None:
+    made = export(subject, make_format("merged"), "bfloat16", tmp_path / "merged", 0.0)
+    stored = open_predictor(str(made.folder)).opened.config["dtype"]
+    assert stored == "bfloat16"
+    assert torch.finfo(torch.bfloat16).eps > made.verdict.max_probability_difference / 10 > 0
