@@ -72,13 +72,23 @@ def cases() -> dict[str, tuple[tuple[int, int], dict[str, Any]]]:
     return CASES | {f"random_{h}x{w}": ((h, w), small) for h, w in sizes}
 
 
-def main(folder: Path) -> None:
-    sys.path.append(str(PEERS))
+def declare_torchvision() -> None:
+    """Declare the operators that a torchvision built for CUDA misses beside a CPU torch; before it is imported."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(library)
+
+
+_KEPT: list[Any] = []
+"""Definitions last as long as their library."""
+
+
+def main(folder: Path) -> None:
+    sys.path.append(str(PEERS))
+    declare_torchvision()
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
     from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
