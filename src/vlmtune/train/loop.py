@@ -21,7 +21,7 @@ from vlmtune.adapters.open import put_connector
 from vlmtune.config.recipes import num_steps
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
-from vlmtune.errors import DataError, RunFolderError, UserError
+from vlmtune.errors import ConfigError, DataError, RunFolderError, UserError
 from vlmtune.models.registry import OpenedModel
 from vlmtune.train.allocator import hold_memory
 from vlmtune.train.checkpoints import (
@@ -96,6 +96,11 @@ class Trainer:
     ) -> None:
         if not splits.train:
             raise DataError("There are no training pictures. Check data.source, data.train_split and data.limit.")
+        if experiment.train.loss == "all" and opened.model.bidirectional_prompt:
+            raise ConfigError(
+                f"train.loss: found all, but the prompts of {opened.family.name} models see themselves in both "
+                "directions: each token is in sight of the one that should predict it. Set train.loss: answer."
+            )
         self.experiment, self.opened, self.splits, self.watch = experiment, opened, splits, watch
         self.model = opened.model
         hold_memory()
