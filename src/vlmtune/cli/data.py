@@ -155,11 +155,14 @@ def _print_labels(report: CheckReport) -> None:
     splits = list(report.counts)
     labels = list(report.counts_per_label.items())
     title = f"{len(labels)} labels, from {report.labels_from}"
+    if report.num_questions:
+        title = f"{report.num_questions:,} questions by type of answer; {report.labels_from}"
     if len(labels) > MOST_LABELS:
         by_count = sorted(labels, key=lambda item: -sum(item[1].values()))
         labels = by_count[: MOST_LABELS // 2] + by_count[-MOST_LABELS // 2 :]
         title += f"; the {MOST_LABELS // 2} most frequent and the {MOST_LABELS // 2} rarest (all with --json)"
-    print_table(["label", *splits], [(label, *(n[split] for split in splits)) for label, n in labels], title=title)
+    name = "answers" if report.num_questions else "label"
+    print_table([name, *splits], [(label, *(n[split] for split in splits)) for label, n in labels], title=title)
 
 
 def _print_duplicates(report: CheckReport) -> None:
@@ -205,7 +208,8 @@ def _cut(title: str, num: int) -> str:
 
 def _copies_text(copies: tuple[Copy, ...]) -> str:
     more = f"\n… {len(copies) - 4} more" if len(copies) > 4 else ""
-    return "\n".join(f"{copy.id} [{copy.split}, {copy.label}]" for copy in copies[:4]) + more
+    told = (f"{copy.id} [{copy.split}{f', {copy.label}' if copy.label else ''}]" for copy in copies[:4])
+    return "\n".join(told) + more
 
 
 def _yes(value: bool) -> str:

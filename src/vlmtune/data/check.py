@@ -122,6 +122,7 @@ class CheckReport:
     left_out: list[dict[str, Any]]
     notes: list[str]
     limits: dict[str, float] = field(default_factory=dict)
+    num_questions: int = 0  # of a question task; counts are then of pictures, and labels are answer types
 
 
 @dataclass(slots=True)
@@ -165,16 +166,19 @@ def check_data(
     }
     whole = data.model_copy(update={"fraction": 1.0, "limit": None, "limit_validation": None, "limit_test": None})
     splits = load_splits(whole, task, seed)
-    assert splits.labels is not None
-    members: list[tuple[Role, Example]] = [(role, example) for role in ROLES for example in splits.split(role)]
+    # Questions about one picture are one member: it is decoded once, and is no duplicate of itself.
+    first = {(role, e.image_id or e.id): (role, e) for role in ROLES for e in reversed(splits.split(role))}
+    members: list[tuple[Role, Example]] = list(first.values())[::-1]
+    members.sort(key=lambda member: ROLES.index(member[0]))
     if on_total is not None:
         on_total(len(members))
     looks = list(_look_at_all([example.image for _, example in members], num_threads, on_advance))
 
     described = splits.description["splits"]
-    per_label = {
-        label: {str(role): described[role]["per_label"][label] for role in ROLES} for label in splits.labels.stored
-    }
+    key = "per_label" if task.kind == "classify" else "per_answer_type"
+    labels = list(dict.fromkeys(label for role in ROLES for label in described[role][key]))
+    per_label = {label: {str(role): described[role][key].get(label, 0) for role in ROLES} for label in labels}
+    num_questions = sum(len(splits.split(role)) for role in ROLES) if task.kind == "vqa" else 0
     readable = [i for i, look in enumerate(looks) if look.problem is None]
     groups, group_counts = _exact_duplicates(members, looks, readable)
     near, near_counts = _near_duplicates(members, looks, readable)
@@ -184,7 +188,7 @@ def check_data(
         revision=splits.description["revision"],
         labels_from=splits.description["labels_from"],
         num_pictures=len(members),
-        counts={role: len(splits.split(role)) for role in ROLES},
+        counts={role: sum(its_role == role for its_role, _ in members) for role in ROLES},
         counts_per_label=per_label,
         origins={role: described[role]["from"] for role in ROLES},
         imbalance={role: _imbalance([counts[role] for counts in per_label.values()]) for role in ROLES},
@@ -194,7 +198,7 @@ def check_data(
         formats=_count(looks[i].format for i in readable),
         peculiarities=_count(name for i in readable for name in looks[i].peculiarities),
         unreadable=[
-            Unreadable(example.id, role, example.label, look.problem.source, look.problem.reason)
+            Unreadable(example.id, role, _label(example), look.problem.source, look.problem.reason)
             for (role, example), look in zip(members, looks, strict=True)
             if look.problem is not None
         ],
@@ -204,7 +208,13 @@ def check_data(
         left_out=splits.description["left_out"],
         notes=splits.description["notes"],
         limits={name: value for name, value in limits.items() if value is not None},
+        num_questions=num_questions,
     )
+
+
+def _label(example: Example) -> str:
+    """What two copies of a picture may disagree in; questions about it have nothing of the kind."""
+    return example.label if example.question is None else ""
 
 
 def _look_at_all(images: Sequence[ImageSource], num_threads: int | None, on_advance: Advance | None) -> Iterator[_Look]:
@@ -253,7 +263,7 @@ def _exact_duplicates(
         DuplicateGroup(
             tuple(_copy(members[i]) for i in group),
             _differ(members[i][0] for i in group),
-            _differ(members[i][1].label for i in group),
+            _differ(_label(members[i][1]) for i in group),
         )
         for group in by_pixels.values()
         if len(group) > 1
@@ -275,7 +285,7 @@ def _near_duplicates(
     firsts: dict[tuple[str, Role, str], int] = {}
     for i in readable:
         role, example = members[i]
-        firsts.setdefault((looks[i].pixels, role, example.label), i)
+        firsts.setdefault((looks[i].pixels, role, _label(example)), i)
     chosen = list(firsts.values())
     hashes = np.array([looks[i].hash for i in chosen], dtype=np.uint64)
     thumbnails = [looks[i].thumbnail for i in chosen]
@@ -303,7 +313,7 @@ def _near_duplicates(
 
 def _copy(member: tuple[Role, Example]) -> Copy:
     role, example = member
-    return Copy(example.id, role, example.label)
+    return Copy(example.id, role, _label(example))
 
 
 def _differ(values: Any) -> bool:
