@@ -5,31 +5,24 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
+from fastapi.responses import HTMLResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 
 from vlmtune import __version__
 from vlmtune.serve import schema
-from vlmtune.serve.chat import Chat
-from vlmtune.serve.closed_answers import check_labels
+from vlmtune.serve.endpoints import Endpoints
 from vlmtune.serve.gateway import App, Gateway
 from vlmtune.serve.page import page_headers, render_page
-from vlmtune.serve.pictures import check_media_type
 from vlmtune.serve.refusals import RefusedError
-from vlmtune.serve.service import Service, refusal_for
-
-Model = TypeVar("Model", bound=BaseModel)
+from vlmtune.serve.service import Service
 
 _REFUSALS = {
     400: "A request that cannot be answered as it stands; `message` says why.",
@@ -118,9 +111,8 @@ def create_app(service: Service, examples: Sequence[str] = ()) -> App:
         openapi_extra=_classify_body(),
         tags=["model"],
     )
-    async def classify(request: Request) -> Response:
+    async def classify() -> None:
         """Exact probabilities of a closed set of labels for one picture."""
-        return _json(await _classify(service, request))
 
     @app.post(
         "/v1/chat/completions",
@@ -129,162 +121,19 @@ def create_app(service: Service, examples: Sequence[str] = ()) -> App:
         openapi_extra=_json_body(schema.ChatRequest),
         tags=["model"],
     )
-    async def chat(request: Request) -> Response:
+    async def chat() -> None:
         """OpenAI's chat format; with `stream: true` server-sent events."""
-        asked = await _read_json(request, schema.ChatRequest)
-        _check_model(service, asked.model)
-        _check_text(service, asked.messages, asked.choices)
-        conversation = Chat(service, asked)
-        if not asked.stream:
-            return Response(await conversation.whole(request.is_disconnected), media_type="application/json")
-        return await _stream(conversation.chunks())
 
-    app.add_exception_handler(RefusedError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_fault)
-    return cast(App, Gateway(app, service.settings, service.metrics))
-
-
-async def _classify(service: Service, request: Request) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        picture, options = await _read_form(request)
-    else:
-        asked = await _read_json(request, schema.ClassifyRequest)
-        picture, options = await service.read_image(asked.image, "image"), asked
-    if options.model is not None:
-        _check_model(service, options.model)
-    labels, question = options.labels, options.question
-    if labels is not None:
-        check_labels(labels, "labels")
-    _check_text(service, [], [*(labels or []), question or ""])
-    tasks = service.tasks
-
-    def find() -> Any:
-        if question is None:
-            return tasks.classification(labels)
-        return tasks.closed_question(tasks.classification(labels).labels or (), None)
-
-    task, log_probs, _ = await service.score(picture, find, question)
-    assert task.labels is not None
-    ranked = sorted(zip(map(math.exp, log_probs), task.labels, strict=True), key=lambda pair: -pair[0])
-    probability, label = ranked[0]
-    has_abstained = options.abstain_below is not None and probability < options.abstain_below
-    return {
-        "model": service.name,
-        "label": None if has_abstained else label,
-        "probability": probability,
-        "probabilities": [{"label": name, "probability": value} for value, name in ranked[: options.top_k]],
-    }
-
-
-async def _read_form(request: Request) -> tuple[bytes, schema.ClassifyOptions]:
-    """The picture and options of a form. Labels are a repeated field, or one with commas."""
-    try:
-        async with request.form(max_files=1, max_fields=2100, max_part_size=64 * 1024) as form:
-            picture = form.get("image")
-            if not isinstance(picture, UploadFile):
-                raise RefusedError(400, "no_image", "The form has no file in the field 'image'.", param="image")
-            check_media_type(picture.content_type, "image")
-            values = _fields(form)
-            return await picture.read(), _validated(schema.ClassifyOptions, values)
-    except (MultiPartException, HTTPException) as error:
-        reason = getattr(error, "message", None) or getattr(error, "detail", "")
-        raise RefusedError(400, "invalid_form", f"The form cannot be read ({reason}).") from error
-
-
-def _fields(form: FormData) -> dict[str, Any]:
-    """The fields that are no files."""
-    values: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            if name != "image":
-                raise RefusedError(400, "invalid_form", f"The file stands in '{name}'; expected 'image'.", param=name)
-        elif name == "labels":
-            values.setdefault(name, []).append(value)
-        elif name in values:
-            raise RefusedError(400, "invalid_form", f"The field '{name}' stands there twice.", param=name)
-        else:
-            values[name] = value
-    if len(values.get("labels", [])) == 1:
-        values["labels"] = [label.strip() for label in values["labels"][0].split(",")]
-    return values
-
-
-async def _read_json(request: Request, model: type[Model]) -> Model:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise RefusedError(
-            415, "unsupported_media_type", f"Found content type '{kind[:80]}', expected application/json."
-        )
-    body = await request.body()
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise _explain(error) from error
-
-
-def _validated(model: type[Model], values: dict[str, Any]) -> Model:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error) from error
-
-
-def _explain(error: ValidationError) -> RefusedError:
-    """Every field that is wrong, the first three in words."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    where = [".".join(map(str, fault["loc"])) or "body" for fault in faults]
-    said = "; ".join(f"{place}: {fault['msg']}" for place, fault in zip(where[:3], faults, strict=False))
-    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-    return RefusedError(400, "invalid_request", said + more, param=where[0])
-
-
-def _check_model(service: Service, name: str) -> None:
-    if name != service.name:
-        raise RefusedError(
-            404, "model_not_found", f"Found model '{name[:80]}'; this server has '{service.name}'.", param="model"
-        )
-
-
-def _check_text(service: Service, messages: list[Any], texts: list[str] | None) -> None:
-    """Bound the text and the number of labels, before a tokenizer sees them."""
-    total = sum(map(len, texts or ()))
-    for message in messages:
-        parts = [message.content] if isinstance(message.content, str) else message.content
-        total += sum(len(part if isinstance(part, str) else getattr(part, "text", "")) for part in parts)
-    limits = service.settings
-    if total > limits.max_text_chars:
-        raise RefusedError(400, "text_too_long", f"{total:,} characters of text; up to {limits.max_text_chars:,} go.")
-    if texts is not None and len(texts) > limits.max_labels + 1:
-        raise RefusedError(400, "too_many_labels", f"{len(texts):,} labels; up to {limits.max_labels:,} go.")
-
-
-async def _stream(chunks: AsyncIterator[bytes]) -> Response:
-    """Server-sent events. The first one is awaited, so that a refusal still has its own status."""
-    first = await anext(chunks)
-
-    async def all_of_them() -> AsyncIterator[bytes]:
-        yield first
-        try:
-            async for chunk in chunks:
-                yield chunk
-        except Exception as error:
-            refusal = refusal_for(error)
-            if not isinstance(refusal, RefusedError):
-                raise
-            yield b"data: " + orjson.dumps(refusal.body()) + b"\n\n"
-
-    return StreamingResponse(all_of_them(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    # FastAPI documents the two working paths, but the gateway answers them itself: FastAPI's layers take more time than
+    # a picture in a full batch does (bench/README.md).
+    endpoints = Endpoints(service)
+    work = {"/v1/classify": endpoints.classify, "/v1/chat/completions": endpoints.chat}
+    return Gateway(cast(App, app), work, service.settings, service.metrics)
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(value), status, headers, "application/json")
-
-
-async def _on_refusal(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return _json(error.body(), error.status, error.headers())
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -293,13 +142,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     message = f"No such path: {request.url.path[:80]}. See /docs." if is_unknown else str(error.detail)
     refusal = RefusedError(error.status_code, "not_found" if is_unknown else "http_error", message)
     return _json(refusal.body(), error.status_code, dict(error.headers or {}))
-
-
-async def _on_fault(_: Request, error: Exception) -> Response:
-    """Logged with its traceback by Starlette; told to the client without."""
-    return _json(
-        RefusedError(500, "internal_error", "The server failed at this request. Its log says why.").body(), 500
-    )
 
 
 def _json_body(model: type[BaseModel]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from threading import Condition, Thread
 import torch
 
 from vlmtune.inference.generation import Generation, Sampling, Step
-from vlmtune.inference.scoring import Question
+from vlmtune.inference.prompts import Question
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.serve.metrics import Metrics

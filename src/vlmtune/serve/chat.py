@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ class Chat:
             )
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
 
-    async def whole(self, is_gone: Callable[[], Awaitable[bool]]) -> bytes:
+    async def whole(self, is_gone: Callable[[], bool]) -> bytes:
         """The whole answer as JSON. ``is_gone`` says whether the client has left, which ends the work."""
         text, finish = "", "stop"
         entries: list[dict[str, Any]] = []
@@ -108,7 +108,7 @@ class Chat:
             text += piece.text
             entries += piece.logprobs
             finish, usage = piece.finish or finish, piece.usage or usage
-            if await is_gone():
+            if is_gone():
                 break
         choice = {
             "index": 0,

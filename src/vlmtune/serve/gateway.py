@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
+from starlette.responses import Response
 
+from vlmtune.serve.endpoints import Call
 from vlmtune.serve.metrics import Metrics
 from vlmtune.serve.refusals import RefusedError, busy
 from vlmtune.serve.settings import ServeSettings
+
+log = logging.getLogger("vlmtune.serve")
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -25,8 +30,7 @@ Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _PROTECTED = ("/v1/", "/metrics")
-_WORK = ("/v1/classify", "/v1/chat/completions")
-_KNOWN = frozenset((*_WORK, "/", "/v1/models", "/healthz", "/metrics", "/docs", "/openapi.json"))
+_KNOWN = frozenset(("/", "/v1/models", "/healthz", "/metrics", "/docs", "/openapi.json"))
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
@@ -34,12 +38,20 @@ class Gateway:
     """Wraps the application.
 
     Args:
-        app: what answers the requests that pass.
+        app: what answers all paths that are not in ``work``.
+        work: paths that ask the model, by POST.
         settings, metrics: of the server.
     """
 
-    def __init__(self, app: App, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: App,
+        work: Mapping[str, Callable[[Call], Awaitable[Response]]],
+        settings: ServeSettings,
+        metrics: Metrics,
+    ) -> None:
         self._app = app
+        self._work = work
         self._settings = settings
         self._metrics = metrics
         self._in_flight = 0
@@ -51,45 +63,55 @@ class Gateway:
             return
         started = time.perf_counter()
         status, has_started = 500, False
+        is_work = scope["method"] == "POST" and scope["path"] in self._work
+        # A body that nobody reads ends with the connection.
+        has_body = _header(scope, b"transfer-encoding") or _header(scope, b"content-length") not in (b"", b"0")
+        closing = [(b"connection", b"close")] if has_body and not is_work else []
 
         async def sending(event: Event) -> None:
             nonlocal status, has_started
             if event["type"] == "http.response.start":
                 status, has_started = event["status"], True
-                event["headers"] = [*event.get("headers", ()), *_HEADERS]
+                event["headers"] = [*event.get("headers", ()), *_HEADERS, *closing]
             await send(event)
 
         try:
-            await self._pass(scope, receive, sending)
+            await self._pass(scope, receive, sending, is_work)
         except RefusedError as refusal:
             if not has_started:  # of an answer that had begun, the connection's end says that it is not whole
                 await _refuse(refusal, sending)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if not has_started:
+                failed = RefusedError(500, "internal_error", "The server failed at this request; see its log.")
+                await _refuse(failed, sending)
         finally:
-            path = scope["path"] if scope["path"] in _KNOWN else "other"
+            path = scope["path"]
+            path = path if path in _KNOWN or path in self._work else "other"
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.request_seconds.labels(path).observe(time.perf_counter() - started)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, is_work: bool) -> None:
         path = scope["path"]
         if path.startswith(_PROTECTED):
             self._check_key(scope)
-        if scope["method"] in ("GET", "HEAD", "OPTIONS") and not _has_body(scope):
-            await self._app(scope, receive, send)
+        if not is_work:
+            await self._app(scope, _no_body, send)
             return
-        if path in _WORK and self._in_flight >= self._settings.max_requests:
+        if self._in_flight >= self._settings.max_requests:
             raise busy(self._retry_after_s())
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)
         body = bytearray()
         try:
             await self._read(scope, receive, body)
-            try:
-                async with asyncio.timeout(self._settings.request_timeout_s):
-                    await self._app(scope, _replay(bytes(body), receive), send)
-            except TimeoutError as error:
-                raise RefusedError(
-                    504, "timeout", f"Not answered within {self._settings.request_timeout_s:g} s.", retry_after_s=5
-                ) from error
+            content_type = _header(scope, b"content-type").decode("latin-1")
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                response = await self._work[path](Call(content_type, bytes(body), receive))
+                await response(scope, receive, send)
+        except TimeoutError as error:
+            seconds = self._settings.request_timeout_s
+            raise RefusedError(504, "timeout", f"Not answered within {seconds:g} s.", retry_after_s=5) from error
         finally:
             self._buffered -= len(body)
             self._in_flight -= 1
@@ -99,8 +121,7 @@ class Gateway:
         key = self._settings.api_key
         if key is None:
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, token = given.partition(b" ")
+        scheme, _, token = _header(scope, b"authorization").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
             raise RefusedError(
                 401, "invalid_api_key", "This server wants 'Authorization: Bearer KEY' with its own key."
@@ -110,7 +131,7 @@ class Gateway:
         """Fill ``body``. Raises RefusedError: 413 too large, 408 too slow, 429 too many bytes in all."""
         limit = self._settings.max_body_bytes
         too_large = RefusedError(413, "request_too_large", f"The request's body may have up to {limit:,} bytes.")
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        length = _header(scope, b"content-length") or b"0"
         if not length.isdigit() or int(length) > limit:
             raise too_large
         try:
@@ -138,25 +159,13 @@ class Gateway:
         return max(1, math.ceil(self._metrics.seconds_per_request() * self._in_flight))
 
 
-def _has_body(scope: Scope) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-        for name, value in scope["headers"]
-    )
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    value: bytes = next((value for name, value in scope["headers"] if name == wanted), b"")
+    return value
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A body that was read already; after it, whatever comes (a disconnect)."""
-    is_given = False
-
-    async def replay() -> Event:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
+async def _no_body() -> Event:
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _refuse(refusal: RefusedError, send: Send) -> None:

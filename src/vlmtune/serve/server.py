@@ -14,6 +14,7 @@ from vlmtune.errors import UserError
 from vlmtune.serve.app import create_app
 from vlmtune.serve.protocol import bounded_protocol
 from vlmtune.serve.service import Service
+from vlmtune.train.allocator import hold_memory
 
 
 class _Server(uvicorn.Server):
@@ -42,6 +43,7 @@ def run_server(
         UserError: if the address cannot be listened on.
     """
     listening = _listen(host, port)
+    hold_memory()  # batches of many sizes come and go; a tenth of a batch's time was spent on fresh pages
     settings = service.settings
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}"

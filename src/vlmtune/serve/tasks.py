@@ -16,7 +16,8 @@ from vlmtune.config.schema import Experiment, ModelSection, TaskSection
 from vlmtune.errors import UserError
 from vlmtune.inference.open import label_set
 from vlmtune.inference.predictor import Predictor
-from vlmtune.inference.scoring import LabelScorer, run_prefix
+from vlmtune.inference.prompts import run_prefix
+from vlmtune.inference.scoring import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.models.tree import State
