@@ -46,7 +46,8 @@ def read_vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
     """The vocabulary of a tokenizer, padded to the model's ``size``.
 
     Raises:
-        UserError: a tokenizer that llama.cpp has no word for (not byte-level BPE, an unknown splitting rule).
+        UserError: a tokenizer that llama.cpp has no word for (not byte-level BPE, an unknown splitting rule), or
+            one with more tokens than the model.
     """
     description = json.loads(tokenizer.backend.to_str())
     model = description["model"]
@@ -62,6 +63,8 @@ def read_vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
             f"{tokenizer.origin}: llama.cpp has no name for this tokenizer's splitting rule {expression!r} "
             f"(ignore_merges {key[1]}). Known: {', '.join(sorted(PRE_TOKENIZERS.values()))}."
         )
+    if len(tokenizer) > size:
+        raise UserError(f"{tokenizer.origin}: {len(tokenizer)} tokens, but the model has {size} rows for them.")
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [UNUSED] * size
     for token, number in model["vocab"].items():
