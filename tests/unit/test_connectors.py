@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.tiny_model import write_tiny_folder
+from tests.tiny_paligemma import write_tiny_paligemma
 from vlmtune.adapters.connectors import connector_is_exportable, wanted_shape
 from vlmtune.adapters.files import load_adapter, save_adapter
 from vlmtune.adapters.lora import apply_adapter, count_trainable
@@ -32,12 +33,25 @@ KINDS = [
     ConnectorSection(kind="dense", variant="sci"),
     ConnectorSection(kind="dense", variant="sti"),
     ConnectorSection(kind="linear"),
+    ConnectorSection(kind="mlp"),
 ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_folder(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_paligemma(tmp_path_factory.mktemp("model") / "paligemma", generation=2)
+
+
+@pytest.fixture(params=["lfm2_vl", "paligemma"])
+def either(request: pytest.FixtureRequest) -> Path:
+    """A base of either family: an mlp trunk with a norm, or a linear one."""
+    found: Path = request.getfixturevalue("folder" if request.param == "lfm2_vl" else "paligemma")
+    return found
 
 
 def picture(width: int = 24, height: int = 16) -> Image.Image:
@@ -54,7 +68,9 @@ def logits(opened: OpenedModel, pictures: list[Image.Image]) -> list[Tensor]:
         assert len(features) == image.num_tokens
         ids = opened.tokenizer.encode(f"a red{image.text}square")
         embeddings = opened.model.embed(torch.tensor(ids), [features])
-        hidden = opened.model.decode(embeddings, [Rows.chains([len(ids)], read_last=len(ids))]).hidden
+        whole = [len(ids)] if opened.model.bidirectional_prompt else None
+        rows = Rows.chains([len(ids)], read_last=len(ids), bidirectional=whole)
+        hidden = opened.model.decode(embeddings, [rows]).hidden
         found.append(opened.model.logits(hidden))
     return found
 
@@ -62,18 +78,18 @@ def logits(opened: OpenedModel, pictures: list[Image.Image]) -> list[Tensor]:
 @pytest.mark.parametrize("variant", ["dci", "sci"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_dense_connector_starts_equal_to_the_pretrained_model_bit_for_bit(
-    folder: Path, variant: str, dtype: str
+    either: Path, variant: str, dtype: str
 ) -> None:
     pictures = [picture(24, 16), picture(40, 40), picture(16, 16)]
-    plain, dense = open_model(str(folder), dtype=dtype), open_model(str(folder), dtype=dtype)
+    plain, dense = open_model(str(either), dtype=dtype), open_model(str(either), dtype=dtype)
     put_connector(dense, ConnectorSection.model_validate({"kind": "dense", "variant": variant}))
     assert dense.model.connector.dense is not None
     for expected, found in zip(logits(plain, pictures), logits(dense, pictures), strict=True):
         assert torch.equal(expected, found)
 
 
-def test_the_new_channels_of_a_dense_connector_are_read(folder: Path) -> None:
-    opened = open_model(str(folder))
+def test_the_new_channels_of_a_dense_connector_are_read(either: Path) -> None:
+    opened = open_model(str(either))
     put_connector(opened, ConnectorSection(kind="dense"))
     before = logits(opened, [picture()])[0]
     dense = opened.model.connector.dense
@@ -83,8 +99,8 @@ def test_the_new_channels_of_a_dense_connector_are_read(folder: Path) -> None:
     assert not torch.allclose(before, logits(opened, [picture()])[0], atol=1e-3)
 
 
-def test_a_zero_start_learns_at_once(folder: Path) -> None:
-    opened = open_model(str(folder))
+def test_a_zero_start_learns_at_once(either: Path) -> None:
+    opened = open_model(str(either))
     put_connector(opened, ConnectorSection(kind="dense"))
     image = opened.processor.process(picture())
     opened.model.encode_images([image])[0].square().sum().backward()
@@ -116,12 +132,12 @@ def test_default_layers_are_the_paper_s_for_siglip_so400m_and_halves_elsewhere()
     assert default_groups("sti", 12) == ((4, 4), (8, 8))
 
 
-def test_sti_appends_means_of_eight_tokens_and_the_prompt_follows(folder: Path) -> None:
-    plain, sti = open_model(str(folder)), open_model(str(folder))
+def test_sti_appends_means_of_eight_tokens_and_the_prompt_follows(either: Path) -> None:
+    plain, sti = open_model(str(either)), open_model(str(either))
     put_connector(sti, ConnectorSection(kind="dense", variant="sti"))
     for size in ((16, 16), (24, 16), (64, 40), (90, 200)):
         before, after = plain.processor.process(picture(*size)), sti.processor.process(picture(*size))
-        own = [rows * columns // 4 for _, (rows, columns) in before.tiles]
+        own = [rows * columns // plain.model.connector.shape.factor**2 for _, (rows, columns) in before.tiles]
         assert after.num_tokens == sum(count + 2 * -(-count // STI_POOL) for count in own)
         assert after.text.count("<image>") == after.num_tokens == len(sti.model.encode_images([after])[0])
         assert after.text.replace("<image>", "") == before.text.replace("<image>", "")
@@ -157,11 +173,19 @@ def test_another_number_of_tokens_a_patch_is_followed_by_the_prompt() -> None:
     assert again.text == text
 
 
+def test_a_pixel_unshuffle_on_paligemma_makes_a_quarter_of_the_tokens(paligemma: Path) -> None:
+    opened = open_model(str(paligemma))
+    before = opened.processor.process(picture()).num_tokens
+    put_connector(opened, ConnectorSection(kind="mlp"))
+    assert opened.processor.process(picture()).num_tokens == before // 4
+    assert len(logits(opened, [picture()])[0]) < before
+
+
 @pytest.mark.parametrize("section", KINDS, ids=lambda section: section.variant or section.kind)
 def test_a_trained_connector_comes_back_with_its_adapter(
-    folder: Path, tmp_path: Path, section: ConnectorSection
+    either: Path, tmp_path: Path, section: ConnectorSection
 ) -> None:
-    opened = open_model(str(folder))
+    opened = open_model(str(either))
     put_connector(opened, section, seed=3)
     plan = apply_adapter(opened.model, AdapterSection(targets=["mlp"], parts=["connector"], rank=2))
     assert {name for name, _ in opened.model.connector.named_parameters()} == {
@@ -171,7 +195,7 @@ def test_a_trained_connector_comes_back_with_its_adapter(
         for parameter in plan.parameters.values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     expected = logits(opened, [picture(), picture(40, 40)])
-    save_adapter(tmp_path / "adapter", opened.model, plan, str(folder))
+    save_adapter(tmp_path / "adapter", opened.model, plan, str(either))
     again = open_adapted(str(tmp_path / "adapter"), keep_adapter=True)
     for ours, theirs in zip(expected, logits(again, [picture(), picture(40, 40)]), strict=True):
         assert torch.equal(ours, theirs)
@@ -236,13 +260,14 @@ def test_an_adapter_does_not_go_onto_another_connector(folder: Path, tmp_path: P
         open_adapted(str(tmp_path / "adapter"))
 
 
-def test_what_no_other_format_can_hold_is_said(folder: Path) -> None:
-    plain = open_model(str(folder))
-    assert connector_is_exportable(plain.model) is None
-    for section, name in zip(KINDS, ("DCI", "SCI", "STI", "linear"), strict=True):
-        opened = open_model(str(folder))
+def test_what_no_other_format_can_hold_is_said(either: Path) -> None:
+    own = open_model(str(either)).model.connector.shape.trunk
+    assert connector_is_exportable(open_model(str(either)).model) is None
+    for section, name in zip(KINDS, ("DCI", "SCI", "STI", "linear", "mlp"), strict=True):
+        opened = open_model(str(either))
         put_connector(opened, section)
-        assert name in (connector_is_exportable(opened.model) or "")
+        reason = connector_is_exportable(opened.model)
+        assert reason is None if section.kind == own else name in (reason or "")
 
 
 def test_a_random_start_keeps_nothing_and_follows_the_seed(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from vlmtune.cli import main
-from vlmtune.config.load import load_experiment, load_section
+from vlmtune.config.load import is_staged, load_experiment, load_section, load_stages
 
 pytestmark = pytest.mark.unit
 
@@ -249,5 +249,7 @@ def test_every_yaml_in_the_tree_is_valid(path: Path) -> None:
         from vlmtune.config.pretrain_schema import Pretraining
 
         load_section(path, Pretraining)
+    elif is_staged(path):
+        load_stages(path)
     else:
         load_experiment(path, must_exist=False)

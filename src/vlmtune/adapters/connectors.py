@@ -53,7 +53,7 @@ def wanted_shape(section: ConnectorSection, model: VisionLanguageModel) -> Conne
                     f"expected 0 (the embeddings' output) to {model.num_tower_layers} (the last layer's)."
                 )
         return dataclasses.replace(own, variant=variant, groups=groups)
-    if section.kind == own.trunk:
+    if section.kind in ("own", own.trunk):
         return own
     if section.kind == "linear":
         return ConnectorShape("linear", own.channels, own.width, own.factor)

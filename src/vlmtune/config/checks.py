@@ -42,6 +42,11 @@ def _connector(experiment: Experiment) -> Iterator[Finding]:
     connector, adapter = experiment.model.connector, experiment.adapter
     if connector is None:
         return
+    if connector.kind == "own" and connector.start in (None, "pretrained"):
+        yield (
+            ("model", "connector", "kind"),
+            "found own, which is what the base has: leave model.connector out, or name a kind or a start.",
+        )
     if connector.kind != "dense":
         for key in ("variant", "groups"):
             if getattr(connector, key) is not None:
@@ -135,6 +140,8 @@ def _train(experiment: Experiment) -> Iterator[Finding]:
     train, task = experiment.train, experiment.task
     for index, message in find_mistakes(train.augment or []):
         yield ("train", "augment", index), message
+    if train.average_last == 1:
+        yield ("train", "average_last"), "found 1, expected 0 (off) or at least 2 checkpoints to average."
     if train.patience is None and train.min_gain:
         yield ("train", "min_gain"), "found without train.patience, which it belongs to. Set how many validations."
     if train.class_weights == "balanced" and train.sampling == "balanced":

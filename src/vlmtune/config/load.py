@@ -17,12 +17,15 @@ from yaml.nodes import ScalarNode
 
 from vlmtune.config import yaml_source
 from vlmtune.config.checks import find_contradictions
+from vlmtune.config.pretrain_schema import Stage, Stages
 from vlmtune.config.reader import SHORTHANDS, Problem, Reader, text_keys
 from vlmtune.config.schema import Experiment, Section
 from vlmtune.config.wording import KeyPath, type_errors
 from vlmtune.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
+
+_STAGES = ("align", "instruct")
 
 
 class InvalidExperimentError(ConfigError):
@@ -49,23 +52,31 @@ def load_experiment(path: Path | str, overrides: Sequence[str] = (), *, must_exi
     if file.is_dir():
         file = file / "config.yaml"
     experiment, reader = _read(file, Experiment, overrides)
-    reader.report_new(find_contradictions(experiment))
-    for section, key in (("data", "source"), ("model", "base")):
-        if (section, key) in reader.places:
-            try:
-                located = locate(getattr(getattr(experiment, section), key), file.parent, must_exist)
-            except ConfigError as error:
-                reader.report((section, key), str(error))
-            else:
-                setattr(getattr(experiment, section), key, located)
-    connector = experiment.model.connector
-    if connector is not None and connector.start not in (None, "pretrained", "random"):
-        try:
-            connector.start = locate(connector.start, file.parent, must_exist)
-        except ConfigError as error:
-            reader.report(("model", "connector", "start"), f"{error} Or pretrained, or random.")
+    _settle(experiment, reader, file.parent, must_exist)
     _raise_problems(file, reader)
     return experiment if experiment.name else experiment.model_copy(update={"name": file.stem})
+
+
+def is_staged(path: Path | str) -> bool:
+    """Whether a pretraining file has stages (`load_stages`), or is of a model from scratch. Raises ConfigError."""
+    return bool({key.value for key, _ in yaml_source.entries(yaml_source.read_mapping(Path(path)))} & set(_STAGES))
+
+
+def load_stages(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Experiment]:
+    """Read a two-stage file as the experiments it stands for, by stage.
+
+    Raises ConfigError, all problems at once; a stage's keys are named with their stage.
+    """
+    file = Path(path)
+    stages, reader = _read(file, Stages, overrides)
+    stages.name = stages.name or file.stem
+    experiments = stages.experiments()
+    for name, experiment in experiments.items():
+        _settle(experiment, reader, file.parent, must_exist=True, stage=name)
+    if not experiments:
+        reader.report((), f"found no stage to train, expected {' or '.join(_STAGES)} (or both).")
+    _raise_problems(file, reader)
+    return experiments
 
 
 def load_section(path: Path | str, schema: type[S], overrides: Sequence[str] = ()) -> S:
@@ -90,6 +101,35 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
+
+
+def _settle(
+    experiment: Experiment, reader: Reader, folder: Path, must_exist: bool = True, stage: str | None = None
+) -> None:
+    """Report what is wrong between keys, and make local paths absolute, in place.
+
+    Args:
+        stage: of a two-stage file, in which some sections stand.
+    """
+
+    def written(path: KeyPath) -> KeyPath:
+        return (stage, *path) if stage is not None and path[0] in Stage.model_fields else path
+
+    reader.report_new((written(path), message) for path, message in find_contradictions(experiment))
+    for owner, path in (
+        (experiment.data, ("data", "source")),
+        (experiment.model, ("model", "base")),
+        (experiment.model.connector, ("model", "connector", "start")),
+    ):
+        value = None if owner is None else getattr(owner, path[-1])
+        if owner is None or written(path) not in reader.places or value in (None, "pretrained", "random"):
+            continue
+        try:
+            located = locate(value, folder, must_exist)
+        except ConfigError as error:
+            reader.report_new([(written(path), str(error))])
+        else:
+            setattr(owner, path[-1], located)
 
 
 def _read(file: Path, schema: type[S], overrides: Sequence[str]) -> tuple[S, Reader]:

@@ -46,9 +46,9 @@ class Section(BaseModel):
 class ConnectorSection(Section):
     """What stands between vision tower and decoder. A plain string in YAML stands for `kind`."""
 
-    kind: Literal["linear", "mlp", "dense"]
+    kind: Literal["own", "linear", "mlp", "dense"] = "own"
     """`linear` (PaliGemma's own), `mlp` with pixel-unshuffle (LFM2-VL's own), or `dense`: the base's own, which also
-    reads layers inside the tower (arXiv 2405.13800)."""
+    reads layers inside the tower (arXiv 2405.13800). `own` is the base's, for another `start`."""
     variant: Literal["dci", "sci", "sti"] | None = None
     """Of a dense connector; default dci. dci and sci add channels, sti adds image tokens."""
     groups: list[Annotated[str, Field(pattern=r"^\d+(-\d+)?$")]] | None = None

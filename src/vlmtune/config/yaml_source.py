@@ -92,7 +92,7 @@ def lay_over(top: MappingNode, path: tuple[str, ...], value: Node, shorthands: d
         if child is None or (isinstance(child, ScalarNode) and child.tag == NULL_TAG):
             child = MappingNode("tag:yaml.org,2002:map", [], value.start_mark)
             _replace(node, key, child)
-        elif depth == 0 and isinstance(child, ScalarNode) and key.value in shorthands:
+        elif isinstance(child, ScalarNode) and key.value in shorthands:
             inner = ScalarNode(STR_TAG, shorthands[key.value], child.start_mark)
             child = MappingNode("tag:yaml.org,2002:map", [(inner, child)], child.start_mark)
             _replace(node, key, child)
