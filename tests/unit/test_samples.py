@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import UserError
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel, open_model
+from vlmtune.records import ImageSource, LabelSet
 from vlmtune.train import samples
 from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, picture_features
 from vlmtune.train.step import sample_loss
@@ -124,8 +126,6 @@ def test_the_loss_of_a_mixed_picture_is_lambda_of_one_answer_and_the_rest_of_the
 
 
 def test_flips_of_labels_with_sides_are_refused_before_anything_is_read(opened: OpenedModel, splits: Splits) -> None:
-    from vlmtune.records import LabelSet
-
     turned = LabelSet(("left", "right"), (("left",), ("right",)))
     with pytest.raises(UserError, match="names a side"):
         SampleReader(experiment(augment="flip-crop"), opened.processor, splits.train, turned)
@@ -135,10 +135,6 @@ def test_flips_of_labels_with_sides_are_refused_before_anything_is_read(opened: 
 def test_an_unreadable_partner_leaves_the_picture_unmixed_and_is_noted(
     opened: OpenedModel, splits: Splits, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
-    from vlmtune.records import ImageSource
-
     broken = replace(splits.train[1], image=ImageSource(data=b"no picture", name="broken"))
     reader = SampleReader(experiment(mixup=1.0), opened.processor, [splits.train[0], broken], splits.labels)
     shown = [s for batch in reader.micro_batches(2, 0, 10) for s in batch]

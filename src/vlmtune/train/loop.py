@@ -111,6 +111,8 @@ class Trainer:
         self.prompts = Prompts(opened, experiment, splits.labels)
         self.reader = SampleReader(experiment, opened.processor, splits.train, splits.labels)
         self.validator = choose_validator(self.prompts.later, splits.validation)
+        if self.validator is None and experiment.train.patience is not None:
+            raise DataError("train.patience waits for validation accuracy, and there are no validation pictures.")
         self.num_steps = num_steps(experiment, len(splits.train))
         self.optimizer = ScheduledOptimizer(self.model, self.plan, experiment.train, self.num_steps)
         self.progress = Progress()

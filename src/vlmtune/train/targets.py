@@ -98,6 +98,8 @@ def choose_targets(experiment: Experiment, labels: LabelSet | None, examples: Se
     train = experiment.train
     if experiment.task.kind == "vqa":
         asked = {
+            "mixup": train.mixup > 0,
+            "cutmix": train.cutmix > 0,
             "label_smoothing": train.label_smoothing > 0,
             "class_weights: balanced": train.class_weights == "balanced",
             "sampling: balanced": train.sampling == "balanced",
