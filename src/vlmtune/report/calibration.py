@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from scipy.stats import betabinom
 
 from vlmtune.report import wording as w
 
@@ -12,7 +15,7 @@ def findings(run: dict[str, Any]) -> dict[str, list[str]]:
     figures = run["calibration"]
     return {
         "temperature": _temperature(figures),
-        "sets": _sets(figures["conformal"]),
+        "sets": _sets(figures["conformal"], figures["num_validation"], run["num_examples"]),
         "abstention": _abstention(run["name"], figures["abstention"]),
     }
 
@@ -32,26 +35,37 @@ def _temperature(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _sets(conformal: dict[str, Any]) -> list[str]:
-    wanted = w.percent(conformal["wanted_coverage"], 0)
-    sentences = [f"Instead of one label, as many as are needed to hold the true one {wanted} of the time."]
+def _sets(conformal: dict[str, Any], num_validation: int, num_examples: int) -> list[str]:
+    wanted = conformal["wanted_coverage"]
+    low, high = expected_coverage(num_validation, num_examples, wanted)
+    sentences = [f"Instead of one label, as many as it takes to hold the true one {w.percent(wanted, 0)} of the time."]
     for method, name in (("lac", "the smallest sets (LAC)"), ("aps", "sets that adapt to each picture (APS)")):
         figures = conformal[method]
         if figures["threshold"] is None:
             sentences.append(f"For {name} there are too few validation pictures: every label is in every set.")
             continue
-        low, high = figures["coverage_interval"]
-        if low > conformal["wanted_coverage"]:
-            kept = "more than promised"
-        elif high < conformal["wanted_coverage"]:
-            kept = "less than promised"
-        else:
-            kept = "as promised"
-        sentences.append(
-            f"With {name}, {w.percent(figures['coverage'])} do ({kept}), by {w.number(figures['mean_size'], 2)} labels "
-            "on average."
+        held = (
+            f"{w.percent(figures['coverage'])} of {name} do, with {w.number(figures['mean_size'], 2)} labels on average"
         )
+        if figures["coverage"] < low:
+            held += f": fewer than chance explains (from {w.percent(low)} on), so these pictures differ from validation"
+        sentences.append(f"{held}.")
+    sentences.append(
+        f"With {w.count(num_validation)} validation pictures, a promise of {w.percent(wanted, 0)} means "
+        f"{w.percent(low)} to {w.percent(high)}; more of them narrow it."
+    )
     return sentences
+
+
+def expected_coverage(num_validation: int, num_examples: int, wanted: float) -> tuple[float, float]:
+    """The middle 95 % of coverage on a test of this size, where the threshold came from so many validation pictures.
+
+    Beta-binomial (Angelopoulos and Bates 2021, arXiv 2107.07511, section 3.2): the promise is kept on average over
+    validation sets; this one may be a lucky or an unlucky one.
+    """
+    above = math.floor((num_validation + 1) * (1 - wanted) + 1e-9)
+    spread = betabinom(num_examples, num_validation + 1 - above, max(1, above))
+    return float(spread.ppf(0.025)) / num_examples, float(spread.ppf(0.975)) / num_examples
 
 
 def _abstention(name: str, figures: dict[str, Any]) -> list[str]:

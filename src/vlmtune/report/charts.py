@@ -16,7 +16,7 @@ from vlmtune.report.wording import count, interval, number, percent
 
 MOST_CLASSES = 120
 SUBJECT_COLOUR = "s2"
-_ROW = 54
+_ROW = 46
 
 
 def colours(baselines: Sequence[bool]) -> list[str]:
@@ -29,7 +29,7 @@ def colours(baselines: Sequence[bool]) -> list[str]:
 def bars(entries: Sequence[dict[str, Any]], description: str, chance: float | None = None) -> Markup:
     """A bar of accuracy an entry, with its interval. entries: {"name", "accuracy", "accuracy_interval", "series"}."""
     width, left, right = 460.0, 2.0, 452.0
-    height = _ROW * len(entries) + 34
+    height = _ROW * len(entries) + 30
     canvas = Canvas(width, height, description)
 
     def x(share: float) -> float:
@@ -43,19 +43,19 @@ def bars(entries: Sequence[dict[str, Any]], description: str, chance: float | No
     for row, entry in enumerate(entries):
         top = _ROW * row + 8
         accuracy, span = entry["accuracy"] or 0.0, entry["accuracy_interval"]
-        canvas.text(left, top + 15, _shortened(entry["name"], 40), "label")
-        canvas.text(right, top + 15, percent(entry["accuracy"]), "value", "end")
-        canvas.rect(left, top + 22, right - left, 18, "track", radius=3)
+        canvas.text(left, top + 12, _shortened(entry["name"], 40), "label")
+        canvas.text(right, top + 12, percent(entry["accuracy"]), "value", "end")
+        canvas.rect(left, top + 18, right - left, 16, "track", radius=3)
         title = f"{entry['name']}: {percent(accuracy)} ({interval(span)})"
-        canvas.rect(left, top + 22, max(1.0, x(accuracy) - left), 18, f"bar {entry['series']}", radius=3, title=title)
+        canvas.rect(left, top + 18, max(1.0, x(accuracy) - left), 16, f"bar {entry['series']}", radius=3, title=title)
         if span:
             low, high = (x(v) for v in span)
             for css in ("whisker-halo", "whisker"):
-                canvas.line(low, top + 31, high, top + 31, css)
-                canvas.line(low, top + 26, low, top + 36, css)
-                canvas.line(high, top + 26, high, top + 36, css)
+                canvas.line(low, top + 26, high, top + 26, css)
+                canvas.line(low, top + 21.5, low, top + 30.5, css)
+                canvas.line(high, top + 21.5, high, top + 30.5, css)
         if chance:
-            canvas.line(x(chance), top + 19, x(chance), top + 43, "chance")
+            canvas.line(x(chance), top + 15, x(chance), top + 37, "chance")
     return canvas.render()
 
 
@@ -77,9 +77,8 @@ def validation_curves(series: Sequence[dict[str, Any]]) -> Markup:
     """Validation accuracy against step, the best point ringed. series: {"series", "validation": [(step, acc)…]}."""
     drawn: list[tuple[str, list[Point]]] = [(s["series"], list(s["validation"])) for s in series if s["validation"]]
     everything = [p for _, points in drawn for p in points]
-    low = min(y for _, y in everything)
-    floor = max(0.0, math.floor((low - 0.02) * 10) / 10)
-    plot = Plot("Validation accuracy against step", (0, max(x for x, _ in everything)), (floor, 1.0))
+    span = _round_range([y for _, y in everything], 0.1)
+    plot = Plot("Validation accuracy against step", (0, max(x for x, _ in everything)), span)
     plot.axes("optimizer step", "validation accuracy", count, lambda v: percent(v, 0))
     for css, points in drawn:
         plot.curve(points, f"curve {css}")
@@ -96,10 +95,8 @@ def sweep(figures: dict[str, Any]) -> Markup:
     canvas = Canvas(680, 440, "Accuracy and loss of each checkpoint against step")
     steps = (0.0, float(figures["num_steps"]))
     told = [(p["step"], p["accuracy"], *p["accuracy_interval"]) for p in points]
-    lowest = min([low for _, _, low, _ in told] + [line["accuracy"] for line in logged])
-    floor = max(0.0, math.floor((lowest - 0.01) * 20) / 20)
-    ceiling = min(1.0, math.ceil((max(high for *_, high in told) + 0.005) * 20) / 20)
-    upper = Plot("", steps, (floor, ceiling), canvas=canvas, band=(14, 236))
+    seen = [share for _, _, low, high in told for share in (low, high)] + [line["accuracy"] for line in logged]
+    upper = Plot("", steps, _round_range(seen, 0.05), canvas=canvas, band=(14, 236))
     upper.axes("", "accuracy", count, lambda v: percent(v, 0))
     upper.curve([(line["step"], line["accuracy"]) for line in logged], "curve dashed s0")
     upper.curve([(step, accuracy) for step, accuracy, *_ in told], f"curve {SUBJECT_COLOUR}")
@@ -120,7 +117,8 @@ def sweep(figures: dict[str, Any]) -> Markup:
         if word == "best" or step != figures["best_step"]:
             accuracy = next(p["accuracy"] for p in points if p["step"] == step)
             canvas.dot(upper.x(step), upper.y(accuracy), 8, f"ring {css}", f"{word}: step {step:g}")
-            canvas.line(upper.x(step), upper.y(accuracy) + 9, upper.x(step), lower.bottom, "ideal")
+            for top, bottom in ((upper.y(accuracy) + 9, 241), (260, lower.bottom)):  # the words stand in the gap
+                canvas.line(upper.x(step), top, upper.x(step), bottom, "ideal")
             anchor = "end" if step > steps[1] * 0.9 else "middle"
             canvas.text(upper.x(step), 254, f"{word}, step {step:g}", "tick", anchor)
     return canvas.render()
@@ -132,9 +130,9 @@ def study(figures: dict[str, Any]) -> Markup:
     nums = [math.log10(p["num_train"]) for p in points]
     margin = 0.08 * (max(nums) - min(nums)) or 0.5
     base = figures["base"]
-    lows = [p["interval"][0] for p in points] + ([base["accuracy"]] if base else [])
-    floor = max(0.0, math.floor((min(lows) - 0.02) * 10) / 10)
-    plot = Plot("Accuracy against training pictures", (min(nums) - margin, max(nums) + margin), (floor, 1.0), 680, 380)
+    seen = [end for p in points for end in p["interval"]] + ([base["accuracy"]] if base else [])
+    x_range = (min(nums) - margin, max(nums) + margin)
+    plot = Plot("Accuracy against training pictures", x_range, _round_range(seen, 0.1), 680, 380)
     plot.axes("training pictures (logarithmic)", "test accuracy", lambda v: count(10**v), lambda v: percent(v, 0), nums)
     if base:
         plot.canvas.line(plot.left, plot.y(base["accuracy"]), plot.right, plot.y(base["accuracy"]), "chance")
@@ -235,6 +233,12 @@ def class_bar(recall: float | None, span: Sequence[float] | None) -> Markup:
     canvas.rect(0, 3, 100 * recall, 6, f"bar {SUBJECT_COLOUR}", radius=2)
     canvas.line(100 * span[0], 6, 100 * span[1], 6, "whisker")
     return canvas.render()
+
+
+def _round_range(shares: Sequence[float], step: float) -> tuple[float, float]:
+    """A range of shares from one multiple of ``step`` to another that leaves a little room, inside 0 to 1."""
+    low, high = (min(shares) - 0.01) / step, (max(shares) + 0.01) / step
+    return max(0.0, math.floor(low) * step), min(1.0, math.ceil(high) * step)
 
 
 def _shortened(name: str, most: int) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import RunFolderError
 from vlmtune.evaluate.compare import same_examples
-from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation
+from vlmtune.evaluate.files import AnyEvaluation, Evaluation, Measured, is_evaluation, read_evaluation
+from vlmtune.evaluate.vqa_compare import same_questions
+from vlmtune.evaluate.vqa_predictions import VqaEvaluation, is_vqa, read_vqa_evaluation
 from vlmtune.report.files import read_json
 from vlmtune.report.sweep import read_sweep
 
@@ -65,15 +68,29 @@ def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
 
     The newest test evaluation decides which pictures the report is about; those of other pictures are left out.
     """
-    folders = sorted(path for path in (run_folder / "evaluation").glob("*") if is_evaluation(path))
-    found = [read_evaluation(path) for path in folders]
+    return _side_by_side([read_evaluation(path) for path in _evaluations(run_folder, vqa=False)], same_examples)
+
+
+def read_vqa_evaluations(run_folder: Path) -> tuple[list[VqaEvaluation], list[str]]:
+    """The evaluations of a run that asked questions, as `read_evaluations` chooses and orders them."""
+    return _side_by_side([read_vqa_evaluation(path) for path in _evaluations(run_folder, vqa=True)], same_questions)
+
+
+def _evaluations(run_folder: Path, *, vqa: bool) -> list[Path]:
+    return sorted(path for path in (run_folder / "evaluation").glob("*") if is_evaluation(path) and is_vqa(path) == vqa)
+
+
+def _side_by_side(
+    found: list[AnyEvaluation], are_same: Callable[[AnyEvaluation, AnyEvaluation], bool]
+) -> tuple[list[AnyEvaluation], list[str]]:
+    """Those of the same examples as the newest test evaluation, and the names of the others."""
     if not found:
         return [], []
     found.sort(key=lambda e: str(e.facts.get("created", "")))
     tuned = [e for e in found if not is_baseline(e)] or found
     on_test = [e for e in tuned if (e.facts.get("data") or {}).get("split") == "test"] or tuned
     subject = on_test[-1]
-    kept = [e for e in found if e is not subject and same_examples(subject, e)]
+    kept: list[AnyEvaluation] = [e for e in found if e is not subject and are_same(subject, e)]
     left_out = [e.folder.name if e.folder else e.name for e in found if e is not subject and e not in kept]
     return sorted([*kept, subject], key=lambda e: (not is_baseline(e), e is subject)), left_out
 
@@ -83,13 +100,13 @@ def evaluation_folder(path: Path | str) -> Path:
     path = Path(path)
     if is_evaluation(path) or not (path / "evaluation").is_dir():
         return path  # reading it explains what is wrong with a folder that is neither
-    evaluations, _ = read_evaluations(path)
-    if not evaluations or evaluations[-1].folder is None:
-        raise RunFolderError(f"{path} has no evaluation yet. Run `vlmtune evaluate` first.")
-    return evaluations[-1].folder
+    for evaluations in (read_evaluations(path)[0], read_vqa_evaluations(path)[0]):
+        if evaluations and evaluations[-1].folder is not None:
+            return evaluations[-1].folder
+    raise RunFolderError(f"{path} has no evaluation yet. Run `vlmtune evaluate` first.")
 
 
-def is_baseline(evaluation: Evaluation) -> bool:
+def is_baseline(evaluation: Measured) -> bool:
     """Whether this is the base model as it was before fine-tuning."""
     facts = evaluation.facts
     is_untouched = facts.get("checkpoint") is None and facts.get("base") is not None

@@ -68,7 +68,7 @@ def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
     """Evaluations side by side, as `evaluate.compare.describe` gives them; the last is the subject."""
     columns = (
         "run | #pictures | #right | #accuracy | ~95% interval | #macro F1 | #balanced | #top 3 | #NLL | #ECE "
-        "| #a picture | #in all | #tokens"
+        "| #time a picture | #time in all | #tokens a picture"
     )
     rows = [
         [
@@ -169,18 +169,18 @@ def validation(training: Sequence[dict[str, Any]]) -> Table:
     return table("run | #step | #accuracy | #loss", rows)
 
 
-def reliability(evaluations: Sequence[dict[str, Any]]) -> Table:
+def reliability(entries: Sequence[dict[str, Any]]) -> Table:
     """Stated confidence against the share right, by bin."""
     rows = [
         [
-            run["name"],
-            limited(b["count"], run["limit"]),
+            entry["name"],
+            limited(b["count"], entry["limit"]),
             w.percent(b["confidence"]),
             w.percent(b["accuracy"]),
             w.interval(b["accuracy_interval"]),
         ]
-        for run in evaluations
-        for b in run["metrics"]["reliability"]
+        for entry in entries
+        for b in entry["bins"]
     ]
     return table("run | #pictures | #stated | #right | ~95% interval", rows)
 
@@ -200,7 +200,7 @@ def checkpoints(sweep: dict[str, Any]) -> Table:
     """A sweep: every checkpoint, and its paired test against the best."""
     columns = (
         "step | #pictures | #accuracy | ~95% interval | #NLL | #ECE | #points from the best | ~95% interval "
-        "| #McNemar mid-p, Holm | worse than the best | #in all"
+        "| #McNemar mid-p, Holm | worse than the best | #time"
     )
     rows = [
         [
@@ -225,7 +225,7 @@ def ceilings(shown: dict[str, Any]) -> Table:
     """Floors and ceilings beside the model in question, as `report.ceilings.against` gives them."""
     columns = (
         "what | #pictures | #accuracy | ~95% interval | #points of the model above it | ~95% interval "
-        "| #McNemar mid-p, Holm | #in all | setting"
+        "| #McNemar mid-p, Holm | #time | setting"
     )
     rows = [
         [

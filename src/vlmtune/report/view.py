@@ -73,7 +73,7 @@ def _tables(view: dict[str, Any]) -> dict[str, tables.Table | None]:
         "checkpoints": tables.checkpoints(view["sweep"]) if view["sweep"] else None,
         "classes": tables.classes(view["main"]["per_class"]) if view["main"] else None,
         "confusions": tables.confusions(view["confusions"]) if view["confusions"] else None,
-        "reliability": tables.reliability(ends(with_curves)) if with_curves else None,
+        "reliability": tables.reliability(reliability_entries(with_curves)) if with_curves else None,
         "risk": tables.risk_coverage(with_curves) if with_curves else None,
         "calibrations": tables.calibrations(calibrated) if calibrated else None,
         "label_sets": tables.label_sets(calibrated) if calibrated else None,
@@ -81,9 +81,16 @@ def _tables(view: dict[str, Any]) -> dict[str, tables.Table | None]:
     }
 
 
-def ends(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first and the last of several: a reliability diagram of more is a tangle."""
-    return list(shown) if len(shown) < 2 else [shown[0], shown[-1]]
+def reliability_entries(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first and the last of several, more would be a tangle; and the last with its temperature if it has one."""
+    ends = list(shown) if len(shown) < 2 else [shown[0], shown[-1]]
+    entries = [{key: run[key] for key in ("name", "series", "limit")} for run in ends]
+    entries = [{**entry, "bins": run["metrics"]["reliability"]} for entry, run in zip(entries, ends, strict=True)]
+    fitted = shown[-1]["calibration"]
+    if fitted:
+        name = f"{shown[-1]['name']}, temperature {wording.number(fitted['temperature'], 2)}"
+        entries.append({**entries[-1], "name": name, "series": "s3", "bins": fitted["reliability"]})
+    return entries
 
 
 def drawings(view: dict[str, Any]) -> dict[str, Any]:
@@ -110,10 +117,8 @@ def drawings(view: dict[str, Any]) -> dict[str, Any]:
     drawn["confusion_labels"] = labels
     with_curves = [run for run in view["runs"] if run["metrics"]["reliability"]]
     if with_curves:
-        told = ends(with_curves)
-        drawn["reliability"] = charts.reliability(
-            [{"series": r["series"], "bins": r["metrics"]["reliability"]} for r in told]
-        )
+        told = reliability_entries(with_curves)
+        drawn["reliability"] = charts.reliability(told)
         drawn["reliability_runs"] = told
         curves = [{"series": r["series"], **r["metrics"]["risk_coverage"]} for r in with_curves]
         drawn["risk"] = charts.risk_coverage(curves)
