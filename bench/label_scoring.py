@@ -43,7 +43,8 @@ from measure import (
 from peers import END_TOKEN, VOCABULARY, Batch, build_ours, build_peer, make_batch
 from torch import Tensor
 
-from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.inference.prompts import Question
+from vlmtune.inference.scoring import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.tree import Rows

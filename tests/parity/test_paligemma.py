@@ -21,7 +21,7 @@ from tests.parity.paligemma_peer import (
 )
 from tests.parity.tolerances import LAYER, MODEL
 from vlmtune.inference.generation import Sampling, generate
-from vlmtune.inference.scoring import Question
+from vlmtune.inference.prompts import Question
 from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
 from vlmtune.models.tree import Rows
 

@@ -29,7 +29,8 @@ from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.adapters.files import load_adapter, save_adapter
 from vlmtune.adapters.lora import apply_adapter
 from vlmtune.config.schema import AdapterSection
-from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.inference.prompts import Question
+from vlmtune.inference.scoring import LabelScorer
 from vlmtune.models.paligemma import PaliGemma
 from vlmtune.text.trie import LabelTrie
 from vlmtune.train.step import Answer, Sample, sample_loss

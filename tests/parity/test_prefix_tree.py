@@ -15,7 +15,8 @@ from torch import Tensor
 from tests.parity.lfm2_peer import IMAGE_TOKEN, VOCABULARY, build_pair, peer_pixels, random_picture
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.inference.generation import generate
-from vlmtune.inference.scoring import LabelScorer, Question
+from vlmtune.inference.prompts import Question
+from vlmtune.inference.scoring import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.text.trie import LabelTrie
@@ -45,14 +46,38 @@ def prompts(draw: st.DrawFn) -> tuple[list[int], ProcessedImage]:
 
 
 @st.composite
+def prompt_lists(draw: st.DrawFn, most: int) -> list[tuple[list[int], ProcessedImage]]:
+    """Prompts some of which ask about a picture that another asks about too, with the question before or behind it."""
+    drawn = [draw(prompts())]
+    for _ in range(draw(st.integers(0, most - 1))):
+        ids, picture = draw(st.sampled_from(drawn))
+        end = len(ids) - ids[::-1].index(IMAGE_TOKEN)
+        kind = draw(st.sampled_from(["new picture", "question behind", "question before", "same question"]))
+        if kind == "new picture":
+            ids, picture = draw(prompts())
+        elif kind == "question behind":
+            ids = ids[:end] + draw(tokens)
+        elif kind == "question before":
+            ids = draw(tokens) + ids
+        drawn.append((ids, picture))
+    return drawn
+
+
+def encoded(model: Lfm2Vl, pictures: list[ProcessedImage]) -> list[Tensor]:
+    """Features of each picture; of one that stands there twice, the very same tensor."""
+    distinct = {id(picture): picture for picture in pictures}
+    features = dict(zip(distinct, model.encode_images(list(distinct.values())), strict=True))
+    return [features[id(picture)] for picture in pictures]
+
+
+@st.composite
 def batches(
     draw: st.DrawFn, max_answers: int
 ) -> tuple[list[int], list[tuple[list[int], ProcessedImage, list[Answer]]]]:
     # The prefix may be empty, or shorter than the convolution's kernel.
     prefix = draw(st.lists(st.integers(6, VOCABULARY - 1), max_size=8))
     samples = []
-    for _ in range(draw(st.integers(1, 4))):
-        ids, picture = draw(prompts())
+    for ids, picture in draw(prompt_lists(4)):
         answers = [
             Answer(
                 [*draw(st.lists(st.integers(6, VOCABULARY - 1), max_size=4)), END], draw(st.sampled_from([1.0, 0.3]))
@@ -91,7 +116,7 @@ def test_loss_and_gradients_equal_running_every_sample_whole(max_answers: int) -
         prefix, drawn = batch
         theirs = peer_loss(peer, prefix, drawn)
         theirs.backward()
-        features = ours.encode_images([picture for _, picture, _ in drawn])
+        features = encoded(ours, [picture for _, picture, _ in drawn])
         samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
         step = sample_loss(ours, prefix, samples)
         step.total.backward()
@@ -162,14 +187,14 @@ def peer_scores(peer: Any, prompt: list[int], picture: ProcessedImage, labels: l
 
 
 @relaxed
-@given(label_sets(), st.lists(prompts(), min_size=1, max_size=3), st.lists(st.integers(6, 96), max_size=4))
+@given(label_sets(), prompt_lists(3), st.lists(st.integers(6, 96), max_size=4))
 def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(
     labels: list[list[list[int]]], drawn: list[tuple[list[int], ProcessedImage]], prefix: list[int]
 ) -> None:
     peer, ours = pair()
     scorer = LabelScorer(ours, prefix, LabelTrie.build(labels))
     with torch.no_grad():
-        features = ours.encode_images([picture for _, picture in drawn])
+        features = encoded(ours, [picture for _, picture in drawn])
     questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
     scores, best = scorer.score(questions), scorer.best(questions)
     for row, (ids, picture) in enumerate(drawn):
@@ -201,12 +226,21 @@ def test_batched_generation_equals_one_at_a_time_and_transformers() -> None:
         ([*[IMAGE_TOKEN] * 4, 10], random_picture([(4, 4)], 5)),
         ([11, *[IMAGE_TOKEN] * 6, 12, 13], random_picture([(4, 6)], 6)),
     ]
+    drawn.append(([*drawn[0][0][:4], 14, 15], drawn[0][1]))  # another question about the first picture
     scorer = LabelScorer(ours, prefix, LabelTrie.build([[[6, END]]]))
     with torch.no_grad():
-        features = ours.encode_images([picture for _, picture in drawn])
+        features = encoded(ours, [picture for _, picture in drawn])
     questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
     together = generate(ours, scorer.prefix_state(), questions, stop=[])
     for (ids, picture), answer in zip(drawn, together, strict=True):
         whole = torch.tensor([prefix + ids])
         theirs = peer.generate(whole, max_new_tokens=32, do_sample=False, eos_token_id=None, **peer_pixels([picture]))
         assert answer == theirs[0, whole.shape[1] :].tolist()
+
+
+def test_questions_about_one_picture_share_its_rows() -> None:
+    _, ours = pair()
+    features = ours.encode_images([random_picture([(4, 4)], 5)])
+    samples = [Sample([*[IMAGE_TOKEN] * 4, 10 + n, 20], features, [Answer([30, END])]) for n in range(3)]
+    step = sample_loss(ours, [7, 8], samples)
+    assert step.num_rows == 2 + 4 + 3 * 3 and step.num_rows_unshared == 3 * (2 + 6 + 1)

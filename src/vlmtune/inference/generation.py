@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlmtune.inference.scoring import Question, prompt_rows
+from vlmtune.inference.prompts import Question, prompt_levels
 from vlmtune.models.interface import Decoded, VisionLanguageModel
 from vlmtune.models.tree import Rows, State
 
@@ -103,10 +103,8 @@ class Generation:
         return step
 
     def _prefill(self) -> Decoded:
-        questions = [self._questions[question] for question in self.running]
-        ids = torch.tensor([token for question in questions for token in question.ids], device=self.model.device)
-        embeddings = self.model.embed(ids, [features for question in questions for features in question.features])
-        return self.model.decode(embeddings, [prompt_rows(self.model, questions)], self._prefix_state, want_state=True)
+        levels, prompts = prompt_levels(self.model, [self._questions[question] for question in self.running])
+        return self.model.decode(prompts, levels, self._prefix_state, want_state=True)
 
     def _continue(self, state: State) -> Decoded:
         slots = [self._in_state.index(question) for question in self.running]

@@ -18,7 +18,8 @@ from vlmtune.config.schema import TaskSection
 from vlmtune.data.loading import read_ahead
 from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.inference.generation import Sampling, generate
-from vlmtune.inference.scoring import LabelScorer, Question, run_prefix
+from vlmtune.inference.prompts import Question, run_prefix
+from vlmtune.inference.scoring import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example, ImageSource, LabelScores, LabelSet, Turn

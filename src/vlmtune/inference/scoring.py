@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlmtune.inference.prompts import Question, prompt_levels, run_prefix
 from vlmtune.inference.readout import token_log_probs
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.tree import Rows, State
@@ -25,40 +26,12 @@ _WAVE_ROWS = 64
 
 
 @dataclass
-class Question:
-    """What is scored: one picture with its own part of the prompt.
-
-    Attributes:
-        ids: the prompt's tokens after the shared prefix, image placeholders included; at least one.
-        features: the picture's float[T, D] features, T placeholders among `ids`.
-    """
-
-    ids: list[int]
-    features: list[Tensor]
-
-
-@dataclass
 class BestLabel:
     """The winner of the search, its score, and how many trie rows the decoder ran to prove it."""
 
     label: int
     score: float
     num_rows: int
-
-
-def prompt_rows(model: VisionLanguageModel, questions: Sequence[Question]) -> Rows:
-    """The level of the tree that holds each question's own part of the prompt; the last row of each is read."""
-    lengths = [len(question.ids) for question in questions]
-    return Rows.chains(lengths, bidirectional=lengths if model.bidirectional_prompt else None)
-
-
-@torch.inference_mode()
-def run_prefix(model: VisionLanguageModel, prefix: Sequence[int]) -> State | None:
-    """The decoder's state after a prefix that pictures share; None if there is none."""
-    if not prefix:
-        return None
-    embeddings = model.embed(torch.tensor(list(prefix), device=model.device), [])
-    return model.decode(embeddings, [Rows.chains([len(prefix)], read_last=0)], want_state=True).state
 
 
 class LabelScorer:
@@ -98,12 +71,12 @@ class LabelScorer:
     def score_forms(self, questions: Sequence[Question]) -> Tensor:
         """Every surface form's score: float64[B, F], in the order of `LabelTrie.forms`."""
         edges, num_inner = self._edges, len(self._edges.inner)
-        chains = prompt_rows(self.model, questions)
+        levels, prompts = prompt_levels(self.model, questions)
         before = [edges.before] * len(questions)
-        tries = Rows.tree(before, parent=range(len(questions))) if num_inner else None
+        if num_inner:
+            levels.append(Rows.tree(before, parent=range(len(questions))))
         tokens = torch.tensor(edges.inner_tokens * len(questions), dtype=torch.int64, device=self.model.device)
-        embeddings = torch.cat([self._embed(questions), self.model.embed(tokens, [])])
-        levels = [chains, tries] if tries else [chains]
+        embeddings = torch.cat([prompts, self.model.embed(tokens, [])])
         hidden = self.model.decode(embeddings, levels, self.prefix_state()).hidden
 
         # Packed order: every picture's last prompt row, then every picture's inner nodes. Node -1 is the root.
@@ -130,9 +103,8 @@ class LabelScorer:
         A label's score only falls as tokens are added, so a finished label that beats every open one's score so far
         has won. Each wave expands the most promising open nodes of all pictures that are not decided.
         """
-        decoded = self.model.decode(
-            self._embed(questions), [prompt_rows(self.model, questions)], self.prefix_state(), want_state=True
-        )
+        levels, prompts = prompt_levels(self.model, questions)
+        decoded = self.model.decode(prompts, levels, self.prefix_state(), want_state=True)
         assert decoded.state is not None
         search = _Search(self._edges, len(questions))
         pictures = np.arange(len(questions))
@@ -163,10 +135,6 @@ class LabelScorer:
         return [
             BestLabel(label, score, int(rows)) for (label, score), rows in zip(search.winners(), num_rows, strict=True)
         ]
-
-    def _embed(self, questions: Sequence[Question]) -> Tensor:
-        ids = torch.tensor([token for question in questions for token in question.ids], device=self.model.device)
-        return self.model.embed(ids, [features for question in questions for features in question.features])
 
     def _children(self, hidden: Tensor, nodes: Sequence[int]) -> list[np.ndarray]:
         """For row i, expanded as trie node ``nodes[i]``: the float32 log-probabilities of the node's children."""

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlmtune.inference.prompts import PromptTree, Question
 from vlmtune.inference.readout import token_log_probs
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.tree import Rows
@@ -26,17 +27,9 @@ class Answer:
 
 
 @dataclass
-class Sample:
-    """One picture's branch of the tree.
+class Sample(Question):
+    """A question with its answers: at least one, each a branch of its own."""
 
-    Attributes:
-        ids: the prompt's tokens after the shared prefix, image placeholders included; at least one.
-        features: float[T, D] features of its pictures.
-        answers: at least one; each is a branch of its own.
-    """
-
-    ids: list[int]
-    features: list[Tensor]
     answers: list[Answer]
 
 
@@ -99,9 +92,13 @@ def sample_loss(
                 targets.follow(len(prefix) - 1, sample.ids[:1], weight=1)
             targets.num_read = len(prefix)
 
+    # Where the prompts are learned too, each sample has its own: the last token that two share has two that follow it.
+    tree = PromptTree.of(model, samples, share=not everything)
+    levels += tree.above
+    inputs += tree.ids
     lengths, read_last, last_rows = [], [], []
-    for sample in samples:
-        num_read = len(sample.ids) if everything else 1
+    for sample, own in zip(samples, tree.own, strict=True):
+        num_read = len(own) if everything else 1
         if everything:
             targets.follow(targets.num_read, sample.ids[1:], weight=1)
         last_rows.append(targets.num_read + num_read - 1)
@@ -109,14 +106,12 @@ def sample_loss(
         answer_inputs = sample.answers[0].ids[:-1] if is_single else []
         if is_single:
             targets.follow(last_rows[-1], sample.answers[0].ids, sample.answers[0].weight)
-        inputs += [*sample.ids, *answer_inputs]
-        lengths.append(len(sample.ids) + len(answer_inputs))
+        inputs += [*own, *answer_inputs]
+        lengths.append(len(own) + len(answer_inputs))
         read_last.append(num_read + len(answer_inputs))
         targets.num_read += read_last[-1]
-    prompts = [len(sample.ids) for sample in samples]
-    levels.append(
-        Rows.chains(lengths, read_last=read_last, bidirectional=prompts if model.bidirectional_prompt else None)
-    )
+    prompts = [len(own) for own in tree.own] if model.bidirectional_prompt else None
+    levels.append(Rows.chains(lengths, parent=tree.parent, read_last=read_last, bidirectional=prompts))
 
     if not is_single:
         branches = [(parent, answer) for parent, sample in enumerate(samples) for answer in sample.answers]
@@ -129,8 +124,7 @@ def sample_loss(
             targets.num_read += len(answer.ids) - 1
 
     device = model.device
-    features = [picture for sample in samples for picture in sample.features]
-    hidden = model.decode(model.embed(torch.tensor(inputs, device=device), features), levels).hidden
+    hidden = model.decode(model.embed(torch.tensor(inputs, device=device), tree.features), levels).hidden
     log_probs = token_log_probs(
         model, hidden, torch.tensor(targets.rows, device=device), torch.tensor(targets.tokens, device=device)
     )

@@ -1,0 +1,104 @@
+"""Prompts as the upper levels of a prefix tree: the shared text, each picture once, what is asked about it.
+
+In: questions as tokens and picture features. Out: levels, tokens and features in the packed order of `decode`. The
+scorer, generation and the training step hang their answers on these levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmtune.models.interface import VisionLanguageModel
+from vlmtune.models.tree import Rows, State
+
+
+@dataclass
+class Question:
+    """What is asked about one picture.
+
+    Attributes:
+        ids: the prompt's tokens after the shared prefix, image placeholders included; at least one.
+        features: the picture's float[T, D] features, T placeholders among `ids`. Questions about one picture share
+            its rows if they hold the very same tensor.
+    """
+
+    ids: list[int]
+    features: list[Tensor]
+
+
+@dataclass
+class PromptTree:
+    """The levels that hold the questions' own parts of the prompt.
+
+    Attributes:
+        above: the level of pictures that several questions share, or nothing.
+        parent: the group of the level above (or of the state, where there is none) that each question continues.
+        own: each question's tokens in its own group; at least one.
+        ids: of the level above, in packed order.
+        features: of all placeholders, in packed order.
+    """
+
+    above: list[Rows]
+    parent: list[int]
+    own: list[list[int]]
+    ids: list[int]
+    features: list[Tensor]
+
+    @classmethod
+    def of(cls, model: VisionLanguageModel, questions: Sequence[Question], *, share: bool = True) -> PromptTree:
+        """A picture with what comes before and right after it is run once for all questions about it.
+
+        Not where prompts see themselves whole: there each token before the question depends on the question.
+        """
+        share = share and not model.bidirectional_prompt
+        members: dict[tuple[int, ...], list[int]] = {}
+        for number, question in enumerate(questions):
+            members.setdefault(tuple(id(features) for features in question.features), []).append(number)
+        pictures = list(members.values())
+        shared = [_num_shared([questions[number].ids for number in group]) for group in pictures]
+        # A shared part holds all of its picture's placeholders, or the questions stand before the picture.
+        is_whole = all(
+            model.image_token_id not in questions[number].ids[count:]
+            for group, count in zip(pictures, shared, strict=True)
+            for number in group
+        )
+        if not share or len(pictures) == len(questions) or not is_whole:
+            features = [features for question in questions for features in question.features]
+            return cls([], [0] * len(questions), [question.ids for question in questions], [], features)
+        picture_of = {number: picture for picture, group in enumerate(pictures) for number in group}
+        first = [questions[group[0]] for group in pictures]
+        return cls(
+            above=[Rows.chains(shared, read_last=0)],
+            parent=[picture_of[number] for number in range(len(questions))],
+            own=[question.ids[shared[picture_of[number]] :] for number, question in enumerate(questions)],
+            ids=[token for question, count in zip(first, shared, strict=True) for token in question.ids[:count]],
+            features=[features for question in first for features in question.features],
+        )
+
+
+def _num_shared(prompts: Sequence[list[int]]) -> int:
+    """How many leading tokens all prompts share; each keeps one at least, the row that its answer is read from."""
+    most = min(map(len, prompts)) - 1
+    return next((i for i in range(most) if any(ids[i] != prompts[0][i] for ids in prompts)), most)
+
+
+def prompt_levels(model: VisionLanguageModel, questions: Sequence[Question]) -> tuple[list[Rows], Tensor]:
+    """The levels of the questions, the last row of each read in their order, and their embeddings float[R, D]."""
+    tree = PromptTree.of(model, questions)
+    lengths = [len(ids) for ids in tree.own]
+    rows = Rows.chains(lengths, parent=tree.parent, bidirectional=lengths if model.bidirectional_prompt else None)
+    ids = torch.tensor([*tree.ids, *(token for own in tree.own for token in own)], device=model.device)
+    return [*tree.above, rows], model.embed(ids, tree.features)
+
+
+@torch.inference_mode()
+def run_prefix(model: VisionLanguageModel, prefix: Sequence[int]) -> State | None:
+    """The decoder's state after a prefix that pictures share; None if there is none."""
+    if not prefix:
+        return None
+    embeddings = model.embed(torch.tensor(list(prefix), device=model.device), [])
+    return model.decode(embeddings, [Rows.chains([len(prefix)], read_last=0)], want_state=True).state
