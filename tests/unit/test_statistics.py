@@ -74,6 +74,9 @@ def test_count_statistics_equal_scikit_learn() -> None:
     assert statistics.macro_f1_from_counts(*counts)[0] == pytest.approx(
         f1_score(table.truth, table.prediction, average="macro")
     )
+    assert statistics.weighted_f1_from_counts(*counts)[0] == pytest.approx(
+        f1_score(table.truth, table.prediction, average="weighted")
+    )
     assert statistics.balanced_accuracy_from_counts(*counts)[0] == pytest.approx(
         balanced_accuracy_score(table.truth, table.prediction)
     )
@@ -82,8 +85,8 @@ def test_count_statistics_equal_scikit_learn() -> None:
 def test_bootstrap_of_counts_has_the_spread_of_resampling_rows() -> None:
     table = random_table(num=200, num_labels=5, skill=1.5)
     fast = statistics.bootstrap_counts(
-        table.truth, table.prediction[:, None], 5, statistics.macro_f1_from_counts, num_resamples=3000
-    )[:, 0]
+        table.truth, table.prediction[:, None], 5, {"f1": statistics.macro_f1_from_counts}, num_resamples=3000
+    )["f1"][:, 0]
     rng = np.random.default_rng(1)
     plain = []
     for _ in range(500):
@@ -96,7 +99,7 @@ def test_bootstrap_of_counts_has_the_spread_of_resampling_rows() -> None:
 def test_bootstrap_gives_two_equal_runs_equal_samples() -> None:
     table = random_table(num=100, num_unreadable=5)
     twice = np.column_stack([table.prediction, table.prediction])
-    samples = statistics.bootstrap_counts(table.truth, twice, 10, statistics.macro_f1_from_counts, 50)
+    samples = statistics.bootstrap_counts(table.truth, twice, 10, {"f1": statistics.macro_f1_from_counts}, 50)["f1"]
     assert (samples[:, 0] == samples[:, 1]).all()
     means = statistics.bootstrap_means(np.column_stack([np.arange(100.0)] * 2), 50)
     assert (means[:, 0] == means[:, 1]).all()

@@ -194,10 +194,8 @@ def _class_changes(a: PredictionTable, right_a: NDArray[np.bool_], right_b: NDAr
 def _bootstrap(tables: Sequence[PredictionTable], num_resamples: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """float64[num_resamples, R] of each metric that every run has."""
     guesses = np.column_stack([table.prediction for table in tables])
-    samples = {
-        name: bootstrap_counts(tables[0].truth, guesses, len(tables[0].labels), statistic, num_resamples, seed)
-        for name, statistic in _COUNT_STATISTICS.items()
-    }
+    num_labels = len(tables[0].labels)
+    samples = bootstrap_counts(tables[0].truth, guesses, num_labels, _COUNT_STATISTICS, num_resamples, seed)
     if all(table.log_probs is not None for table in tables):
         nll, brier = [], []
         for table in tables:

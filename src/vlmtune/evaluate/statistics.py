@@ -5,7 +5,7 @@ Called by `metrics`, `compare` and the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -117,10 +117,11 @@ def bootstrap_means(
     means = np.empty((num_resamples, values.shape[1]))
     step = max(1, chunk // max(num, 1))
     for start in range(0, num_resamples, step):
-        stop = min(start + step, num_resamples)
-        rows = rng.integers(0, num, size=(stop - start, num), dtype=np.int32)
-        for column in range(values.shape[1]):
-            means[start:stop, column] = values[:, column][rows].mean(axis=1)
+        size = min(step, num_resamples - start)
+        rows = rng.integers(0, num, size=(size, num)) + num * np.arange(size)[:, None]
+        # How often each row was drawn: one matrix product then serves every column.
+        times = np.bincount(rows.ravel(), minlength=size * num).reshape(size, num)
+        means[start : start + size] = times.astype(np.float64) @ values / num
     return means
 
 
@@ -176,26 +177,26 @@ def bootstrap_counts(
     truth: NDArray[np.int64],
     predictions: NDArray[np.int64],
     num_labels: int,
-    statistic: Callable[[Floats, Floats, Floats], Floats],
+    statistics: Mapping[str, Callable[[Floats, Floats, Floats], Floats]],
     num_resamples: int = 1000,
     seed: int = 0,
-) -> Floats:
-    """Resample pictures and recompute a statistic of each run's class counts, all runs on the same resamples.
+) -> dict[str, Floats]:
+    """Resample pictures and recompute statistics of each run's class counts, all runs on the same resamples.
 
     Pictures with equal truth and equal predictions in every run are interchangeable, so resampling N pictures is one
     multinomial draw over the distinct combinations: exact, and far fewer numbers than N.
 
     Args:
         truth: int64[N]. predictions: int64[N, R], -1 for an unreadable picture.
-        statistic: (hits, support, predicted), each float64[K, L] for K resamples -> float64[K].
+        statistics: name -> (hits, support, predicted), each float64[K, L] for K resamples -> float64[K].
 
     Returns:
-        float64[num_resamples, R].
+        name -> float64[num_resamples, R].
     """
     combined = np.column_stack([truth, predictions])
     cells, counts = np.unique(combined, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
-    result = np.empty((num_resamples, predictions.shape[1]))
+    result = {name: np.empty((num_resamples, predictions.shape[1])) for name in statistics}
     step = max(1, 4_000_000 // len(cells))
     for start in range(0, num_resamples, step):
         stop = min(start + step, num_resamples)
@@ -204,7 +205,9 @@ def bootstrap_counts(
         for run in range(predictions.shape[1]):
             guess = cells[:, run + 1]
             hits = _sum_by(weights, np.where(guess == cells[:, 0], guess, -1), num_labels)
-            result[start:stop, run] = statistic(hits, support, _sum_by(weights, guess, num_labels))
+            predicted = _sum_by(weights, guess, num_labels)
+            for name, statistic in statistics.items():
+                result[name][start:stop, run] = statistic(hits, support, predicted)
     return result
 
 
