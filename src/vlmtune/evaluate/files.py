@@ -23,9 +23,9 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,22 @@ class Evaluation:
     @property
     def labels(self) -> tuple[str, ...]:
         return self.predictions.labels
+
+
+class SomeEvaluation(Protocol):
+    """An evaluation of any task."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    @property
+    def folder(self) -> Path | None: ...
+
+
+AnyEvaluation = TypeVar("AnyEvaluation", bound=SomeEvaluation)
 
 
 def write_evaluation(
@@ -159,7 +175,7 @@ def facts_if_of(folder: Path | str, fingerprint: str) -> dict[str, Any] | None:
     return facts if (facts["data"] or {}).get("fingerprint") == fingerprint else None
 
 
-def with_distinct_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+def with_distinct_names(evaluations: Sequence[AnyEvaluation]) -> list[AnyEvaluation]:
     """The same evaluations; those that share a name are called by their run's folder, or by run and evaluation."""
     names = [e.name for e in evaluations]
     for rename in (_run_name, lambda e: f"{_run_name(e)}/{e.folder.name if e.folder else e.name}"):
@@ -167,19 +183,19 @@ def with_distinct_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
             break
         names = [rename(e) if _count_of(e.name, evaluations) > 1 else e.name for e in evaluations]
     return [
-        e if e.name == name else Evaluation({**e.facts, "name": name}, e.predictions, e.thumbnails, e.folder)
+        e if e.name == name else cast(AnyEvaluation, replace(cast(Any, e), facts={**e.facts, "name": name}))
         for e, name in zip(evaluations, names, strict=True)
     ]
 
 
-def _run_name(evaluation: Evaluation) -> str:
+def _run_name(evaluation: SomeEvaluation) -> str:
     if evaluation.folder is None:
         return evaluation.name
     folder = evaluation.folder.resolve()
     return folder.parent.parent.name if folder.parent.name == "evaluation" else folder.name
 
 
-def _count_of(name: str, evaluations: Sequence[Evaluation]) -> int:
+def _count_of(name: str, evaluations: Sequence[SomeEvaluation]) -> int:
     return sum(e.name == name for e in evaluations)
 
 

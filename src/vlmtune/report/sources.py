@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmtune.errors import RunFolderError
 from vlmtune.evaluate.compare import same_examples
-from vlmtune.evaluate.files import AnyEvaluation, Evaluation, Measured, is_evaluation, read_evaluation
+from vlmtune.evaluate.files import AnyEvaluation, Evaluation, SomeEvaluation, is_evaluation, read_evaluation
 from vlmtune.evaluate.vqa_compare import same_questions
 from vlmtune.evaluate.vqa_predictions import VqaEvaluation, is_vqa, read_vqa_evaluation
 from vlmtune.report.files import read_json
@@ -106,7 +106,7 @@ def evaluation_folder(path: Path | str) -> Path:
     raise RunFolderError(f"{path} has no evaluation yet. Run `vlmtune evaluate` first.")
 
 
-def is_baseline(evaluation: Measured) -> bool:
+def is_baseline(evaluation: SomeEvaluation) -> bool:
     """Whether this is the base model as it was before fine-tuning."""
     facts = evaluation.facts
     is_untouched = facts.get("checkpoint") is None and facts.get("base") is not None
