@@ -70,7 +70,7 @@ def compare_vqa(
     return {
         "num_examples": int(known.sum()),
         "num_pictures": len(np.unique(clusters[known])),
-        "runs": [_run(evaluation) for evaluation in evaluations],
+        "runs": [describe_vqa(evaluation) for evaluation in evaluations],
         "pairs": pairs,
         "num_resamples": num_resamples,
         "confidence": 0.95,
@@ -125,12 +125,14 @@ def _asked(table: VqaTable) -> dict[str, tuple[str, tuple[str, ...]]]:
     return dict(zip(table.ids, told, strict=True))
 
 
-def _run(evaluation: VqaEvaluation) -> dict[str, Any]:
+def describe_vqa(evaluation: VqaEvaluation) -> dict[str, Any]:
+    """One evaluation as a row of a table of evaluations: its figures, its cost, and what limited it."""
     facts = evaluation.facts
     return {
         "name": evaluation.name,
         **(facts.get("metrics") or measure_vqa(evaluation.table)),
         "seconds": facts.get("seconds"),
         "limit": (facts.get("data") or {}).get("limit"),
+        "split": (facts.get("data") or {}).get("split"),
         "mode": facts.get("mode"),
     }
