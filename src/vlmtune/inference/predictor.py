@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 # Decoder rows in one batch: large enough that matrix products run at full rate, small enough for a laptop.
 _BATCH_ROWS = 4096
+# Rows of a label trie that the search for the best label runs for a picture, about.
+_SEARCH_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Predictor:
         """
         assert self.labels is not None
         scorer = LabelScorer(self.opened.model, self.prefix, self.trie)
-        for outcomes, questions in self._batches(queries, len(self.trie)):
+        # A search runs a few rows of the trie, not all of it.
+        for outcomes, questions in self._batches(queries, len(self.trie) if mode == "full" else _SEARCH_ROWS):
             results: list[LabelScores] = []
             if questions and mode == "full":
                 form_scores = scorer.score_forms(questions)
@@ -171,29 +174,30 @@ class Predictor:
         """Batches of pictures: for each, its error or None, and the questions of those without."""
         self.opened.model.eval()
         outcomes: list[UnreadableImageError | None] = []
-        processed: list[ProcessedImage] = []
-        prompts: list[list[int]] = []
+        asked: list[tuple[ImageSource, ProcessedImage, list[int]]] = []
         for query, result in read_ahead(self.process, queries):
             if isinstance(result, UnreadableImageError):
                 outcomes.append(result)
             else:
                 outcomes.append(None)
-                processed.append(result)
-                prompts.append(self.rest_of_prompt(result, query.question, query.history))
+                asked.append((query.image, result, self.rest_of_prompt(result, query.question, query.history)))
             size = self.batch_size
             if size is None:
-                longest = max((len(prompt) for prompt in prompts), default=1) + rows_per_picture
+                longest = max((len(prompt) for _, _, prompt in asked), default=1) + rows_per_picture
                 size = max(1, min(128, _BATCH_ROWS // longest))
             if len(outcomes) >= size:
-                yield outcomes, self._questions(processed, prompts)
-                outcomes, processed, prompts = [], [], []
+                yield outcomes, self._questions(asked)
+                outcomes, asked = [], []
         if outcomes:
-            yield outcomes, self._questions(processed, prompts)
+            yield outcomes, self._questions(asked)
 
-    def _questions(self, processed: list[ProcessedImage], prompts: list[list[int]]) -> list[Question]:
+    def _questions(self, asked: list[tuple[ImageSource, ProcessedImage, list[int]]]) -> list[Question]:
+        """Encode each picture once, however many questions there are about it."""
+        distinct = {source: picture for source, picture, _ in asked}
         with torch.inference_mode():
-            features = self.encode(processed) if processed else []
-        return [Question(ids, [picture]) for ids, picture in zip(prompts, features, strict=True)]
+            encoded = self.encode(list(distinct.values())) if asked else []
+        features = dict(zip(distinct, encoded, strict=True))
+        return [Question(prompt, [features[source]]) for source, _, prompt in asked]
 
 
 def _fill(
