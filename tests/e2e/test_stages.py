@@ -110,7 +110,7 @@ def test_the_first_stage_moves_the_connector_alone_and_the_second_goes_on_from_i
     results = run_stages(config, [f"output_dir={tmp_path}"])
     first, second = Path(results["align"]["run"]), Path(results["instruct"]["run"])
     aligned = tensors(first, 4)
-    assert {name.split(".")[4] for name in aligned} == {"multi_modal_projector"}
+    assert {name.split(".")[3] for name in aligned} == {"multi_modal_projector"}
     base = open_model(str(config.parent / "base"))
     dense = aligned["base_model.model.model.multi_modal_projector.dense.weight"]
     assert dense.abs().sum() > 0

@@ -54,18 +54,21 @@ def run_stages(config: Path, changes: Sequence[str], *, resume: bool = False) ->
     """
     from vlmtune.cli.train import run_training
     from vlmtune.config.load import load_stages
-    from vlmtune.train.run_folder import RunFolder
+    from vlmtune.errors import RunFolderError
 
     stages = load_stages(config, changes)
-    if not resume:
-        for experiment in stages.values():
-            RunFolder.claim(experiment, resume=False)
+    folders = {stage: Path(experiment.output_dir) / str(experiment.name) for stage, experiment in stages.items()}
+    for stage, folder in folders.items():
+        if not resume and folder.exists() and any(folder.iterdir()):
+            raise RunFolderError(
+                f"{folder}: the run of stage '{stage}' exists. Continue both with --resume, or choose another name "
+                "(--set name=NAME)."
+            )
     results = {}
     for number, (stage, experiment) in enumerate(stages.items(), start=1):
         stderr_console().print(f"stage {number} of {len(stages)}: {stage}", markup=False)
-        has_begun = (Path(experiment.output_dir) / str(experiment.name) / "config.yaml").exists()
         # The first has to be there when resuming; a later one may not have been reached.
-        is_resumed = resume and (has_begun or number == 1)
+        is_resumed = resume and (number == 1 or (folders[stage] / "config.yaml").exists())
         # The base is what the last stage is compared with.
         results[stage] = run_training(experiment, resume=is_resumed, with_base=number == len(stages))
     return results
