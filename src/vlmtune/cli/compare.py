@@ -23,23 +23,23 @@ def compare(
     flips: Annotated[bool, typer.Option("--flips", help="List every picture on which two of them differ.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Compare any number of evaluations of the same pictures.
+    """Compare any number of evaluations of the same pictures, or of the same questions.
 
     Differences carry a 95 % interval and a mid-p McNemar test, Holm-adjusted over all pairs; other metrics a paired
-    bootstrap. Classes gained and lost are named, cost stands beside accuracy. Evaluations of different pictures are
-    refused.
+    bootstrap. Classes gained and lost are named, cost stands beside accuracy. Answers to questions are compared by
+    their official accuracy, with intervals and tests over pictures. Evaluations of different examples are refused.
     """
-    from vlmtune.evaluate.compare import compare as compare_evaluations
-    from vlmtune.evaluate.compare import list_flips
-    from vlmtune.evaluate.files import read_evaluation, with_distinct_names
+    from vlmtune.errors import DataError
+    from vlmtune.evaluate.vqa_predictions import is_vqa
     from vlmtune.report.render import render_comparison
     from vlmtune.report.sources import evaluation_folder
 
     folders = [evaluation_folder(path) for path in evaluations]
-    read = with_distinct_names([read_evaluation(folder) for folder in folders])
-    result = compare_evaluations(read)
-    if flips:
-        result["flips"] = list_flips(read)
+    asks = [is_vqa(folder) for folder in folders]
+    if any(asks) and not all(asks):
+        label, question = folders[asks.index(False)], folders[asks.index(True)]
+        raise DataError(f"{label} is an evaluation of labels and {question} one of questions: they cannot be compared.")
+    result = _compare_vqa(folders, flips) if any(asks) else _compare_labels(folders, flips)
     page = None
     if output is not None:
         runs = [path for path, folder in zip(evaluations, folders, strict=True) if path != folder]
@@ -47,7 +47,7 @@ def compare(
     if json_:
         print_json({**result, "report": page})
         return
-    _print(result)
+    (_print_vqa if any(asks) else _print_labels)(result)
     if page is not None:
         print(f"report: {page}")
     limited = [f"{run['name']} ({run['limit']})" for run in result["runs"] if run["limit"]]
@@ -55,7 +55,24 @@ def compare(
         stderr_console().print(f"Limited by request, not the whole split: {', '.join(limited)}.", markup=False)
 
 
-def _print(result: dict[str, Any]) -> None:
+def _compare_labels(folders: list[Path], with_flips: bool) -> dict[str, Any]:
+    from vlmtune.evaluate.compare import compare, list_flips
+    from vlmtune.evaluate.files import read_evaluation, with_distinct_names
+
+    read = with_distinct_names([read_evaluation(folder) for folder in folders])
+    return compare(read) | ({"flips": list_flips(read)} if with_flips else {})
+
+
+def _compare_vqa(folders: list[Path], with_flips: bool) -> dict[str, Any]:
+    from vlmtune.evaluate.files import with_distinct_names
+    from vlmtune.evaluate.vqa_compare import compare_vqa, list_changes
+    from vlmtune.evaluate.vqa_predictions import read_vqa_evaluation
+
+    read = with_distinct_names([read_vqa_evaluation(folder) for folder in folders])
+    return compare_vqa(read) | ({"flips": list_changes(read)} if with_flips else {})
+
+
+def _print_labels(result: dict[str, Any]) -> None:
     from vlmtune.report import tables
 
     for shown in (tables.runs(result["runs"]), tables.pairs(result)):
@@ -71,6 +88,47 @@ def _print(result: dict[str, Any]) -> None:
         columns = ("from → to", "picture", "truth", "from", "to", "became")
         keys = ("pair", "id", "truth", "first", "second", "became")
         print_table(columns, [[flip[key] or "unreadable" for key in keys] for flip in result["flips"]])
+
+
+def _print_vqa(result: dict[str, Any]) -> None:
+    from vlmtune.report import wording as w
+
+    rows = [
+        [
+            run["name"],
+            w.count(run["num_measured"]) + (" (limit)" if run["limit"] else ""),
+            w.percent(run["accuracy"], 2),
+            w.interval(run["accuracy_interval"]),
+            ", ".join(f"{kind['name'] or 'untyped'} {w.percent(kind['accuracy'])}" for kind in run["by_answer_type"]),
+            w.duration(run["seconds"]),
+        ]
+        for run in result["runs"]
+    ]
+    print_table(["run", "questions", "accuracy", "95% over pictures", "by answer type", "in all"], rows)
+    rows = [
+        [
+            f"{pair['first']} → {pair['second']}",
+            w.points(pair["difference"]),
+            w.points_interval(pair["difference_interval"]),
+            f"+{pair['num_better']} −{pair['num_worse']}",
+            w.p_value(pair["p_holm"]),
+            "yes" if pair["is_significant"] else "no",
+        ]
+        for pair in result["pairs"]
+    ]
+    columns = [
+        "from → to",
+        "points",
+        "95% over pictures",
+        "better, worse",
+        "sign changes of pictures, Holm",
+        "significant",
+    ]
+    print_table(columns, rows)
+    if "flips" in result:
+        keys = ("pair", "id", "question", "first", "second")
+        rows = [[*(flip[key] or "–" for key in keys), w.points(flip["change"])] for flip in result["flips"]]
+        print_table(["from → to", "id", "question", "from", "to", "points"], rows)
 
 
 def _print_other_metrics(pairs: list[dict[str, Any]]) -> None:

@@ -51,7 +51,11 @@ def evaluate(
     if json_:
         print_json({"folder": str(measured.folder), **measured.facts})
         return
-    print_measured(measured.facts)
+    if measured.facts["task"] == "vqa":
+        _print_vqa(measured.facts)
+    else:
+        _print_labels(measured.facts)
+    _list_unreadable(measured.facts["unreadable"])
     print(f"written to {measured.folder}")
 
 
@@ -80,7 +84,7 @@ def run_evaluation(
     )
 
 
-def print_measured(facts: dict[str, Any]) -> None:
+def _print_labels(facts: dict[str, Any]) -> None:
     """The figures of one evaluation; the choice of scoring and the calibration where there are any."""
     from vlmtune.report import wording as w
 
@@ -106,7 +110,32 @@ def print_measured(facts: dict[str, Any]) -> None:
     _print_scoring(facts["scoring"])
     if facts.get("calibration"):
         _print_calibration(facts["calibration"])
-    unreadable = facts["unreadable"]
+
+
+def _print_vqa(facts: dict[str, Any]) -> None:
+    """The official accuracy of answers, whole and by type of answer."""
+    from vlmtune.report import wording as w
+
+    metrics, limit = facts["metrics"], facts["data"].get("limit")
+    entries = [{"name": "all", "num": metrics["num_measured"], **metrics}, *metrics["by_answer_type"]]
+    rows = [
+        [
+            entry["name"] or "untyped",
+            w.count(entry["num"]),
+            w.percent(entry["accuracy"], 2),
+            w.interval(entry["accuracy_interval"]),
+        ]
+        for entry in entries
+    ]
+    told = f"{w.count(metrics['num_examples'])} questions about {w.count(metrics['num_pictures'])} pictures"
+    title = f"{facts['name']}: {told}" + (f" (limited to {w.count(limit)}, by request)" if limit else "")
+    print_table(["type of answer", "questions", "official accuracy", "95% over pictures"], rows, title=title)
+    print(f"unreadable (counted as wrong): {w.count(metrics['num_unreadable'])}; {w.duration(facts['seconds'])}")
+    if metrics["accuracy"] is None:
+        print("The answers are not known: submission.json is the results file for the official server.")
+
+
+def _list_unreadable(unreadable: list[dict[str, Any]]) -> None:
     for entry in unreadable[:NUM_UNREADABLE_SHOWN]:
         stderr_console().print(f"unreadable: {entry['id']} ({entry['error']})", markup=False, soft_wrap=True)
     if len(unreadable) > NUM_UNREADABLE_SHOWN:

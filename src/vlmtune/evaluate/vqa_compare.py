@@ -77,6 +77,29 @@ def compare_vqa(
     }
 
 
+def list_changes(evaluations: Sequence[VqaEvaluation]) -> list[dict[str, Any]]:
+    """Every question that one of a pair answers better: ``pair``, ``id``, ``question``, what the ``first`` and
+    ``second`` said (None: unreadable) and the ``change`` in accuracy. Pairs as in `compare_vqa`; raises as it does.
+    """
+    tables, changes = align_vqa(evaluations), []
+    answers = [table.texts("prediction") for table in tables]
+    questions = tables[0].texts("question")
+    for i, j in combinations(range(len(tables)), 2):
+        change = np.nan_to_num(tables[j].accuracy - tables[i].accuracy)
+        changes += [
+            {
+                "pair": f"{evaluations[i].name} → {evaluations[j].name}",
+                "id": tables[0].ids[row],
+                "question": questions[row],
+                "first": answers[i][row],
+                "second": answers[j][row],
+                "change": float(change[row]),
+            }
+            for row in np.flatnonzero(change)
+        ]
+    return changes
+
+
 def align_vqa(evaluations: Sequence[VqaEvaluation]) -> list[VqaTable]:
     """The tables in the first one's order of questions. Raises DataError as `compare_vqa` does."""
     if len(evaluations) < 2:
