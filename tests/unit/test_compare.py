@@ -114,6 +114,8 @@ def test_equal_names_become_the_names_of_the_runs(tmp_path) -> None:
     places = [tmp_path / run / "evaluation" / "test-fine-tuned" for run in ("one", "two")]
     same = [Evaluation({"name": "fine-tuned"}, table, {}, place) for place in places]
     assert [e.name for e in with_distinct_names(same)] == ["one", "two"]
+    elsewhere = [replace(e, folder=tmp_path / f"{n}" / "run" / "evaluation" / "x") for n, e in enumerate(same)]
+    assert [e.name for e in with_distinct_names(elsewhere)] == [str(e.folder) for e in elsewhere]
     in_one_run = [Evaluation({"name": "x"}, table, {}, tmp_path / "run" / "evaluation" / n) for n in ("a", "b")]
     assert [e.name for e in with_distinct_names(in_one_run)] == ["run/a", "run/b"]
 

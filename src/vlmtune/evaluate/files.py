@@ -176,9 +176,10 @@ def facts_if_of(folder: Path | str, fingerprint: str) -> dict[str, Any] | None:
 
 
 def with_distinct_names(evaluations: Sequence[AnyEvaluation]) -> list[AnyEvaluation]:
-    """The same evaluations; those that share a name are called by their run's folder, or by run and evaluation."""
+    """The same evaluations; those that share a name are called by their run's folder, by run and evaluation, or by
+    their whole path."""
     names = [e.name for e in evaluations]
-    for rename in (_run_name, lambda e: f"{_run_name(e)}/{e.folder.name if e.folder else e.name}"):
+    for rename in (_run_name, _run_and_own_name, lambda e: str(e.folder)):
         if len(set(names)) == len(names):
             break
         names = [rename(e) if _count_of(e.name, evaluations) > 1 else e.name for e in evaluations]
@@ -193,6 +194,10 @@ def _run_name(evaluation: SomeEvaluation) -> str:
         return evaluation.name
     folder = evaluation.folder.resolve()
     return folder.parent.parent.name if folder.parent.name == "evaluation" else folder.name
+
+
+def _run_and_own_name(evaluation: SomeEvaluation) -> str:
+    return f"{_run_name(evaluation)}/{evaluation.folder.name if evaluation.folder else evaluation.name}"
 
 
 def _count_of(name: str, evaluations: Sequence[SomeEvaluation]) -> int:

@@ -196,7 +196,7 @@ class _Scorer:
         )
 
     def _work(self, block: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        queries = (Query(example.image, example.question) for example in block)
+        queries = map(Query.of, block)
         for result in self.predictor.classify(queries, self.mode):
             if isinstance(result, UnreadableImageError):
                 yield {"error": result.reason, "num_prompt_tokens": 0, "num_rows": 0}
