@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmtune.models.kernels import geglu, linear_gelu, lora_linear, rms_norm, swiglu
+from vlmtune.models.kernels import fused_linear, geglu, lora_linear, rms_norm, swiglu
 
 pytestmark = pytest.mark.unit
 
@@ -234,21 +234,25 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_docstrings_say() -> None
     assert _saved_bytes(lambda: lora_linear(x, weight, None, a, b, 1.0), [x, weight, a, b]) == rows * rank * 4
 
 
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_fused_gelu_is_no_further_from_float32_than_two_steps_are(approximate: Literal["none", "tanh"]) -> None:
+@pytest.mark.parametrize("gelu", [None, "none", "tanh"])
+def test_a_fused_linear_is_no_further_from_float32_than_its_steps_are(gelu: Literal["none", "tanh"] | None) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(96, 200).bfloat16()
     x = torch.randn(7, 5, 96).bfloat16()
-    exact = F.gelu(F.linear(x.float(), linear.weight.float(), linear.bias.float()), approximate=approximate)
+
+    def activate(y: Tensor) -> Tensor:
+        return y if gelu is None else F.gelu(y, approximate=gelu)
+
+    exact = activate(F.linear(x.float(), linear.weight.float(), linear.bias.float()))
     with torch.inference_mode():
-        fused, stepwise = linear_gelu(linear, x, approximate), F.gelu(linear(x), approximate=approximate)
+        fused, stepwise = fused_linear(linear, x, gelu), activate(linear(x))
     assert fused.dtype == torch.bfloat16 and fused.shape == (7, 5, 200)
     assert (fused.float() - exact).abs().max() <= (stepwise.float() - exact).abs().max() + 1e-6
 
 
-def test_gelu_of_a_learning_layer_is_plain_and_has_gradients() -> None:
+def test_a_learning_linear_is_run_in_steps_and_has_gradients() -> None:
     linear = torch.nn.Linear(8, 8).bfloat16()
     x = torch.randn(3, 8).bfloat16()
-    torch.testing.assert_close(linear_gelu(linear, x), F.gelu(linear(x)), rtol=0, atol=0)
-    linear_gelu(linear, x).sum().backward()
+    torch.testing.assert_close(fused_linear(linear, x, gelu="none"), F.gelu(linear(x)), rtol=0, atol=0)
+    fused_linear(linear, x, gelu="none").sum().backward()
     assert linear.weight.grad is not None and linear.weight.grad.abs().sum() > 0

@@ -17,7 +17,7 @@ from vlmtune.models.attention import attention
 from vlmtune.models.configuration import ModelConfig
 from vlmtune.models.connectors import LayerGroup, side_by_side
 from vlmtune.models.images import Grid, group_by_grid
-from vlmtune.models.kernels import linear_gelu
+from vlmtune.models.kernels import fused_linear
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Siglip2Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, P, D = x.shape
         heads = (B, P, self.num_heads, D // self.num_heads)
-        q, k, v = (proj(x).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (fused_linear(project, x).view(heads).transpose(1, 2) for project in projections)
         mixed = attention(q, k, v)  # [B, H, P, d]
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(B, P, D))
-        return out
+        return fused_linear(self.out_proj, mixed.transpose(1, 2).reshape(B, P, D))
 
 
 class Siglip2MLP(nn.Module):
@@ -87,8 +87,7 @@ class Siglip2MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(linear_gelu(self.fc1, x, "tanh"))
-        return out
+        return fused_linear(self.fc2, fused_linear(self.fc1, x, gelu="tanh"))
 
 
 class Siglip2Layer(nn.Module):
