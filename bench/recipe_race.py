@@ -252,6 +252,8 @@ def _copy_merged(peer: Any, opened: OpenedModel) -> None:
 def race(source: str, options: argparse.Namespace) -> dict[str, Any]:
     """All runs on one data set."""
     limits = {"limit": 400, "limit_validation": 100, "limit_test": 200} if options.quick else {"limit_test": 500}
+    if options.pictures is not None:
+        limits["limit"] = options.pictures
     experiment = Experiment(name="race", data=DataSection(source=source, **limits))
     splits = load_splits(experiment.data, experiment.task, experiment.seed)
     assert splits.labels is not None
@@ -315,6 +317,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--cifar", type=Path, help="a folder with train/ and test/, each a folder a class")
     parser.add_argument("--epochs", type=float)
+    parser.add_argument("--pictures", type=int, help="at most so many training pictures")
     parser.add_argument("--chart", type=Path, help="a PNG file")
     options = parser.parse_args()
     device = apply_options(options)
