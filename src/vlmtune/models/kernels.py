@@ -67,8 +67,8 @@ def fused_linear(linear: nn.Module, x: Tensor, gelu: Literal["none", "tanh"] | N
         and not torch.is_grad_enabled()
         and _has_fused_linear()
     ):
-        after = ("none", [], "") if gelu is None else ("gelu", [], gelu)
-        fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, *after)
+        after, how = ("none", "") if gelu is None else ("gelu", gelu)
+        fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, after, [], how)
         return fused
     out: Tensor = linear(x)
     return out if gelu is None else F.gelu(out, approximate=gelu)
