@@ -1,0 +1,195 @@
+"""Questions from files to a results file, on a random model small enough for seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny_model import write_tiny_folder
+from tests.vqa_sets import NUM_QUESTIONS, write_hub, write_official
+from vlmtune.config.load import load_experiment
+from vlmtune.config.schema import Experiment
+from vlmtune.errors import UserError
+from vlmtune.evaluate.checkpoint import evaluate_checkpoint
+from vlmtune.evaluate.vqa_compare import compare_vqa
+from vlmtune.evaluate.vqa_predictions import read_vqa_evaluation
+from vlmtune.inference.predictor import Predictor
+from vlmtune.text.vqa_accuracy import vqa_accuracy
+from vlmtune.train.loop import Trainer
+from vlmtune.train.preflight import preflight
+from vlmtune.train.prepare import load_data, open_base
+from vlmtune.train.run_folder import RunFolder
+
+pytestmark = pytest.mark.e2e
+
+SETS = {"train2014": 8, "val2014": 4, "test2015": 2}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_official(tmp_path_factory.mktemp("official"), SETS)
+
+
+def experiment(base: Path, source: Path | str, output: Path, name: str = "run", **keys: Any) -> Experiment:
+    sections: dict[str, Any] = {
+        "model": {"base": str(base), "dtype": "float32", "do_image_splitting": False},
+        "data": {"source": str(source), "test_split": "validation[-9:]", "validation_fraction": 0.2},
+        "task": {"kind": "vqa", "max_answer_tokens": 3},
+        "train": {"batch_size": 8, "learning_rate": 5e-3, "max_steps": 8, "eval_every": 4, "save_every": 4},
+        "evaluate": {"batch_size": 4},
+    }
+    for key, value in keys.items():
+        sections[key] |= value
+    return Experiment.model_validate({"name": name, "output_dir": str(output), **sections})
+
+
+def start(wanted: Experiment, *, resume: bool = False, stop_after: int | None = None) -> tuple[Trainer, RunFolder]:
+    resolved, splits = load_data(wanted)
+    folder = RunFolder.claim(resolved, resume=resume)
+    folder.begin(resolved)
+    trainer = Trainer(resolved, open_base(resolved.model), splits)
+
+    def watch(report: object) -> None:
+        if trainer.progress.step == stop_after:
+            raise KeyboardInterrupt
+
+    trainer.watch = watch
+    return trainer, folder
+
+
+def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:06d}" / "adapter_model.safetensors")
+
+
+def test_drawn_answers_are_the_same_after_a_resume(base: Path, official: Path, tmp_path: Path) -> None:
+    whole, folder = start(experiment(base, official, tmp_path, "whole"))
+    whole.run(folder)
+    stopped, cut = start(experiment(base, official, tmp_path, "cut"), stop_after=6)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(cut)
+    again, cut = start(experiment(base, official, tmp_path, "cut"), resume=True)
+    again.run(cut, resume=True)
+    expected, found = tensors(folder.path, 8), tensors(cut.path, 8)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    other, folder = start(experiment(base, official, tmp_path, "majority", train={"answer": "majority"}))
+    other.run(folder)
+    assert any(not torch.equal(expected[name], value) for name, value in tensors(folder.path, 8).items())
+
+
+def test_a_batch_holds_the_questions_of_a_picture_and_one_encoding_of_it(
+    base: Path, official: Path, tmp_path: Path
+) -> None:
+    trainer, _ = start(experiment(base, official, tmp_path))
+    (batch,) = trainer.reader.micro_batches(2 * NUM_QUESTIONS, 0, 1)
+    assert len({shown.example.image_id for shown in batch}) == 2
+    assert len({id(shown.image) for shown in batch}) == 2
+    messages = [finding.message for finding in preflight(trainer).findings if finding.name == "data"]
+    assert "18 training questions about 6 pictures, 6 validation questions about 2 pictures" in messages[0]
+
+
+def evaluate(wanted: Experiment, folder: Path, name: str, **more: Any) -> Path:
+    resolved, splits = load_data(wanted)
+    return evaluate_checkpoint(resolved, splits, checkpoint=None, folder=folder, name=name, **more).folder
+
+
+def test_an_evaluation_holds_every_question_in_order_with_the_official_accuracy(
+    base: Path, official: Path, tmp_path: Path
+) -> None:
+    wanted = experiment(base, official, tmp_path)
+    folder = evaluate(wanted, tmp_path, "base")
+    read = read_vqa_evaluation(folder)
+    test = load_data(wanted)[1].test
+    assert read.table.ids == [example.id for example in test]
+    answers = read.table.texts("prediction")
+    expected = [vqa_accuracy(answer, example.answers) for answer, example in zip(answers, test, strict=True)]
+    assert read.table.accuracy.tolist() == expected
+    submitted = json.loads((folder / "submission.json").read_text())
+    assert [entry["question_id"] for entry in submitted] == [int(example.id) for example in test]
+    assert [entry["answer"] for entry in submitted] == answers
+
+    wider = experiment(base, official, tmp_path, evaluate={"batch_size": 9})
+    other = read_vqa_evaluation(evaluate(wider, tmp_path, "wider"))
+    assert other.table.texts("prediction") == answers, "batches do not change answers"
+    assert compare_vqa([read, other])["pairs"][0]["difference"] == 0.0
+
+
+def test_a_killed_evaluation_goes_on_and_writes_the_same_predictions(
+    base: Path, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmtune.evaluate.run.BLOCK_SIZE", 4)
+    wanted = experiment(base, official, tmp_path)
+    whole = (evaluate(wanted, tmp_path, "whole") / "predictions.parquet").read_bytes()
+    asked: list[str | None] = []
+    answer = Predictor.answer
+
+    def dies(self: Predictor, queries: Any, sampling: Any = None) -> Any:
+        for query, found in zip(list(queries), list(answer(self, queries, sampling)), strict=False):
+            asked.append(query.question)
+            if len(asked) == 6:
+                raise KeyboardInterrupt
+            yield found
+
+    def listed(self: Predictor, queries: Any, sampling: Any = None) -> Any:
+        return dies(self, list(queries), sampling)
+
+    monkeypatch.setattr(Predictor, "answer", listed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(wanted, tmp_path, "cut")
+    asked = [None] * 100
+    assert (evaluate(wanted, tmp_path, "cut") / "predictions.parquet").read_bytes() == whole
+    assert len(asked) == 100 + 5, "the first block of four was not asked again"
+
+
+def test_answers_of_a_closed_list_are_scored(base: Path, official: Path, tmp_path: Path) -> None:
+    wanted = experiment(base, official, tmp_path, task={"labels": ["yes", "no", "2", "red"]})
+    trainer, folder = start(wanted)
+    targets = [trainer.reader.targets.of(example, 0, None) for example in trainer.splits.train]  # type: ignore[arg-type]
+    assert {text for target in targets for text in target} <= {"yes", "no", "2", "red"}
+    trainer.run(folder)
+    read = read_vqa_evaluation(evaluate(wanted, tmp_path, "closed"))
+    assert set(read.table.texts("prediction")) <= {"yes", "no", "2", "red"}
+    assert all(0 < confidence <= 1 for confidence in read.table.texts("confidence"))
+
+
+def test_test_questions_without_answers_give_a_results_file_and_no_accuracy(
+    base: Path, official: Path, tmp_path: Path
+) -> None:
+    wanted = experiment(base, official, tmp_path, data={"test_split": "test"})
+    folder = evaluate(wanted, tmp_path, "base")
+    assert read_vqa_evaluation(folder).facts["metrics"]["accuracy"] is None
+    assert len(json.loads((folder / "submission.json").read_text())) == SETS["test2015"] * NUM_QUESTIONS
+
+
+def test_options_of_labels_are_refused_for_questions(base: Path, official: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.sampling: balanced: made for labels"):
+        start(experiment(base, official, tmp_path, train={"sampling": "balanced"}))
+
+
+def test_the_vqav2_recipe_learns_from_a_miniature_in_the_hubs_layout(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    source = write_hub(tmp_path / "VQAv2", {"train2014": 40, "val2014": 6, "test2015": 2})
+    overrides = [
+        f"model.base={base}", f"data.source={source}", f"output_dir={tmp_path}", "data.test_split=validation[-10:]",
+        "data.validation_fraction=0.2", "train.batch_size=2", "train.gradient_accumulation=1", "train.max_steps=2",
+        "model.dtype=float32", "model.do_image_splitting=false",
+    ]  # fmt: skip
+    wanted = load_experiment(Path("configs/vqav2.yaml"), overrides)
+    trainer, folder = start(wanted)
+    assert len({example.image_id for example in trainer.splits.train}) <= 4, "10 % of 32 pictures, taken whole"
+    assert [example.id for example in trainer.splits.test] == [
+        str(image * 1000 + place) for image in range(2000, 2006) for place in range(NUM_QUESTIONS)
+    ][-10:]
+    trainer.run(folder)
+    assert (folder.path / "best" / "adapter_model.safetensors").is_file()
