@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_picture
 from tests.parity.tolerances import GRADIENT, MODEL
+from vlmtune.adapters.connectors import install_connector, wanted_shape
 from vlmtune.adapters.files import load_adapter, save_adapter
 from vlmtune.adapters.lora import AdapterPlan, apply_adapter
-from vlmtune.config.schema import AdapterSection
+from vlmtune.config.schema import AdapterSection, ConnectorSection
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.tree import Rows
 
@@ -146,3 +147,17 @@ def test_the_count_equals_pefts() -> None:
     plan = apply_adapter(ours, AdapterSection(targets=targets, rank=5))
     adapted = get_peft_model(peer, LoraConfig(r=5, target_modules=targets))
     assert plan.num_trainable == adapted.get_nb_trainable_parameters()[0]
+
+
+def test_peft_refuses_an_adapter_whose_connector_it_would_lose(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    peer, ours = build_pair()
+    connector = install_connector(ours, wanted_shape(ConnectorSection(kind="dense"), ours))
+    with torch.no_grad():
+        for parameter in connector.parameters():
+            parameter.normal_()
+    plan = apply_adapter(ours, AdapterSection(targets=["mlp"], parts=["connector"], rank=2))
+    save_adapter(tmp_path, ours, plan, "base")
+    with pytest.raises((KeyError, ValueError), match="VLMTUNE_CONNECTOR"):
+        PeftModel.from_pretrained(peer, str(tmp_path))

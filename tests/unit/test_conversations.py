@@ -123,7 +123,7 @@ def test_captions_answer_one_question(folder: Path) -> None:
 def test_conversations_are_read_from_parquet(folder: Path) -> None:
     import datasets
 
-    rows = [row for row in LLAVA if "image" in row][:2]
+    rows = LLAVA[:3]
     features = datasets.Features(
         {
             "id": datasets.Value("string"),
@@ -131,10 +131,12 @@ def test_conversations_are_read_from_parquet(folder: Path) -> None:
             "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
         }
     )
-    listed = [{**row, "image": str(folder / row["image"])} for row in rows]
+    listed = [{**row, "image": str(folder / row["image"]) if "image" in row else None} for row in rows]
     datasets.Dataset.from_list(listed, features=features).to_parquet(folder / "talk.parquet")
-    found = everything(load(folder / "talk.parquet"))
+    splits = load(folder / "talk.parquet")
+    found = everything(splits)
     assert set(found) == {"1#1", "1#2", "2#1"}
+    assert any("without a picture" in item["reason"] and item["count"] == 1 for item in splits.description["left_out"])
     assert found["1#2"].history == (("What?", "A cat."),)
 
 

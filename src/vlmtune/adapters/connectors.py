@@ -31,6 +31,9 @@ from vlmtune.models.registry import ImageProcessor, OpenedModel
 
 CONFIG_KEY = "vlmtune_connector"
 """Key of adapter_config.json under which a connector's shape stands."""
+PEFT_TYPE = "LORA_WITH_VLMTUNE_CONNECTOR"
+"""`peft_type` of an adapter with a connector that only vlmtune has: PEFT would load it with a warning, and without the
+connector; this it refuses."""
 
 _MLP_FACTOR = 2  # of a pixel-unshuffle that a model family has not decided itself
 
@@ -107,12 +110,9 @@ def connector_is_exportable(model: VisionLanguageModel) -> str | None:
     connector = model.connector
     if connector.replaced is None or connector.replaced == connector.shape:
         return None
-    shape, own = connector.shape, connector.replaced
-    name = f"dense connector ({shape.variant.upper()})" if shape.variant else f"connector of the kind '{shape.trunk}'"
     return (
-        f"this model has a {name}, and the format only knows the base's own ('{own.trunk}', {own.factor}x{own.factor} "
-        "patches a token). vlmtune opens, evaluates and serves the run folder itself; to export, train without "
-        "model.connector."
+        f"this model has a {connector.shape}, and the format only knows the base's own, a {connector.replaced}. "
+        "vlmtune opens, evaluates and serves the run folder itself; to export, train without model.connector."
     )
 
 

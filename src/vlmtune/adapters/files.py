@@ -18,7 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlmtune.adapters.connectors import CONFIG_KEY, shape_from_json, shape_to_json
+from vlmtune.adapters.connectors import (
+    CONFIG_KEY,
+    PEFT_TYPE,
+    connector_is_exportable,
+    shape_from_json,
+    shape_to_json,
+)
 from vlmtune.adapters.lora import (
     AdapterPlan,
     LoraSpec,
@@ -44,7 +50,7 @@ _PREFIX = "base_model.model."
 
 # Keys of PEFT's LoraConfig that change what an adapter computes, with the values that mean what ours does.
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
+    "peft_type": ("LORA", PEFT_TYPE),
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
     "use_dora": (False, None),
@@ -107,6 +113,8 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
     if _new_connector(model):
         assert isinstance(model, VisionLanguageModel)
         config[CONFIG_KEY] = shape_to_json(model.connector.shape)
+        if connector_is_exportable(model) is not None:
+            config["peft_type"] = PEFT_TYPE
     for head, embedding in plan.anatomy.tied.items():
         if embedding in plan.whole:
             # PEFT ties the two when it is told to, yet wants to find both.

@@ -98,9 +98,12 @@ def _open(
     classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     image_column = find_column("image", data.image_column, columns, name, images)
     source = Source(name, kind, {}, revision=_revision(first) or data.revision)
+    may_lack = False
     if ask:
         questions = choose_columns(data, [column for column in columns if column != image_column], name)
         to_rows = partial(_question_rows, questions, source)
+        # Lists of instructions hold conversations about nothing to be seen; they are counted and left out.
+        may_lack = isinstance(questions, ConversationColumns)
     else:
         label_column = find_column("label", data.label_column, columns, name, classes)
         if label_column in classes:
@@ -108,7 +111,7 @@ def _open(
         to_rows = partial(_label_rows, label_column, source)
     for split, dataset in splits.items():
         source.splits[str(split)] = partial(
-            _read_split, dataset, str(split), image_column, source.name, folder, to_rows
+            _read_split, dataset, str(split), image_column, source.name, folder, to_rows, may_lack
         )
     return source
 
@@ -119,12 +122,14 @@ def _read_split(
     image_column: str,
     name: str,
     folder: Path | None,
-    to_rows: Callable[[Any, str, list[ImageSource]], list[Row]],
+    to_rows: Callable[[Any, str, list[Any]], list[Row]],
+    may_lack: bool,
 ) -> list[Row]:
     if dataset._indices is not None:
         dataset = dataset.flatten_indices()
     table = dataset.data
-    return to_rows(table, split, _pictures(table.column(image_column), image_column, name, split, folder))
+    pictures = _pictures(table.column(image_column), image_column, name, split, folder, may_lack)
+    return to_rows(table, split, pictures)
 
 
 def _label_rows(label_column: str, source: Source, table: Any, split: str, pictures: list[ImageSource]) -> list[Row]:
@@ -140,11 +145,13 @@ def _question_rows(
     source: Source,
     table: Any,
     split: str,
-    pictures: list[ImageSource],
+    pictures: list[ImageSource | None],
 ) -> list[Row]:
     cells = {name: _texts(table.column(name)) for name in columns.names}
     id_column = columns.image_id if isinstance(columns, QuestionColumns) else None
-    image_ids = _same_pictures(pictures, split, cells[id_column] if id_column else None)
+    present = [picture for picture in pictures if picture is not None]
+    ids = iter(_same_pictures(present, split, cells[id_column] if id_column else None))
+    image_ids = ["" if picture is None else next(ids) for picture in pictures]
     first_of: dict[str, ImageSource] = {}
     rows: list[Row] = []
     problems: list[str] = []
@@ -152,7 +159,7 @@ def _question_rows(
         origin = f"{source.name}, split '{split}', row {number}"
         try:
             # Questions about one picture share one source, so that it is read and encoded once.
-            shared = first_of.setdefault(image_id, picture)
+            shared = None if picture is None else first_of.setdefault(image_id, picture)
             own = columns.rows(origin, {name: values[number] for name, values in cells.items()}, shared, image_id)
             for place, row in enumerate(own):
                 id_ = f"{split}/{number}" if place == 0 else f"{split}/{number}#{place + 1}"
@@ -198,8 +205,11 @@ def _same_pictures(pictures: list[ImageSource], split: str, written: list[Any] |
     return [f"{split}/{first}" for first in group_identical_files(pictures)]
 
 
-def _pictures(column: Any, column_name: str, name: str, split: str, folder: Path | None) -> list[ImageSource]:
-    """One source a row, from struct{bytes, path}, plain bytes, or text that names a file."""
+def _pictures(
+    column: Any, column_name: str, name: str, split: str, folder: Path | None, may_lack: bool
+) -> list[ImageSource | None]:
+    """One source a row, from struct{bytes, path}, plain bytes, or text that names a file; None where a row that may
+    lack its picture does."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -220,11 +230,14 @@ def _pictures(column: Any, column_name: str, name: str, split: str, folder: Path
             f"(bytes and path), bytes, or file names. Set data.image_column."
         )
     absent = pc.is_null(content).to_pylist() if content is not None else [True] * len(column)
-    sources: list[ImageSource] = []
+    sources: list[ImageSource | None] = []
     for row, (path, is_absent) in enumerate(zip(paths, absent, strict=True)):
         origin = f"{name}, split '{split}', row {row}"
         if not is_absent:
             sources.append(ArrowImageSource(name=origin, column=content, row=row))
+            continue
+        if not path and may_lack:
+            sources.append(None)
             continue
         if not path:
             raise DataError(f"{origin}: there is no picture in the column '{column_name}'. Remove the row.")

@@ -58,6 +58,14 @@ class ConnectorShape:
         """Channels of `VisionFeatures.patches`: the tower's output and the groups, side by side."""
         return self.channels * (1 + len(self.groups))
 
+    def __str__(self) -> str:
+        name = "linear" if self.trunk == "linear" else f"mlp of {self.hidden_size}"
+        squares = f"{self.factor}x{self.factor} patches a token"
+        if self.variant is None:
+            return f"connector '{name}', {squares}"
+        layers = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in self.groups)
+        return f"dense connector {self.variant.upper()} of layers {layers} on '{name}', {squares}"
+
 
 def default_groups(variant: Variant, num_layers: int) -> tuple[LayerGroup, ...]:
     """The layers a dense connector reads when nobody says which (arXiv 2405.13800, section 3.2, and the authors' code).

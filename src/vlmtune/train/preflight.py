@@ -81,6 +81,9 @@ def _adapter(trainer: Trainer) -> list[Finding]:
         towers = towers or "none, this family has no such layers"
         what = "parameters" if match.kind == "part" else "layers"
         findings.append(Finding("learned", "ok", f"{match.kind} '{match.pattern}': {what} {towers}"))
+    if (section := trainer.experiment.model.connector) is not None:
+        start = "" if section.start is None else f", start: {section.start}"
+        findings.append(Finding("connector", "ok", f"{trainer.model.connector.shape}{start}"))
     return findings
 
 
