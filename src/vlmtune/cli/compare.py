@@ -91,40 +91,11 @@ def _print_labels(result: dict[str, Any]) -> None:
 
 
 def _print_vqa(result: dict[str, Any]) -> None:
+    from vlmtune.report import tables
     from vlmtune.report import wording as w
 
-    rows = [
-        [
-            run["name"],
-            w.count(run["num_measured"]) + (" (limit)" if run["limit"] else ""),
-            w.percent(run["accuracy"], 2),
-            w.interval(run["accuracy_interval"]),
-            ", ".join(f"{kind['name'] or 'untyped'} {w.percent(kind['accuracy'])}" for kind in run["by_answer_type"]),
-            w.duration(run["seconds"]),
-        ]
-        for run in result["runs"]
-    ]
-    print_table(["run", "questions", "accuracy", "95% over pictures", "by answer type", "in all"], rows)
-    rows = [
-        [
-            f"{pair['first']} → {pair['second']}",
-            w.points(pair["difference"]),
-            w.points_interval(pair["difference_interval"]),
-            f"+{pair['num_better']} −{pair['num_worse']}",
-            w.p_value(pair["p_holm"]),
-            "yes" if pair["is_significant"] else "no",
-        ]
-        for pair in result["pairs"]
-    ]
-    columns = [
-        "from → to",
-        "points",
-        "95% over pictures",
-        "better, worse",
-        "sign changes of pictures, Holm",
-        "significant",
-    ]
-    print_table(columns, rows)
+    for shown in (tables.vqa_runs(result["runs"]), tables.vqa_pairs(result)):
+        print_table(shown.head(), shown.texts())
     if "flips" in result:
         keys = ("pair", "id", "question", "first", "second")
         rows = [[*(flip[key] or "–" for key in keys), w.points(flip["change"])] for flip in result["flips"]]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlmtune.evaluate.files import Evaluation
-from vlmtune.report import wording
+from vlmtune.evaluate.files import SomeEvaluation
+from vlmtune.report import wording as w
 from vlmtune.report.sources import RunRecord
 
 
-def experiment_facts(runs: Sequence[RunRecord], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+def experiment_facts(runs: Sequence[RunRecord], evaluations: Sequence[SomeEvaluation]) -> list[dict[str, Any]]:
     """Rows of the experiment table: a name and a value a run."""
     facts: list[dict[str, Any]] = []
 
@@ -25,13 +25,14 @@ def experiment_facts(runs: Sequence[RunRecord], evaluations: Sequence[Evaluation
         add("Base model", [str(evaluations[-1].facts.get("base") or "–")])
     add("Trained on", [_counts(run.facts.get("data")) for run in runs])
     add("Trainable parameters", [_parameters(run.facts) for run in runs])
-    add("Training time", [wording.duration(_seconds(run)) for run in runs])
+    add("Training time", [w.duration(_seconds(run)) for run in runs])
     add("Seed", [str(run.facts.get("seed", "–")) for run in runs])
     add("Versions", [_versions((run.facts.get("environment") or {}).get("versions")) for run in runs])
     if evaluations:
         data = evaluations[-1].facts.get("data") or {}
         add("Measured on", [f"{data.get('source', '?')}, split {data.get('split', '?')}"])
-        add("Labels", [str(len(evaluations[-1].labels))])
+        labels = evaluations[-1].facts.get("labels") or []
+        add("Labels", [w.count(len(labels)) if labels else "none: answers are generated"])
         add("Measured at", [str(evaluations[-1].facts.get("created") or "–")[:16].replace("T", " ")])
     return facts
 
@@ -53,8 +54,8 @@ def _counts(data: Any) -> str:
     told = []
     for name, split in splits.items():
         used, found = split.get("used"), split.get("found")
-        of_all = f" of {wording.count(found)}" if found is not None and found != used else ""
-        told.append(f"{wording.count(used)}{of_all} {name}")
+        of_all = f" of {w.count(found)}" if found is not None and found != used else ""
+        told.append(f"{w.count(used)}{of_all} {name}")
     return ", ".join(told) or "–"
 
 
@@ -62,7 +63,7 @@ def _parameters(facts: dict[str, Any]) -> str:
     trainable, total = _number(facts.get("trainable_parameters")), _number(facts.get("total_parameters"))
     if trainable is None:
         return "–"
-    return wording.count(trainable) + (f" ({wording.percent(trainable / total, 2)} of all)" if total else "")
+    return w.count(trainable) + (f" ({w.percent(trainable / total, 2)} of all)" if total else "")
 
 
 def _versions(value: Any) -> str:

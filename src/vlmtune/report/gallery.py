@@ -61,11 +61,11 @@ def note(evaluation: Evaluation) -> str:
     if not stored:
         return f"{wrong} mistakes; this evaluation stored no pictures."
     if shown == wrong:
-        return f"All {wrong} mistakes, and {right} right answers for comparison."
-    return f"{shown} of {wrong} mistakes (the surest ones), and {right} right answers for comparison."
+        return f"All {wrong} mistakes, the surest first, and {right} right answers for comparison."
+    return f"{shown} of {wrong} mistakes (the surest), and {right} right answers for comparison."
 
 
 def unreadable(evaluation: Evaluation) -> list[dict[str, str]]:
     table = evaluation.predictions
     rows = np.flatnonzero(~table.readable)[:NUM_UNREADABLE_SHOWN]
-    return [{"id": str(table.ids[row]), "reason": str(table.errors[row] or "unreadable")} for row in rows]
+    return [{"id": str(table.ids[row]), "error": str(table.errors[row] or "unreadable")} for row in rows]

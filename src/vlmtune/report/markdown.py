@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmtune.report import tables
+from vlmtune.report.vqa import vqa_markdown
 from vlmtune.report.wording import plain
 
 NUM_CONFUSIONS = 10
@@ -17,12 +18,26 @@ def to_markdown(view: dict[str, Any]) -> str:
         parts += ["![Accuracy](charts/accuracy.png)", view["tables"]["runs"].markdown()]
     if view["comparison"]:
         parts += ["## Paired tests", view["tables"]["pairs"].markdown()]
+    if view["training"]:
+        parts += ["## Training", "![Training](charts/training.png)"]
+    if view["task"] == "classify":
+        parts += _of_labels(view)
+    else:
+        parts += vqa_markdown(view)
+    if view["facts"]:
+        rows = [[fact["name"], " / ".join(fact["values"])] for fact in view["facts"]]
+        parts += ["## Experiment", tables.table("| ", rows).markdown()]
+    if view["warnings"]:
+        parts += ["## Warnings", "\n".join(f"- {plain(warning)}" for warning in view["warnings"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _of_labels(view: dict[str, Any]) -> list[str]:
+    parts = []
     if view["ceilings"]:
         told = " ".join(plain(sentence) for sentence in view["ceilings"]["summary"])
         table = view["tables"]["ceilings"].markdown()
         parts += ["## Floors and ceilings", told, "![Floors and ceilings](charts/ceilings.png)", table]
-    if view["training"]:
-        parts += ["## Training", "![Training](charts/training.png)"]
     if view["sweep"]:
         told = " ".join(plain(sentence) for sentence in view["sweep"]["advice"])
         table = view["tables"]["checkpoints"].markdown()
@@ -33,9 +48,4 @@ def to_markdown(view: dict[str, Any]) -> str:
     if view["confusions"]:
         table = tables.confusions(view["confusions"][:NUM_CONFUSIONS]).markdown()
         parts += ["## Most frequent confusions", table]
-    if view["facts"]:
-        rows = [[fact["name"], " / ".join(fact["values"])] for fact in view["facts"]]
-        parts += ["## Experiment", tables.table("| ", rows).markdown()]
-    if view["warnings"]:
-        parts += ["## Warnings", "\n".join(f"- {plain(warning)}" for warning in view["warnings"])]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return parts

@@ -21,13 +21,16 @@ def write_charts(folder: Path, view: dict[str, Any]) -> list[Path]:
     """Write the charts that have data; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    if view["runs"]:
-        written.append(_bars(folder / "accuracy.png", view["runs"], view["chance"]))
+    if view["headline"]:
+        written.append(_bars(folder / "accuracy.png", view["runs"], view.get("chance")))
+    if view["training"]:
+        written.append(_training(folder / "training.png", view["training"]))
+    if view["task"] != "classify":
+        return written
+    if view["main"]:
         written.append(_confusion(folder / "confusion.png", view["main"]))
         if view["main"]["reliability"]:
             written.append(_reliability(folder / "reliability.png", view))
-    if view["training"]:
-        written.append(_training(folder / "training.png", view["training"]))
     if view["ceilings"]:
         written.append(_bars(folder / "ceilings.png", view["ceilings"]["rows"], view["chance"]))
     if view["sweep"]:

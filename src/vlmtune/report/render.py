@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from vlmtune.errors import RunFolderError
-from vlmtune.evaluate.files import Evaluation, read_evaluation, with_distinct_names
-from vlmtune.report import wording
-from vlmtune.report.files import style, write_json, write_text
+from vlmtune.evaluate.files import read_evaluation, with_distinct_names
+from vlmtune.evaluate.vqa_predictions import is_vqa, read_vqa_evaluation
+from vlmtune.report.files import write_json, write_text
 from vlmtune.report.markdown import to_markdown
+from vlmtune.report.page import to_html
 from vlmtune.report.png import write_charts
-from vlmtune.report.sources import RunRecord, read_evaluations, read_run
+from vlmtune.report.sources import read_evaluations, read_run, read_vqa_evaluations
 from vlmtune.report.view import build, drawings
+from vlmtune.report.vqa import build_vqa, vqa_drawings
 
 PAGE = "report.html"
 
@@ -37,10 +36,14 @@ def render(run_folder: Path | str, baseline: Path | str | None = None) -> Path:
     """
     run_folder = Path(run_folder)
     run = read_run(run_folder)
+    asked, left_out = read_vqa_evaluations(run_folder)
+    if asked:
+        asked = [*([read_vqa_evaluation(baseline)] if baseline is not None else []), *asked]
+        return _write(run_folder / PAGE, build_vqa(run.name, with_distinct_names(asked), [run], left_out))
     evaluations, left_out = read_evaluations(run_folder)
     if baseline is not None:
         evaluations = [read_evaluation(baseline), *evaluations]
-    return _write(run_folder / PAGE, run.name, evaluations, [run], left_out)
+    return _write(run_folder / PAGE, build(run.name, with_distinct_names(evaluations), [run], left_out))
 
 
 def render_comparison(
@@ -61,30 +64,16 @@ def render_comparison(
     """
     output = Path(output)
     page = output if output.suffix == ".html" else output / PAGE
+    records = [read_run(folder) for folder in runs]
+    if evaluation_folders and all(is_vqa(folder) for folder in evaluation_folders):
+        asked = [read_vqa_evaluation(folder) for folder in evaluation_folders]
+        return _write(page, build_vqa(title, with_distinct_names(asked), records, []))
     evaluations = [read_evaluation(folder) for folder in evaluation_folders]
-    return _write(page, title, evaluations, [read_run(folder) for folder in runs], [])
+    return _write(page, build(title, with_distinct_names(evaluations), records, []))
 
 
-def to_html(template: str, **content: Any) -> str:
-    """A page as text: styles, script, charts and pictures inside.
-
-    Args:
-        template: a file in templates/ that extends page.html.jinja.
-    """
-    environment = Environment(
-        loader=PackageLoader("vlmtune.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.globals.update({"w": wording})
-    return environment.get_template(template).render(
-        **content, style=Markup(style("chart.css") + style("style.css")), script=Markup(style("script.js"))
-    )
-
-
-def _write(
-    page: Path, title: str, evaluations: Sequence[Evaluation], runs: Sequence[RunRecord], left_out: Sequence[str]
-) -> Path:
-    view = build(title, with_distinct_names(evaluations), runs, left_out)
+def _write(page: Path, view: dict[str, Any]) -> Path:
+    """The page of a view, and its other files beside it."""
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_charts(page.parent / "charts", view)
@@ -92,7 +81,10 @@ def _write(
         raise RunFolderError(f"Cannot write {page}: {error.strerror}. Free the disk or name another place.") from error
     write_text(page.with_suffix(".md"), to_markdown(view))
     write_json(page.with_suffix(".json"), _for_machines(view))
-    write_text(page, to_html("report.html.jinja", view=view, charts=drawings(view)))
+    if view["task"] == "vqa":
+        write_text(page, to_html("vqa.html.jinja", view=view, charts=vqa_drawings(view)))
+    else:
+        write_text(page, to_html("report.html.jinja", view=view, charts=drawings(view)))
     return page
 
 

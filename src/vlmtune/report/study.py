@@ -8,7 +8,7 @@ from typing import Any
 from vlmtune.report import charts, png, tables
 from vlmtune.report import wording as w
 from vlmtune.report.files import palette, style, write_json, write_text
-from vlmtune.report.render import to_html
+from vlmtune.report.page import to_html
 from vlmtune.report.svg import standalone
 
 PAGE = "study.html"

@@ -14,8 +14,8 @@ from vlmtune.report import calibration, charts, gallery, tables, wording
 from vlmtune.report.ceilings import against
 from vlmtune.report.facts import experiment_facts
 from vlmtune.report.sources import RunRecord, is_baseline
-from vlmtune.report.svg import thinned
 from vlmtune.report.sweep import advice
+from vlmtune.report.training import training_drawings, training_view
 
 NUM_CONFUSIONS = 300
 
@@ -34,18 +34,19 @@ def build(
     subject = evaluations[-1] if evaluations else None
     own = runs[-1] if runs else None
     view = {
+        "task": "classify",
         "title": title,
         "runs": shown,
         "comparison": comparison,
         "main": main,
         "main_run": shown[-1] if shown else None,
-        "headline": _headline(shown, comparison),
+        "headline": wording.headline(shown, comparison),
         "summary": wording.summary(shown, comparison, main) if main else [],
         "ceilings": against(own.ceilings, own.folder, subject) if own and own.ceilings else None,
         "sweep": {**own.sweep, "advice": advice(own.sweep)} if own and own.sweep else None,
         "calibration": calibration.findings(shown[-1]) if shown and shown[-1]["calibration"] else None,
         "hints": _hints(own, shown),
-        "training": [_training_view(run, shown) for run in runs if run.train or run.validation],
+        "training": [training_view(run, shown) for run in runs if run.train or run.validation],
         "confusions": _confusions(main) if main else [],
         "gallery": gallery.cards(subject) if subject else [],
         "gallery_note": gallery.note(subject) if subject else "",
@@ -77,6 +78,7 @@ def _tables(view: dict[str, Any]) -> dict[str, tables.Table | None]:
         "risk": tables.risk_coverage(with_curves) if with_curves else None,
         "calibrations": tables.calibrations(calibrated) if calibrated else None,
         "label_sets": tables.label_sets(calibrated) if calibrated else None,
+        "unreadable": tables.unreadable(view["unreadable"]) if view["unreadable"] else None,
         "abstentions": tables.abstentions(calibrated) if calibrated else None,
     }
 
@@ -95,13 +97,8 @@ def reliability_entries(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def drawings(view: dict[str, Any]) -> dict[str, Any]:
     """The SVG charts of a view, by name; a chart without data is None."""
-    names = ("loss", "validation", "accuracy", "ceilings", "sweep", "confusion", "confusion_labels", "reliability")
-    drawn: dict[str, Any] = dict.fromkeys((*names, "reliability_runs", "risk"))
-    training = view["training"]
-    if any(run["loss"] for run in training):
-        drawn["loss"] = charts.loss_curves(training)
-    if any(run["validation"] for run in training):
-        drawn["validation"] = charts.validation_curves(training)
+    names = ("accuracy", "ceilings", "sweep", "confusion", "confusion_labels", "reliability", "reliability_runs")
+    drawn: dict[str, Any] = {**dict.fromkeys((*names, "risk")), **training_drawings(view["training"])}
     if view["sweep"]:
         drawn["sweep"] = charts.sweep(view["sweep"])
     if view["ceilings"]:
@@ -151,43 +148,6 @@ def _hints(run: RunRecord | None, shown: Sequence[dict[str, Any]]) -> list[tuple
     if not any(run["calibration"] for run in shown):
         hints.append(("Not calibrated yet.", f"vlmtune evaluate {run.folder} --calibrate"))
     return hints
-
-
-def _headline(shown: Sequence[dict[str, Any]], comparison: dict[str, Any] | None) -> dict[str, Any] | None:
-    if not shown:
-        return None
-    figures = shown[-1]["metrics"]
-    headline = {
-        "accuracy": wording.percent(figures["accuracy"]),
-        "interval": wording.interval(figures["accuracy_interval"]),
-        "change": None,
-    }
-    if comparison:
-        pair = next(
-            p for p in comparison["pairs"] if p["first"] == shown[0]["name"] and p["second"] == shown[-1]["name"]
-        )
-        headline["change"] = wording.points(pair["difference"])
-        headline["against"] = shown[0]["name"]
-        headline["verdict"] = "significant" if pair["is_significant"] else "not significant"
-        headline["p"] = wording.p_value(pair["p_holm"])
-    return headline
-
-
-def _training_view(run: RunRecord, shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Curves of one run, in the colour of the evaluation with its name where there is one."""
-    by_name = {entry["name"]: entry["series"] for entry in shown}
-    fallback = shown[-1]["series"] if shown else charts.SUBJECT_COLOUR
-    loss = [(line["step"], line["loss"]) for line in run.train if line.get("loss") is not None]
-    validation = [line for line in run.validation if line.get("accuracy") is not None]
-    return {
-        "name": run.name,
-        "series": by_name.get(run.name, fallback),
-        "loss": loss,
-        "loss_rows": thinned(loss, 20),
-        "validation": [(line["step"], line["accuracy"]) for line in validation],
-        "validation_rows": validation,
-        "best": max(validation, key=lambda line: line["accuracy"]) if validation else None,
-    }
 
 
 def _confusions(figures: dict[str, Any]) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def summary(runs: Sequence[dict[str, Any]], comparison: dict[str, Any] | None, m
     sentences = [_accuracy_sentence(last, main)]
     if comparison:
         sentences += [_pair_sentence(pair, runs) for pair in _told_pairs(comparison["pairs"], runs)]
-        sentences.append(_class_change_sentence(_against_first(comparison["pairs"], runs)))
+        sentences.append(_class_change_sentence(pair_against_first(comparison["pairs"], runs)))
     sentences += [_weak_classes_sentence(main), _calibration_sentence(main), *_caveats(last, main)]
     return [sentence for sentence in sentences if sentence]
 
@@ -108,6 +108,24 @@ def _accuracy_sentence(run: dict[str, Any], figures: dict[str, Any]) -> str:
     )
 
 
+def headline(runs: Sequence[dict[str, Any]], comparison: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The page's large figures: accuracy of the last run, its change against the first."""
+    if not runs:
+        return None
+    told = {
+        "accuracy": percent(runs[-1]["accuracy"]),
+        "interval": interval(runs[-1]["accuracy_interval"]),
+        "change": None,
+    }
+    if comparison:
+        pair = pair_against_first(comparison["pairs"], runs)
+        told["change"] = points(pair["difference"])
+        told["against"] = runs[0]["name"]
+        told["verdict"] = "significant" if pair["is_significant"] else "not significant"
+        told["p"] = p_value(pair["p_holm"])
+    return told
+
+
 def _told_pairs(pairs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last run against the first, then each run against the one before it: a story, not a table."""
     names = [run["name"] for run in runs]
@@ -118,7 +136,8 @@ def _told_pairs(pairs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]])
     return [by_names[pair] for pair in wanted]
 
 
-def _against_first(pairs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def pair_against_first(pairs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The paired test of the last run against the first."""
     return next(p for p in pairs if p["first"] == runs[0]["name"] and p["second"] == runs[-1]["name"])
 
 

@@ -47,14 +47,13 @@
   const PAGE = 60;
   let shown = PAGE;
   const update = () => {
-    const { truth, guess, kind, search } = filters.elements;
-    const words = search.value.trim().toLowerCase();
+    // A select filters by the data of its name: kind by data-kind, answerType by data-answer-type; empty lets all pass.
+    const chosen = [...filters.querySelectorAll("select")].filter((select) => select.value);
+    const words = filters.elements.search.value.trim().toLowerCase();
     let matching = 0;
     for (const card of cards) {
-      const data = card.dataset;
-      const fits = (!truth.value || data.truth === truth.value) && (!guess.value || data.guess === guess.value)
-        && (kind.value === "all" || data.kind === kind.value)
-        && (!words || `${data.id} ${data.truth} ${data.guess}`.toLowerCase().includes(words));
+      const fits = chosen.every((select) => card.dataset[select.name] === select.value)
+        && (!words || card.dataset.text.toLowerCase().includes(words));
       matching += fits;
       card.hidden = !fits || matching > shown;
     }
@@ -86,7 +85,7 @@
       if (!cell || !filters || !gallery) return;
       filters.elements.truth.value = labels[cell.dataset.t];
       filters.elements.guess.value = labels[cell.dataset.p];
-      filters.elements.kind.value = "all";
+      filters.elements.kind.value = "";
       filters.elements.search.value = "";
       shown = PAGE;
       update();
