@@ -77,13 +77,20 @@ evaluate: $(STAMP) ## Evaluate: make evaluate CONFIG_FILE=configs/NAME.yaml
 
 .PHONY: test
 test: $(STAMP) ## Every test tier: unit, cli, parity, e2e
-	$(VENV)/bin/python -m pytest -m "not gpu" --durations=10 $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -m "not gpu and not gguf" --durations=10 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Style and types
 	@failed=0; for check in "ruff check ." "ruff format --check ." "mypy"; do \
 	  echo "$$check"; $(VENV)/bin/$$check || failed=1; \
 	done; exit $$failed
+
+.PHONY: test-gguf
+test-gguf: $(STAMP) ## GGUF exports in llama.cpp, which is compiled first: five minutes on two cores
+	@$(VENV)/bin/python -c 'import llama_cpp' 2>/dev/null || { \
+	  echo "compiling llama-cpp-python into $(VENV)" >&2; \
+	  $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[llama]' >&2; }
+	$(VENV)/bin/python -m pytest -m gguf --durations=10 $(PYTEST_ARGS)
 
 .PHONY: check
 check: lint test ## Style, types and tests: exactly what CI runs

@@ -1,0 +1,189 @@
+"""GGUF exports in llama.cpp itself: `make test-gguf`.
+
+What is asked: a fine-tuned `builtin:tiny` on handwritten digits, and a model with LFM2-VL's own picture settings, tiles
+included, that has learned to name colours. `docs/LOG.md` holds a recorded run and what llama.cpp does otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.gguf.tiling_base import LETTERBOXED, SMALL, TILED, WHOLE, write_pictures, write_tiling_base
+from vlmtune.cli.train import run_training
+from vlmtune.config.schema import Experiment
+from vlmtune.export.formats import lfm2_vl_parts, make_format
+from vlmtune.export.gate import held_out_prompts, judge
+from vlmtune.export.gguf_files import write_gguf
+from vlmtune.export.gguf_limits import PictureRules
+from vlmtune.export.llama_runtime import LlamaCppRuntime
+from vlmtune.export.run import export
+from vlmtune.export.runtime import Asked, OwnRuntime
+from vlmtune.export.subject import Subject, open_subject
+from vlmtune.models.registry import open_model
+from vlmtune.text.prompt import PromptBuilder
+
+pytest.importorskip("llama_cpp", reason="make test-gguf compiles it")
+pytestmark = pytest.mark.gguf
+
+NUM_PICTURES = 100
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`builtin:tiny`, fine-tuned on a fifth of the digits."""
+    experiment = Experiment(name="digits", output_dir=str(tmp_path_factory.mktemp("runs")))
+    experiment.data.fraction = 0.2
+    experiment.train.max_steps = 60
+    run_training(experiment, with_base=False)
+    return Path(experiment.output_dir) / "digits"
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that cuts large pictures into tiles of 512, trained on small ones."""
+    folder = tmp_path_factory.mktemp("colours")
+    experiment = Experiment(name="colours", output_dir=str(folder / "runs"))
+    experiment.model.base = str(write_tiling_base(folder / "base"))
+    experiment.data.source = str(write_pictures(folder / "data", {"train": (640, SMALL), "test": (16, SMALL)}))
+    experiment.adapter.targets, experiment.adapter.parts = [], ["everything"]
+    experiment.train.max_steps, experiment.train.batch_size = 150, 16
+    experiment.train.learning_rate, experiment.train.augment = 2e-3, "none"
+    run_training(experiment, with_base=False)
+    return folder / "runs" / "colours"
+
+
+def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...]) -> Subject:
+    data = write_pictures(folder / "data", {"train": (8, SMALL), "test": (NUM_PICTURES - 4, sizes)})
+    return open_subject(run, NUM_PICTURES, [f"data.source={data}"])
+
+
+# The share of labels, and the largest difference of a label's probability, seen in the recorded run and rounded up.
+@pytest.mark.parametrize(
+    ("dtype", "agreement", "difference"),
+    [("F32", 0.99, 0.005), ("F16", 0.99, 0.005), ("BF16", 0.99, 0.03), ("Q8_0", 0.99, 0.05), ("Q4_0", 0.96, 0.25)],
+)
+def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
+    digits: Path, tmp_path: Path, dtype: str, agreement: float, difference: float
+) -> None:
+    made = export(open_subject(digits, NUM_PICTURES), make_format("gguf"), dtype, tmp_path / dtype, agreement)
+    assert made.verdict.runtime.startswith("llama.cpp") and made.verdict.num_pictures == NUM_PICTURES
+    assert made.verdict.is_accepted, made.verdict.sentence()
+    assert made.verdict.max_probability_difference < difference
+    # llama.cpp cannot be told to leave a picture whole: the gate does what the card says.
+    assert made.verdict.notes == ("100 of 100 pictures were scaled to one tile's size first",)
+
+
+def test_greedy_answers_are_the_same(digits: Path, tmp_path: Path) -> None:
+    subject = open_subject(digits, 30)
+    form = make_format("gguf")
+    made = export(subject, form, "F16", tmp_path / "gguf", 0.0)
+    trained = subject.open()
+    theirs, own = form.runtime(subject, trained, made.folder), OwnRuntime(trained, "the trained model")
+    prompt = PromptBuilder(trained.tokenizer, subject.task, subject.labels)
+    for asked in held_out_prompts(subject, trained, prompt):
+        assert asked is not None
+        assert theirs.greedy(asked, trained.tokenizer.end_id, 4) == own.greedy(asked, trained.tokenizer.end_id, 4)
+    theirs.close()
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("whole", WHOLE), ("tiled", TILED)])
+def test_pictures_in_one_tile_and_in_many_get_the_trained_models_labels(
+    colours: Path, tmp_path: Path, name: str, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    subject = held_out(colours, tmp_path, sizes)
+    made = export(subject, make_format("gguf"), "F16", tmp_path / name, 0.99)
+    assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
+    assert made.verdict.notes == ()  # the same tokens, tiles' names and thumbnail included
+
+
+def test_tiles_of_another_shape_than_the_grids_are_letterboxed(colours: Path, tmp_path: Path) -> None:
+    """llama.cpp keeps the picture's shape and fills up with black, where transformers stretches. If this fails because
+    they agree, llama.cpp has changed: take the warning out of docs/LOG.md."""
+    trained = open_subject(colours, 1).open()
+    picture = np.full((700, 1500, 3), 200, np.uint8)
+    picture[:, :, 2] = 30
+    ours, theirs = _embeddings(trained, tmp_path, picture)
+    assert ours.shape == theirs.shape
+    assert _distance(ours, theirs) > 0.1
+    whole = np.full((1024, 1024, 3), 200, np.uint8)
+    whole[:, :, 2] = 30
+    assert _distance(*_embeddings(trained, tmp_path, whole)) < 0.01
+
+
+def test_every_picture_feature_is_ours_where_nothing_is_resized(colours: Path, tmp_path: Path) -> None:
+    """512 × 512: one tile as it is, positions interpolated from 8 × 8 to 32 × 32, pixel-unshuffle, connector."""
+    trained = open_subject(colours, 1).open()
+    picture = np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8)
+    ours, theirs = _embeddings(trained, tmp_path, picture)
+    assert ours.shape == theirs.shape == (256, 64)
+    assert _distance(ours, theirs) < 0.005
+
+
+def test_a_swapped_gate_is_caught(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmtune.export import gguf_names
+
+    w1 = "model.language_model.layers.{}.feed_forward.w1"
+    w3 = "model.language_model.layers.{}.feed_forward.w3"
+    swapped = dict(gguf_names.LANGUAGE_MODEL)
+    swapped[w1], swapped[w3] = swapped[w3], swapped[w1]
+    monkeypatch.setattr(gguf_names, "LANGUAGE_MODEL", swapped)
+    made = export(open_subject(digits, 30), make_format("gguf"), "F16", tmp_path / "gguf", 0.995)
+    assert not made.verdict.is_accepted and made.folder.name == "gguf.rejected"
+
+
+def test_open_answers_are_judged_too(digits: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    subject = open_subject(digits, 10)
+    task = subject.task.model_copy(update={"list_labels": "never"})
+    asking = dataclasses.replace(subject, labels=None, task=task)
+    trained = asking.open()
+    form = make_format("gguf")
+    made = export(asking, form, "F16", tmp_path / "gguf", 0.9)
+    assert (made.verdict.judged, made.verdict.is_accepted) == ("answers", True)
+    runtime = form.runtime(asking, trained, made.folder)
+    again = judge(asking, OwnRuntime(trained, "the trained model"), runtime, trained, 0.9)
+    assert again.num_agree == made.verdict.num_agree
+    runtime.close()
+
+
+def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(ours).max())
+
+
+def _embeddings(trained: object, folder: Path, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ours, llama.cpp's) float32[T, D] of one picture, in float32 files."""
+    from PIL import Image
+
+    from vlmtune.models.registry import OpenedModel
+
+    assert isinstance(trained, OpenedModel)
+    model, processor = lfm2_vl_parts(trained)
+    files = write_gguf(folder, "features", model, trained.tokenizer, processor, "F32")
+    rules = PictureRules(processor.settings)
+    runtime = LlamaCppRuntime(files.model, files.projector, rules, trained.tokenizer.image_token_id)
+    picture = Image.fromarray(pixels)
+    processed = processor.process(picture)
+    with torch.inference_mode():
+        ours = model.encode_images([processed])[0].numpy()
+    found = list(_encoded_chunks(runtime, Asked("picture", picture, processed, [], "a", "b"), ours.shape[1]))
+    runtime.close()
+    return ours, np.concatenate(found)
+
+
+def _encoded_chunks(runtime: LlamaCppRuntime, asked: Asked, width: int) -> Iterator[np.ndarray]:
+    mtmd = runtime._mtmd
+    with runtime._chunks(asked) as chunks:
+        for index in range(mtmd.mtmd_input_chunks_size(chunks)):
+            chunk = mtmd.mtmd_input_chunks_get(chunks, index)
+            if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE:
+                assert mtmd.mtmd_encode_chunk(runtime._vision, chunk) == 0
+                rows = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+                values = ctypes.cast(mtmd.mtmd_get_output_embd(runtime._vision), ctypes.POINTER(ctypes.c_float))
+                yield np.ctypeslib.as_array(values, shape=(rows, width)).copy()

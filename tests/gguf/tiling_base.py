@@ -1,0 +1,97 @@
+"""A base with LFM2-VL's own picture settings (patches of 16, tiles of 512, thumbnail), small enough for a CPU, and
+pictures of many shapes for it. It starts random and learns to name a colour in a minute (`train`)."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor, Lfm2VlImageSettings
+from vlmtune.models.weights import save_hf
+from vlmtune.text.build_tokenizer import train_tokenizer
+
+COLOURS = ("red", "amber", "lime", "green", "cyan", "blue", "violet", "pink")
+
+# (width, height): small ones to learn from; one tile; tiles in a grid of the picture's shape; tiles of another shape.
+SMALL = ((224, 224), (256, 256), (320, 192))
+WHOLE = ((512, 512), (320, 256), (640, 480), (97, 211))
+TILED = ((1024, 1024), (1152, 576), (768, 1536))
+LETTERBOXED = ((1200, 700), (900, 1000), (1500, 700))
+
+
+def write_tiling_base(folder: Path, seed: int = 0) -> Path:
+    """Save the model as the hub would hold it; returns the folder."""
+    tokenizer = train_tokenizer([f"{colour} picture of {colour}, choose what it shows" for colour in COLOURS] * 4, 900, 10)
+    config = {
+        "model_type": "lfm2_vl",
+        "text_config": {
+            "model_type": "lfm2",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "block_auto_adjust_ff_dim": False,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+            "max_position_embeddings": 8192,
+            "bos_token_id": 1,
+            "eos_token_id": tokenizer.end_id,
+            "pad_token_id": tokenizer.pad_id,
+        },
+        "vision_config": {
+            "model_type": "siglip2_vision_model",
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_patches": 64,  # 8 × 8 positions: every picture's are interpolated
+            "patch_size": 16,
+        },
+        "projector_hidden_size": 96,
+        "image_token_id": tokenizer.image_token_id,
+    }
+    torch.manual_seed(seed)
+    model = Lfm2Vl(Lfm2VlConfig.from_dict(config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # vectors keep their start: norms one, biases zero
+                parameter.normal_(std=(parameter[0].numel()) ** -0.5)
+    processor = Lfm2VlImageProcessor(Lfm2VlImageSettings())
+    save_hf(folder, model, model.config_dict(), tokenizer=tokenizer, processor=processor)
+    return folder
+
+
+def write_pictures(root: Path, splits: Mapping[str, tuple[int, tuple[tuple[int, int], ...]]]) -> Path:
+    """`root`/split/colour/number.png for each split's (number of pictures, sizes to go round); returns root."""
+    rng = np.random.default_rng(0)
+    for split, (num, sizes) in splits.items():
+        for number in range(num):
+            colour = number % len(COLOURS)
+            folder = root / split / COLOURS[colour]
+            folder.mkdir(parents=True, exist_ok=True)
+            size = sizes[number // len(COLOURS) % len(sizes)]
+            _draw(rng, colour, size).save(folder / f"{number:04d}.png", compress_level=1)
+    return root
+
+
+def _draw(rng: np.random.Generator, colour: int, size: tuple[int, int]) -> Image.Image:
+    """Most of it in one eighth of the circle of hues, up to its edges; grey shapes and noise over it."""
+    width, height = size
+    hue = (colour + rng.random()) / len(COLOURS)
+    ends = [[int(255 * level) for level in colorsys.hsv_to_rgb(hue, *rng.uniform(0.5, 1, 2))] for _ in range(4)]
+    picture = Image.fromarray(np.array(ends, np.uint8).reshape(2, 2, 3)).resize(size, Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(int(rng.integers(2, 6))):
+        x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
+        side = int(rng.integers(8, max(9, min(size) // 3)))
+        grey = (int(rng.integers(0, 256)),) * 3
+        (draw.ellipse if rng.random() < 0.5 else draw.rectangle)([x, y, x + side, y + side], fill=grey)
+    pixels = np.asarray(picture).astype(np.int16) + rng.integers(-20, 21, (height, width, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
