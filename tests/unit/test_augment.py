@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,8 @@ def test_questions_about_sides_and_writing_are_told_from_others() -> None:
     assert all(has_sides(question(text)) for text in sided)
     assert has_sides(question("Where is the dog?", "on the left"))
     assert not has_sides(question("How many dogs are there?"))
+    later = replace(question("What colour is it?"), history=(("What is there?", "A dog on the right."),))
+    assert has_sides(later)
     assert not has_sides(Example("e", ImageSource(data=b"", name="e"), ("left",)))
 
 

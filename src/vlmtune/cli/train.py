@@ -84,7 +84,7 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
         "is_stopped": progress.is_stopped,
-        "best_accuracy": progress.best_accuracy if progress.history else None,
+        "best_accuracy": max(progress.best_accuracy, progress.average_accuracy or 0.0) if progress.history else None,
         "best_step": progress.best_step,
         "average_accuracy": progress.average_accuracy,
         "test_accuracy": None,

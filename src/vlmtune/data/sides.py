@@ -45,12 +45,12 @@ def refuse_flips(steps: Sequence[AugmentStep], labels: LabelSet | None) -> None:
 
 
 def has_sides(example: Example) -> bool:
-    """Whether a question or its answers speak of left and right or of writing."""
+    """Whether a question, its answers, or what was said before speak of left and right; or a question of writing."""
     if example.question is None:
         return False
-    return bool(_words(example.question) & (_SIDES | _WRITING)) or any(
-        _words(text) & _SIDES for text in example.answers
-    )
+    asked = [example.question, *(question for question, _ in example.history)]
+    answered = [*example.answers, *(answer for _, answer in example.history)]
+    return any(_words(text) & (_SIDES | _WRITING) for text in asked) or any(_words(text) & _SIDES for text in answered)
 
 
 def _is_character(words: set[str]) -> bool:
