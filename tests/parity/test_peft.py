@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
 from torch import Tensor
 
 from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_picture
-from tests.parity.tolerances import GRADIENT, MODEL
+from tests.parity.random_trees import RandomBatch, batches, encoded, peer_loss, relaxed
+from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.adapters.connectors import install_connector, wanted_shape
 from vlmtune.adapters.files import load_adapter, save_adapter
 from vlmtune.adapters.lora import AdapterPlan, apply_adapter
 from vlmtune.config.schema import AdapterSection, ConnectorSection
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.tree import Rows
+from vlmtune.train.step import Sample, sample_loss
 
 pytestmark = pytest.mark.parity
 
@@ -120,7 +123,8 @@ def test_we_load_pefts_with_the_same_logits(options: dict[str, Any], tmp_path: P
         assert torch.equal(our_logits(again), our_logits(ours))
 
 
-def test_gradients_of_lora_equal_pefts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_answers", [1, 3])
+def test_lora_gradients_over_random_trees_equal_pefts_over_whole_samples(max_answers: int, tmp_path: Path) -> None:
     from peft import PeftModel
 
     peer, ours = build_pair()
@@ -128,15 +132,35 @@ def test_gradients_of_lora_equal_pefts(tmp_path: Path) -> None:
     disturb(plan)
     save_adapter(tmp_path, ours, plan, "")
     loaded = PeftModel.from_pretrained(peer, tmp_path, is_trainable=True).train()
-    our_logits(ours).log_softmax(-1)[-3:, 9].sum().backward()
-    peer_logits(loaded).log_softmax(-1)[-3:, 9].sum().backward()
-    theirs = {name: parameter.grad for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    theirs = {name: parameter for name, parameter in loaded.named_parameters() if parameter.requires_grad}
     assert len(theirs) == len(plan.parameters)
-    for name, parameter in plan.parameters.items():
-        layer, _, leaf = name.rpartition(".")
-        expected = theirs[f"base_model.model.{layer}.{leaf}.default.weight"]
-        assert parameter.grad is not None and expected is not None
-        assert (parameter.grad - expected).norm() < GRADIENT * expected.norm() + 1e-9, name
+
+    @relaxed
+    @given(batches(max_answers))
+    def check(batch: RandomBatch) -> None:
+        prefix, drawn = batch
+        expected = peer_loss(loaded, prefix, drawn)
+        expected.backward()
+        features = encoded(ours, [picture for _, picture, _ in drawn])
+        samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
+        loss = sample_loss(ours, prefix, samples).total
+        loss.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=LOSS)
+        largest = max(gradient(parameter).abs().max().item() for parameter in theirs.values())
+        for name, parameter in plan.parameters.items():
+            layer, _, leaf = name.rpartition(".")
+            wanted = gradient(theirs[f"base_model.model.{layer}.{leaf}.default.weight"])
+            error = (gradient(parameter) - wanted).abs().max().item()
+            assert error <= max(GRADIENT * wanted.abs().max().item(), 1e-6 * largest), name
+        for each in (*theirs.values(), *plan.parameters.values()):
+            each.grad = None
+
+    check()
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    """Zero where the loss does not depend on it, as with the keys of a prompt of one token."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def test_the_count_equals_pefts() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.parity.lfm2_peer import IMAGE_TOKEN, VOCABULARY, build_pair, peer_pixels, random_picture
+from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_picture
+from tests.parity.random_trees import END, RandomBatch, batches, encoded, peer_loss, prompt_lists, relaxed
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.inference.generation import generate
 from vlmtune.inference.prompts import Question
@@ -24,80 +25,10 @@ from vlmtune.train.step import Answer, Sample, sample_loss
 
 pytestmark = pytest.mark.parity
 
-END = 3
-relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
 
 @functools.cache
 def pair() -> tuple[Any, Lfm2Vl]:
     return build_pair()
-
-
-tokens = st.lists(st.integers(6, VOCABULARY - 1), min_size=1, max_size=5)
-grids = st.lists(st.tuples(st.sampled_from([2, 4]), st.sampled_from([2, 4, 6])), min_size=1, max_size=2)
-
-
-@st.composite
-def prompts(draw: st.DrawFn) -> tuple[list[int], ProcessedImage]:
-    """A sample's own part of the prompt: text, a picture of one or two tiles, text."""
-    picture = random_picture(draw(grids), draw(st.integers(0, 10_000)))
-    before = draw(st.lists(st.integers(6, VOCABULARY - 1), max_size=2))
-    return before + [IMAGE_TOKEN] * picture.num_tokens + draw(tokens), picture
-
-
-@st.composite
-def prompt_lists(draw: st.DrawFn, most: int) -> list[tuple[list[int], ProcessedImage]]:
-    """Prompts some of which ask about a picture that another asks about too, with the question before or behind it."""
-    drawn = [draw(prompts())]
-    for _ in range(draw(st.integers(0, most - 1))):
-        ids, picture = draw(st.sampled_from(drawn))
-        end = len(ids) - ids[::-1].index(IMAGE_TOKEN)
-        kind = draw(st.sampled_from(["new picture", "question behind", "question before", "same question"]))
-        if kind == "new picture":
-            ids, picture = draw(prompts())
-        elif kind == "question behind":
-            ids = ids[:end] + draw(tokens)
-        elif kind == "question before":
-            ids = draw(tokens) + ids
-        drawn.append((ids, picture))
-    return drawn
-
-
-def encoded(model: Lfm2Vl, pictures: list[ProcessedImage]) -> list[Tensor]:
-    """Features of each picture; of one that stands there twice, the very same tensor."""
-    distinct = {id(picture): picture for picture in pictures}
-    features = dict(zip(distinct, model.encode_images(list(distinct.values())), strict=True))
-    return [features[id(picture)] for picture in pictures]
-
-
-@st.composite
-def batches(
-    draw: st.DrawFn, max_answers: int
-) -> tuple[list[int], list[tuple[list[int], ProcessedImage, list[Answer]]]]:
-    # The prefix may be empty, or shorter than the convolution's kernel.
-    prefix = draw(st.lists(st.integers(6, VOCABULARY - 1), max_size=8))
-    samples = []
-    for ids, picture in draw(prompt_lists(4)):
-        answers = [
-            Answer(
-                [*draw(st.lists(st.integers(6, VOCABULARY - 1), max_size=4)), END], draw(st.sampled_from([1.0, 0.3]))
-            )
-            for _ in range(draw(st.integers(1, max_answers)))
-        ]
-        samples.append((ids, picture, answers))
-    return prefix, samples
-
-
-def peer_loss(peer: Any, prefix: list[int], samples: list[tuple[list[int], ProcessedImage, list[Answer]]]) -> Tensor:
-    """Every answer with its whole prompt through transformers, one at a time."""
-    total = torch.zeros(())
-    for ids, picture, answers in samples:
-        for answer in answers:
-            whole = prefix + ids + answer.ids
-            logits = peer(input_ids=torch.tensor([whole]), **peer_pixels([picture])).logits[0]
-            predicted = logits[len(whole) - len(answer.ids) - 1 : -1]
-            total = total + answer.weight * F.cross_entropy(predicted, torch.tensor(answer.ids), reduction="sum")
-    return total
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -112,7 +43,7 @@ def test_loss_and_gradients_equal_running_every_sample_whole(max_answers: int) -
 
     @relaxed
     @given(batches(max_answers))
-    def check(batch: tuple[list[int], list[tuple[list[int], ProcessedImage, list[Answer]]]]) -> None:
+    def check(batch: RandomBatch) -> None:
         prefix, drawn = batch
         theirs = peer_loss(peer, prefix, drawn)
         theirs.backward()
