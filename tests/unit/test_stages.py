@@ -58,6 +58,12 @@ def test_without_a_kind_the_base_s_own_connector_goes_through_both_stages(tmp_pa
     assert connector is not None and connector.kind == "own" and (connector.start or "").endswith("stages-align")
 
 
+def test_a_random_start_is_the_first_stage_s_alone(tmp_path: Path) -> None:
+    stages = load_stages(write(tmp_path, TWO), ["model.connector.start=random", f"output_dir={tmp_path}"])
+    starts = [stage.model.connector.start for stage in stages.values() if stage.model.connector is not None]
+    assert starts == ["random", str(tmp_path / "stages-align")]
+
+
 def test_one_stage_may_stand_alone(tmp_path: Path) -> None:
     (experiment,) = load_stages(write(tmp_path, TWO), ["align=null"]).values()
     assert experiment.name == "stages" and experiment.model.connector is not None

@@ -122,7 +122,8 @@ def _settle(
         (experiment.model.connector, ("model", "connector", "start")),
     ):
         value = None if owner is None else getattr(owner, path[-1])
-        if owner is None or written(path) not in reader.places or value in (None, "pretrained", "random"):
+        # What the file does not say so was decided here: the folder of a first stage that has yet to run.
+        if owner is None or reader.written.get(written(path)) != value or value in ("pretrained", "random"):
             continue
         try:
             located = locate(value, folder, must_exist)
