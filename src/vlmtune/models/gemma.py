@@ -11,7 +11,7 @@ what a layer adds is normalised too, queries are scaled by a number of their own
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ from vlmtune.models.kernels import geglu, rms_norm
 from vlmtune.models.tree import AttentionState, Rows, RowSet, State, Tree, gather_rows
 
 # What a Gemma 2 checkpoint means by a field that it leaves out, where Gemma means something else.
-_GEMMA_2: dict[str, Any] = {
+_GEMMA2: dict[str, Any] = {
     "hidden_size": 2304,
     "intermediate_size": 9216,
     "num_hidden_layers": 26,
@@ -68,50 +68,31 @@ class GemmaConfig(ModelConfig):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Also reads `rope_parameters`. Raises WeightsError for what this network does not compute."""
-        is_second = values.get("model_type") == "gemma2"
-        # A null is a checkpoint's way to leave a field out, except where it switches a cap off.
-        values = {k: v for k, v in values.items() if v is not None or k.endswith("softcapping")}
-        values = {**_GEMMA_2, **values} if is_second else values
+        is_gemma2 = values.get("model_type") == "gemma2"
+        # A null is a file's way to leave a field out, except where it switches a cap off.
+        values = {key: value for key, value in values.items() if value is not None or key.endswith("softcapping")}
+        values = {**(_GEMMA2 if is_gemma2 else {}), **values}
         num_layers = values.get("num_hidden_layers", cls.num_hidden_layers)
-        if "layer_types" not in values:
-            kinds = ("sliding_attention", "full_attention") if is_second else ("full_attention",)
-            values["layer_types"] = [kinds[index % len(kinds)] for index in range(num_layers)]
+        kinds = ("sliding_attention", "full_attention") if is_gemma2 else ("full_attention",)
+        values.setdefault("layer_types", [kinds[index % len(kinds)] for index in range(num_layers)])
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         values["rope_theta"] = float(rope.get("rope_theta") or values.get("rope_theta") or cls.rope_theta)
-        unsupported = [
-            f"rope_type '{rope['rope_type']}' (known: default)"
-            if rope.get("rope_type", "default") != "default"
-            else "",
-            f"{len(values['layer_types'])} layer_types for {num_layers} layers"
-            if len(values["layer_types"]) != num_layers
-            else "",
-            *(
-                f"layer type '{kind}' (known: full_attention, sliding_attention)"
-                for kind in sorted(set(values["layer_types"]) - {"full_attention", "sliding_attention"})
-            ),
-            # The first files say "gelu" and mean its tanh approximation, as transformers knows.
-            *(
-                f"{key} '{values[key]}' (known: gelu_pytorch_tanh)"
-                for key in ("hidden_act", "hidden_activation")
-                if values.get(key, "gelu") not in ("gelu", "gelu_pytorch_tanh")
-            ),
-        ]
-        if any(unsupported):
-            raise WeightsError("config.json: not supported in a Gemma decoder: " + "; ".join(filter(None, unsupported)))
+        if problems := list(_unsupported(values, num_layers, rope.get("rope_type", "default"))):
+            raise WeightsError("config.json: not supported in a Gemma decoder: " + "; ".join(problems))
         return super().from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
-        values = {key: value for key, value in super().to_dict().items() if value is not None}
+        caps = ("attn_logit_softcapping", "final_logit_softcapping") if self.is_gemma2 else ()
+        values = {key: value for key, value in super().to_dict().items() if value is not None or key in caps}
         values["rope_parameters"] = {"rope_theta": values.pop("rope_theta"), "rope_type": "default"}
-        layer_types = list(values.pop("layer_types"))
-        if not self.is_second:
-            return values | {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
-        caps = {name: getattr(self, name) for name in ("attn_logit_softcapping", "final_logit_softcapping")}
-        activation = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
-        return values | caps | {"layer_types": layer_types} | activation
+        values["layer_types"] = list(self.layer_types)
+        if not self.is_gemma2:
+            del values["layer_types"]  # transformers' Gemma knows one type
+        activation = "hidden_activation" if self.is_gemma2 else "hidden_act"
+        return values | {activation: "gelu_pytorch_tanh", "tie_word_embeddings": True}
 
     @property
-    def is_second(self) -> bool:
+    def is_gemma2(self) -> bool:
         """Whether this is Gemma 2."""
         return self.model_type == "gemma2"
 
@@ -119,6 +100,20 @@ class GemmaConfig(ModelConfig):
     def attention_scale(self) -> float:
         """What scores are multiplied by."""
         return 1.0 / math.sqrt(self.query_pre_attn_scalar or self.head_dim)
+
+
+def _unsupported(values: dict[str, Any], num_layers: int, rope_type: str) -> Iterator[str]:
+    """What a configuration asks for that is not computed here."""
+    if rope_type != "default":
+        yield f"rope_type '{rope_type}' (known: default)"
+    if len(values["layer_types"]) != num_layers:
+        yield f"{len(values['layer_types'])} layer_types for {num_layers} layers"
+    for kind in sorted(set(values["layer_types"]) - {"full_attention", "sliding_attention"}):
+        yield f"layer type '{kind}' (known: full_attention, sliding_attention)"
+    for key in ("hidden_act", "hidden_activation"):
+        # The first files say "gelu" and mean its tanh approximation, as transformers knows.
+        if values.get(key, "gelu") not in ("gelu", "gelu_pytorch_tanh"):
+            yield f"{key} '{values[key]}' (known: gelu_pytorch_tanh)"
 
 
 class GemmaRMSNorm(nn.Module):
@@ -137,7 +132,7 @@ class GemmaEmbedding(nn.Embedding):
     """Token embeddings times √D: the table is also the head's, which wants it smaller than the residual stream."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        # Rounded to the table's type first, as the checkpoints were trained: √2304 = 48.0 = √2304, √3072 → 55.5.
+        # Rounded to the table's type first, as in training: √3072 = 55.43 is 55.5 in bfloat16.
         scale = torch.tensor(self.embedding_dim**0.5, dtype=self.weight.dtype)
         return super().forward(ids) * scale.item()
 
@@ -235,7 +230,7 @@ class GemmaModel(nn.Module):
     def __init__(self, config: GemmaConfig, first_position: int = 0) -> None:
         super().__init__()
         self.config, self.first_position = config, first_position
-        layer = Gemma2Layer if config.is_second else GemmaLayer
+        layer = Gemma2Layer if config.is_gemma2 else GemmaLayer
         self.embed_tokens = GemmaEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(layer(config, kind) for kind in config.layer_types)
         self.norm = GemmaRMSNorm(config.hidden_size, config.rms_norm_eps)
