@@ -123,7 +123,7 @@ def _settle(
     ):
         value = None if owner is None else getattr(owner, path[-1])
         # What the file does not say so was decided here: the folder of a first stage that has yet to run.
-        if owner is None or reader.written.get(written(path)) != value or value in ("pretrained", "random"):
+        if value in (None, "pretrained", "random") or reader.written.get(written(path)) != value:
             continue
         try:
             located = locate(value, folder, must_exist)
