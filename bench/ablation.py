@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=6.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--older-rate", type=float, default=2e-4, help="learning rate of the older recipe")
+    parser.add_argument("--older-rate", type=float, default=5e-5, help="learning rate of the older recipe")
     parser.add_argument("--chart", type=Path, help="a PNG file")
     parser.add_argument("--show", action="store_true", help="table and chart of the JSON as it stands; nothing is run")
     options = parser.parse_args()
@@ -262,10 +262,15 @@ def _run_all(found: dict[str, Any], options: argparse.Namespace, device: torch.d
             last = found["runs"][-1]
             progress(f"  {last['arm']}, seed {seed}: {last['accuracy']:.3f}, {last['train_s']} s of training")
             content = {key: found[key] for key in ("settings", "base", "runs")}
-            write_json(
-                options.json,
-                record("ablation", device, options.quick, **content, summary=summarise(found["runs"])),
-            )
+            _keep(options.json, record("ablation", device, options.quick, **content, summary=summarise(found["runs"])))
+
+
+def _keep(path: Path | None, content: dict[str, Any]) -> None:
+    """Write the results whole or not at all: a run that is killed meanwhile costs itself and no other."""
+    if path is not None:
+        temporary = path.with_suffix(".tmp")
+        write_json(temporary, content)
+        temporary.replace(path)
 
 
 if __name__ == "__main__":
