@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.cli.console import ProgressBar, print_json, print_table
@@ -22,23 +23,31 @@ def ceilings(config: ConfigArgument, set_: SetOption = None, json_: JsonOption =
     from vlmtune.report import tables
     from vlmtune.report.ceilings import against
     from vlmtune.report.render import render
+    from vlmtune.report.sources import is_baseline, read_evaluations
     from vlmtune.train.prepare import load_data, run_path
 
     experiment, splits = load_data(load_experiment(config, set_ or ()))
-    run = run_path(experiment)
-    result = measure_ceilings(experiment, splits)
+    run = config if config.is_dir() else run_path(experiment)
+    result = measure_ceilings(experiment, splits, run)
     if (run / "config.yaml").exists():
         render(run)
     if json_:
         print_json({"folder": str(run), **result})
         return
-    shown = tables.ceilings(against(result, run, None))
-    print_table(shown.head(), shown.texts())
+    tuned = [evaluation for evaluation in read_evaluations(run)[0] if not is_baseline(evaluation)]
+    shown = against(result, run, tuned[-1] if tuned else None)
+    rows = tables.ceilings(shown)
+    print_table(rows.head(), rows.texts())
+    print("\n".join(shown["summary"]))
     print(f"written to {run}: ceilings.json, ceilings/")
 
 
-def measure_ceilings(experiment: Experiment, splits: Splits) -> dict[str, Any]:
-    """Measure and write the floors and ceilings of an experiment whose left-out keys are decided."""
+def measure_ceilings(experiment: Experiment, splits: Splits, run: Path, base: Path | None = None) -> dict[str, Any]:
+    """Measure the floors and ceilings of an experiment whose left-out keys are decided; write them into its folder.
+
+    Args:
+        base: the base model's evaluation, if it lies elsewhere.
+    """
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.data.splits import fingerprint
     from vlmtune.evaluate.ceilings import FILE, Ceilings
@@ -46,12 +55,11 @@ def measure_ceilings(experiment: Experiment, splits: Splits) -> dict[str, Any]:
     from vlmtune.evaluate.files import facts_if_of
     from vlmtune.inference.predictor import Predictor
     from vlmtune.report.files import write_json
-    from vlmtune.train.prepare import open_base, open_checkpoint, run_path
+    from vlmtune.train.prepare import open_base, open_checkpoint
 
-    run, section = run_path(experiment), experiment.evaluate
     opened = open_base(experiment.model)
     examples = measured_examples(experiment.evaluate, splits)
-    folder = run / "evaluation" / f"{section.split}-base"
+    folder = base or run / "evaluation" / f"{experiment.evaluate.split}-base"
     facts = facts_if_of(folder, fingerprint(examples))
     if facts is None:
         measured = run_evaluation(experiment, splits, checkpoint=None, folder=run, opened=opened)

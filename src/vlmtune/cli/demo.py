@@ -25,6 +25,7 @@ def demo(
     The built-in model, which has never seen a handwritten digit, reads scikit-learn's digits; then it is fine-tuned
     with LoRA on 10 % and on 100 % of the training pictures, and all three are measured on the same held-out test.
     """
+    from vlmtune.cli.ceilings import measure_ceilings
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.cli.train import run_training
     from vlmtune.report.render import render_comparison
@@ -42,6 +43,8 @@ def demo(
         console.print(f"{number}/3 {name}: LoRA on {100 * _RUNS[name]:.0f} % of the training pictures", style="bold")
         result = run_training(experiment, with_base=False)
         accuracies[name] = result["test_accuracy"]
+    console.print("floors and ceilings: without pictures, and with frozen vision features", style="bold")
+    measure_ceilings(resolved, splits, folder / "tuned_100", base=evaluations[0].folder)
     folders = [evaluations[0].folder, *(folder / name / "evaluation" / "test-fine-tuned" for name in _RUNS)]
     report = render_comparison(
         folders, folder / "report.html", "A small model learns to read digits", runs=[folder / name for name in _RUNS]

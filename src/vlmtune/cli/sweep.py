@@ -10,7 +10,7 @@ import typer
 from vlmtune.cli.console import print_json, print_table, stderr_console
 from vlmtune.cli.options import JsonOption
 from vlmtune.config.load import load_experiment
-from vlmtune.errors import DataError, RunFolderError
+from vlmtune.errors import DataError, RunFolderError, UserError
 
 if TYPE_CHECKING:
     from vlmtune.config.schema import Experiment
@@ -43,6 +43,8 @@ def sweep(
         )
     changes = [f"evaluate.split={split}", "evaluate.mode=full", *([f"evaluate.limit={limit}"] if limit else [])]
     experiment, splits = load_data(load_experiment(run, changes))
+    if splits.labels is None:
+        raise UserError(f"{run} answers open questions; sweep compares label accuracy, so it needs a label set.")
     figures = _measure(run, experiment, splits)
     record = read_run(run)
     figures["run"] = record.name
@@ -65,7 +67,7 @@ def sweep(
 def _measure(run: Path, experiment: Experiment, splits: Splits) -> dict[str, Any]:
     """Evaluate what is not evaluated yet, with one opened model whose adapter is exchanged; figures of all."""
     from vlmtune.adapters.files import load_adapter
-    from vlmtune.adapters.lora import merged
+    from vlmtune.adapters.merging import merged
     from vlmtune.adapters.open import open_adapted
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.evaluate.checkpoint import measured_examples

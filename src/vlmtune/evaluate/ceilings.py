@@ -6,6 +6,7 @@ Each is an ordinary evaluation folder under `RUN/ceilings/evaluation/` (so `vlmt
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -223,5 +224,5 @@ class Ceilings:
             **{each: figures[each] for each in keys},
             "seconds": seconds,
             "setting": "",
-            "folder": str(folder.relative_to(self.run)),
+            "folder": os.path.relpath(folder, self.run),
         }
