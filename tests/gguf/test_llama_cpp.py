@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.gguf.tiling_base import LETTERBOXED, SMALL, TILED, WHOLE, write_pictures, write_tiling_base
+from tests.gguf.tiling_base import SMALL, TILED, WHOLE, write_pictures, write_tiling_base
 from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
 from vlmtune.export.formats import lfm2_vl_parts, make_format
@@ -25,7 +25,6 @@ from vlmtune.export.llama_runtime import LlamaCppRuntime
 from vlmtune.export.run import export
 from vlmtune.export.runtime import Asked, OwnRuntime
 from vlmtune.export.subject import Subject, open_subject
-from vlmtune.models.registry import open_model
 from vlmtune.text.prompt import PromptBuilder
 
 pytest.importorskip("llama_cpp", reason="make test-gguf compiles it")

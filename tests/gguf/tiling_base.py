@@ -27,7 +27,9 @@ LETTERBOXED = ((1200, 700), (900, 1000), (1500, 700))
 
 def write_tiling_base(folder: Path, seed: int = 0) -> Path:
     """Save the model as the hub would hold it; returns the folder."""
-    tokenizer = train_tokenizer([f"{colour} picture of {colour}, choose what it shows" for colour in COLOURS] * 4, 900, 10)
+    tokenizer = train_tokenizer(
+        [f"{colour} picture of {colour}, choose what it shows" for colour in COLOURS] * 4, 900, 10
+    )
     config = {
         "model_type": "lfm2_vl",
         "text_config": {
