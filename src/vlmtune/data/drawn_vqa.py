@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from random import Random
 
+from vlmtune.data.drawn.plain_questions import plain_questions
 from vlmtune.data.drawn.plain_scenes import PlainScene, plain_scene
-from vlmtune.data.drawn.questions import Question, questions
 from vlmtune.data.rows import Row, Source
 from vlmtune.data.vqa_rows import NUM_ANNOTATORS
 from vlmtune.records import ImageSource
 
-NUM_PICTURES = {"train": 4_000, "validation": 200, "test": 400}
-MOST_QUESTIONS = 6
+NUM_PICTURES = {"train": 10_000, "validation": 100, "test": 300}
+MOST_QUESTIONS = 8
 """Questions about one picture."""
-_LEFT_OUT = ("caption", "kind", "writing")
+_ANSWER_TYPES = {"yes/no": "yes/no", "count": "number"}
+"""VQA's third is "other"."""
 _NUMBERING = {"train": 1_000_000, "validation": 2_000_000, "test": 3_000_000}
 
 
@@ -56,7 +57,7 @@ def _rows(split: str, num_pictures: int) -> list[Row]:
         scene = plain_scene(Random(f"drawn-vqa {split} {number}"))
         image_id = _NUMBERING[split] + number
         image = DrawnImageSource(name=f"drawn-vqa/{image_id}", scene=scene)
-        asked = [question for question in questions(scene.facts, image_id) if question.type not in _LEFT_OUT]
+        asked = plain_questions(scene.facts, Random(f"drawn-vqa questions {image_id}"))
         for place, question in enumerate(asked[:MOST_QUESTIONS]):
             rows.append(
                 Row(
@@ -65,24 +66,12 @@ def _rows(split: str, num_pictures: int) -> list[Row]:
                     answers=(question.answer,) * NUM_ANNOTATORS,
                     origin=f"builtin:drawn-vqa, {split} picture {number}, question {place}",
                     question=question.question,
-                    question_type=_question_type(question, scene),
-                    answer_type=_answer_type(question),
+                    question_type=question.type,
+                    answer_type=_ANSWER_TYPES.get(question.type, "other"),
                     image_id=str(image_id),
                 )
             )
     return rows
-
-
-def _question_type(question: Question, scene: PlainScene) -> str:
-    """What is asked: color, count, position, yes/no, shape or letter."""
-    if question.type != "name":
-        return question.type
-    return "letter" if scene.facts.kind == "letter" else "shape"
-
-
-def _answer_type(question: Question) -> str:
-    """VQA's three: yes/no, number, other."""
-    return {"yes/no": "yes/no", "count": "number"}.get(question.type, "other")
 
 
 @lru_cache(maxsize=sum(NUM_PICTURES.values()))

@@ -21,10 +21,11 @@ from vlmtune.data.drawn.vocabulary import COLORS
 SIDE = 64
 """Pixels a side."""
 BACKGROUNDS = ("white", "black", "gray")
-PLAIN_COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "brown")
+PLAIN_COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 PLAIN_SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 PLAIN_LETTERS = tuple("ABCEHKLNPSTUXZ")
-_RADII = {1: 0.3, 2: 0.22, 3: 0.17, 4: 0.17}
+MOST_SHAPES = 3
+_RADII = {1: 0.3, 2: 0.23, 3: 0.18}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,13 @@ class PlainScene:
 
 
 def plain_scene(rng: Random) -> PlainScene:
-    """Decide a scene: a letter in one of four, else one to four shapes, of which each number is equally likely."""
+    """Decide a scene: a letter in one of five, else one to `MOST_SHAPES` shapes, each number equally likely."""
     place = rng.choice(BACKGROUNDS)
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         letter, color = rng.choice(PLAIN_LETTERS), rng.choice(PLAIN_COLORS)
         thing = Thing(letter, color, 0.5 + rng.uniform(-0.1, 0.1), 0.5 + rng.uniform(-0.1, 0.1))
         return PlainScene(Facts("letter", letter, (thing,), place, "handwritten", color), rng.getrandbits(48))
-    count = rng.randint(1, 4)
+    count = rng.randint(1, MOST_SHAPES)
     centres = [(rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65))] if count == 1 else list(rng.choice(LAYOUTS[count]))
     rng.shuffle(centres)
     names, colors = rng.sample(PLAIN_SHAPES, count), rng.sample(PLAIN_COLORS, count)
