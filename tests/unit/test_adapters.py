@@ -15,7 +15,8 @@ from tests.tiny_model import write_tiny_folder
 from tests.unit.test_lora import ROLES, disturb, random_model, run
 from vlmtune.adapters.files import load_adapter, save_adapter
 from vlmtune.adapters.layers import LoraLinear
-from vlmtune.adapters.lora import AdapterPlan, apply_adapter, merged, parameter_groups
+from vlmtune.adapters.lora import AdapterPlan, apply_adapter, parameter_groups
+from vlmtune.adapters.merging import merged
 from vlmtune.adapters.open import find_run, open_adapted
 from vlmtune.config.load import dump
 from vlmtune.config.schema import AdapterSection, Experiment, ModelSection

@@ -11,18 +11,8 @@ from torch import Tensor, nn
 from tests.parity.lfm2_peer import random_picture, tiny_config
 from tests.tiny_model import random_model
 from vlmtune.adapters.layers import LoraLinear
-from vlmtune.adapters.lora import (
-    apply_adapter,
-    base_parameters,
-    count_trainable,
-    fold,
-    merge,
-    merged,
-    parameter_groups,
-    plan_of,
-    trainable_parameters,
-    unmerge,
-)
+from vlmtune.adapters.lora import apply_adapter, count_trainable, parameter_groups, plan_of, trainable_parameters
+from vlmtune.adapters.merging import base_parameters, fold, merge, merged, unmerge
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
 from vlmtune.models.lfm2_vl import Lfm2Vl

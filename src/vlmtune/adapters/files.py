@@ -25,18 +25,9 @@ from vlmtune.adapters.connectors import (
     shape_from_json,
     shape_to_json,
 )
-from vlmtune.adapters.lora import (
-    AdapterPlan,
-    LoraSpec,
-    anatomy_of,
-    arrange,
-    is_suffix,
-    is_within,
-    linear_layers,
-    plan_of,
-    role_of,
-)
+from vlmtune.adapters.lora import AdapterPlan, LoraSpec, arrange, plan_of
 from vlmtune.adapters.roles import Anatomy
+from vlmtune.adapters.targets import anatomy_of, is_suffix, is_within, linear_layers, role_of
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
 from vlmtune.models.connectors import Connector, ConnectorShape

@@ -7,10 +7,7 @@ In: a model and an `AdapterSection`. Out: the model changed in place, and a plan
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +16,16 @@ from torch import nn
 
 from vlmtune.adapters.connectors import install_connector, wanted_shape
 from vlmtune.adapters.layers import LoraLinear, MasterWeights
-from vlmtune.adapters.roles import ANATOMIES, Anatomy
+from vlmtune.adapters.roles import Anatomy
+from vlmtune.adapters.targets import (
+    anatomy_of,
+    count_by_tower,
+    is_within,
+    linear_layers,
+    match_targets,
+    role_of,
+    whole_modules,
+)
 from vlmtune.config.schema import ROLES, AdapterSection, ConnectorSection
 from vlmtune.errors import AdapterError, unknown_name
 from vlmtune.models.interface import CONNECTOR, VisionLanguageModel
@@ -242,45 +248,14 @@ def plan_of(model: nn.Module) -> AdapterPlan | None:
     return getattr(model, _PLAN, None)
 
 
-def match_targets(model: nn.Module, targets: Iterable[str], anatomy: Anatomy) -> dict[str, list[str]]:
-    """target -> names of the linear layers it means. Raises AdapterError for every target that means none.
-
-    A role is looked up first; any other word matches as PEFT's list form does: the whole name, or its end after a dot.
-    A role that only other families have (`conv`) is no mistake: it means nothing here, so that one file serves all.
-    """
-    layers = linear_layers(model)
-    reached = {target: [name for name in layers if is_target(name, target, anatomy)] for target in targets}
-    known = {role for role in ROLES if role not in anatomy.roles}
-    empty = [target for target, names in reached.items() if not names and target not in known]
-    if not empty:
-        return reached
-    others = {name.rpartition(".")[2]: type(module).__name__ for name, module in model.named_modules()}
-    notes = [
-        f"'{target}' is not a linear layer but {others[target]}; train it whole through adapter.parts."
-        for target in empty
-        if target in others
-    ]
-    quoted = ", ".join(f"'{target}'" for target in empty)
-    raise AdapterError(
-        f"adapter.targets: {quoted} match{'es' if len(empty) == 1 else ''} no layer of this model.\n"
-        f"  Roles: {', '.join(anatomy.roles)}\n  Layers: {_list_layers(layers, anatomy)}"
-        + "".join(f"\n  {n}" for n in notes)
-    )
+def forget_plan(model: nn.Module) -> None:
+    """For a model whose adapter has become part of its weights."""
+    delattr(model, _PLAN)
 
 
-def whole_modules(model: nn.Module, parts: Iterable[str], anatomy: Anatomy) -> dict[str, list[str]]:
-    """part -> modules trained whole; a list of layers is spelled out. Raises AdapterError for an unknown part."""
-    modules: dict[str, list[str]] = {}
-    for part in parts:
-        if part not in anatomy.parts:
-            raise AdapterError(f"adapter.parts: {unknown_name('part', part, anatomy.parts)}")
-        modules[part] = []
-        for name in anatomy.parts[part]:
-            module = model.get_submodule(name)
-            # A ModuleList has no forward of its own; PEFT can only save the modules in it.
-            inner = [f"{name}.{index}" for index in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
-            modules[part] += inner
-    return modules
+def is_low_rank(name: str) -> bool:
+    """Whether a parameter is LoRA's."""
+    return name.rpartition(".")[2] in _LEAVES
 
 
 def parameter_groups(
@@ -317,53 +292,6 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """name -> the model's own parameters without LoRA's: inside `merged`, what an export saves."""
-    return {name: p for name, p in model.named_parameters() if name.rpartition(".")[2] not in _LEAVES}
-
-
-def fold(model: nn.Module) -> None:
-    """Merge for good: plain linear layers again, nothing set aside, nothing learns. For a model that only answers."""
-    plan = plan_of(model)
-    if plan is None:
-        return
-    for name, layer in plan.lora.items():
-        if not layer.is_merged:
-            layer.merge()
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, layer.plain())
-    model.requires_grad_(False)
-    delattr(model, _PLAN)
-
-
-def merge(model: nn.Module) -> None:
-    """Put every update into its weight. The frozen weights of adapted layers, and only those, are set aside."""
-    for module in model.modules():
-        if isinstance(module, LoraLinear) and not module.is_merged:
-            module.merge()
-
-
-def unmerge(model: nn.Module) -> None:
-    """Undo `merge`, bit for bit."""
-    for module in model.modules():
-        if isinstance(module, LoraLinear) and module.is_merged:
-            module.unmerge()
-
-
-@contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
-    """Merged inside the block (no low-rank branch to compute), exactly as before after it."""
-    already = any(isinstance(module, LoraLinear) and module.is_merged for module in model.modules())
-    if already:
-        yield
-        return
-    merge(model)
-    try:
-        yield
-    finally:
-        unmerge(model)
-
-
 def count_trainable(
     config: dict[str, Any], section: AdapterSection, connector: ConnectorSection | None = None
 ) -> tuple[int, int]:
@@ -374,44 +302,6 @@ def count_trainable(
         install_connector(model, wanted_shape(connector, model))
     plan = apply_adapter(model, section, family=family)
     return plan.num_trainable, plan.num_total
-
-
-def anatomy_of(model: nn.Module, family: str | None) -> Anatomy:
-    """The layers' table of a model's family."""
-    if family is None:
-        describe = getattr(model, "config_dict", None)
-        assert describe is not None, "a model that does not tell its family needs `family`"
-        family = str(describe()["model_type"])
-    if family not in ANATOMIES:
-        raise AdapterError(unknown_name("family for adapters", family, ANATOMIES))
-    return ANATOMIES[family]
-
-
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """name -> linear layer, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-
-
-def is_target(name: str, target: str, anatomy: Anatomy) -> bool:
-    """Whether a linear layer is meant by a role or raw name."""
-    if target in anatomy.roles:
-        return re.fullmatch(anatomy.roles[target], name) is not None
-    return is_suffix(name, target)
-
-
-def is_suffix(name: str, suffix: str) -> bool:
-    """PEFT's match of a listed name: the whole name, or its end after a dot."""
-    return name == suffix or name.endswith("." + suffix)
-
-
-def is_within(name: str, module: str) -> bool:
-    """Whether a name is a module or lies in it."""
-    return name == module or name.startswith(module + ".")
-
-
-def role_of(name: str, anatomy: Anatomy) -> str | None:
-    """The role of a linear layer."""
-    return next((role for role in anatomy.roles if is_target(name, role, anatomy)), None)
 
 
 def _tally(
@@ -429,14 +319,14 @@ def _tally(
         counted.update(new)
         num = sum(p.numel() for name in new for p in (lora[name].lora_A, lora[name].lora_B))
         kind: Literal["role", "name"] = "role" if target in ROLES else "name"
-        matches.append(Match(target, kind, tuple(names), _count_by_tower(names, anatomy), num))
+        matches.append(Match(target, kind, tuple(names), count_by_tower(names, anatomy), num))
         for name in new:
             # A raw name may reach several roles (q_proj is in the decoder and in the tower): each has its own rate.
             group = target if kind == "role" else f"{target} ({role_of(name, anatomy) or 'other'})"
             groups.setdefault(group, []).extend(f"{name}.{leaf}" for leaf in _LEAVES)
     for part, names in part_parameters.items():
         num = sum(whole[name].numel() for name in names)
-        matches.append(Match(part, "part", tuple(names), _count_by_tower(names, anatomy), num))
+        matches.append(Match(part, "part", tuple(names), count_by_tower(names, anatomy), num))
         if names:
             # LoRA on `connector` and the part `connector` cannot both be there, so names do not clash.
             groups[part] = names
@@ -450,23 +340,3 @@ def _check_factors(factors: Mapping[str, float], plan: AdapterPlan) -> None:
             raise AdapterError(
                 f"adapter.learning_rate_factors: {unknown_name('role or part that learns', name, known)}"
             )
-
-
-def _count_by_tower(names: Iterable[str], anatomy: Anatomy) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for name in names:
-        tower = next((t for t, prefix in anatomy.towers.items() if is_within(name, prefix)), "other")
-        counts[tower] += 1
-    return dict(counts)
-
-
-def _list_layers(layers: Iterable[str], anatomy: Anatomy) -> str:
-    """Leaf names with their counts, tower by tower."""
-    by_tower: dict[str, Counter[str]] = {}
-    for name in layers:
-        tower = next((t for t, prefix in anatomy.towers.items() if is_within(name, prefix)), "other")
-        by_tower.setdefault(tower, Counter())[name.rpartition(".")[2]] += 1
-    return "; ".join(
-        f"{tower}: " + ", ".join(f"{leaf} ({count})" for leaf, count in sorted(leaves.items()))
-        for tower, leaves in by_tower.items()
-    )

@@ -15,8 +15,9 @@ import torch
 
 from vlmtune.adapters.connectors import follow_connector, install_connector, wanted_shape
 from vlmtune.adapters.files import is_adapter_folder, load_adapter, load_connector, read_adapter_config, read_shape
-from vlmtune.adapters.lora import AdapterPlan, fold
+from vlmtune.adapters.lora import AdapterPlan
 from vlmtune.adapters.manifest import read_manifest
+from vlmtune.adapters.merging import fold
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import ConnectorSection, Experiment
 from vlmtune.errors import AdapterError, ConfigError, RunFolderError

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from vlmtune.adapters.files import load_adapter
-from vlmtune.adapters.lora import AdapterPlan, apply_adapter, merged
+from vlmtune.adapters.lora import AdapterPlan, apply_adapter
+from vlmtune.adapters.merging import merged
 from vlmtune.adapters.open import put_connector
 from vlmtune.config.recipes import num_steps
 from vlmtune.config.schema import Experiment
