@@ -2,70 +2,167 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+import csv
+import json
+import math
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmtune.cli.console import print_json, print_table
-from vlmtune.cli.options import JsonOption
+from vlmtune.cli.console import ProgressBar, stderr_console
+from vlmtune.cli.options import JsonOption, LabelsOption, read_labels
 from vlmtune.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmtune.inference.predictor import Predictor
+    from vlmtune.records import ImageSource
+
+Result = dict[str, Any]
+_LABELS_SHOWN = 3
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="A run, checkpoint or model folder, a hub id, or builtin:tiny.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    labels: Annotated[str | None, typer.Option(help="Comma-separated labels. Default: those the run learned.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="A run, checkpoint, exported or model folder, a hub id, or builtin:tiny.")
+    ],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, 'globs', URLs, or - for a list on stdin.")
+    ],
+    labels: LabelsOption = None,
     question: Annotated[str | None, typer.Option(help="Ask this instead of classifying.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Labels to show for each image.")] = 3,
+    top: Annotated[int | None, typer.Option(min=1, help="Labels of each image: 3 in the table, else all.")] = None,
+    abstain_below: Annotated[
+        float | None, typer.Option(min=0, max=1, help="No label where the likeliest has less probability.")
+    ] = None,
     json_: JsonOption = False,
+    csv_: Annotated[bool, typer.Option("--csv", help="Print CSV: a column for each label's probability.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: from their size.")] = None,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images from public web addresses.")] = False,
 ) -> None:
     """Classify images by exact label probability, or ask a question about them.
 
-    Probabilities are over the whole label set and sum to 1; `--json` prints all of them.
+    Probabilities are over the whole label set and sum to 1. Results are printed as they come, in the order of the
+    images, so ten thousand need no more memory than a hundred. Exit code 0: every image was answered; 1: some could
+    not be read (they are listed with the reason, the others are answered).
     """
+    if json_ and csv_:
+        raise UserError("--json and --csv: choose one.")
+    if question is not None and (labels or top or abstain_below is not None):
+        raise UserError("--question: an open answer has no --labels, --top or --abstain-below.")
+    from vlmtune.data.picture_names import measure, pictures
+
+    total, width = measure(images, allow_urls=allow_urls)
     from vlmtune.inference.open import open_predictor
-    from vlmtune.inference.predictor import Query
-    from vlmtune.records import ImageSource, LabelScores
 
-    missing = [str(path) for path in images if not path.is_file()]
-    if missing:
-        raise UserError(f"not found: {', '.join(missing)}. Give paths of image files.")
-    predictor = open_predictor(model, labels=labels.split(",") if labels else None, is_question=question is not None)
-    queries = [Query(ImageSource(path=path, name=str(path)), question) for path in images]
-    results: list[dict[str, Any]] = []
+    predictor = open_predictor(
+        model, labels=read_labels(labels), is_question=question is not None, batch_size=batch_size
+    )
+    if predictor.labels is None and question is None:
+        raise UserError(f"{model}: trained to answer questions. Ask one: --question 'What is it?'")
+    found = pictures(images, allow_urls=allow_urls)
+    stored = None if question is not None or predictor.labels is None else predictor.labels.stored
     if question is not None:
-        for path, answer in zip(images, predictor.answer(queries), strict=True):
-            is_text = isinstance(answer, str)
-            results.append({"image": str(path), "answer" if is_text else "error": str(answer)})
+        results = _answers(predictor, found, question)
     else:
-        assert predictor.labels is not None
-        for path, scores in zip(images, predictor.classify(queries), strict=True):
-            if not isinstance(scores, LabelScores):
-                results.append({"image": str(path), "error": scores.reason})
-                continue
-            assert scores.log_probs is not None
-            import math
-
-            probabilities = {
-                label: math.exp(log_prob)
-                for label, log_prob in zip(predictor.labels.stored, scores.log_probs, strict=True)
-            }
-            ranked = dict(sorted(probabilities.items(), key=lambda item: -item[1]))
-            results.append({"image": str(path), "label": scores.prediction, "probabilities": ranked})
+        shown = top if json_ or csv_ else top or _LABELS_SHOWN
+        results = _labels(predictor, found, shown, abstain_below)
     if json_:
-        print_json(results)
+        printed = _print_json(results)
+    elif csv_:
+        printed = _print_csv(results, stored)
     else:
-        rows = []
-        for result in results:
-            if "error" in result:
-                rows.append([result["image"], f"error: {result['error']}"])
-            elif "answer" in result:
-                rows.append([result["image"], result["answer"]])
-            else:
-                shown = list(result["probabilities"].items())[:top]
-                rows.append([result["image"], ", ".join(f"{label} {100 * p:.1f} %" for label, p in shown)])
-        print_table(["image", "answer" if question else "labels"], rows)
-    failed = sum("error" in result for result in results)
-    if failed:
-        raise UserError(f"{failed} of {len(results)} images could not be read (listed above).")
+        printed = _print_lines(results, width)
+    num = num_failed = num_unsure = 0
+    with ProgressBar("predict", total, unit="images") as bar:
+        for result in printed:
+            num += 1
+            num_failed += "error" in result
+            num_unsure += "label" in result and result["label"] is None
+            bar.advance()
+    if num_unsure:
+        stderr_console().print(f"{num_unsure} of {num} images got no label: below {abstain_below:g}.")
+    if num_failed:
+        raise UserError(f"{num_failed} of {num} images could not be read (listed above).")
+
+
+def _labels(
+    predictor: Predictor, found: Iterable[ImageSource], top: int | None, abstain_below: float | None
+) -> Iterator[Result]:
+    from vlmtune.inference.predictor import Query
+    from vlmtune.records import LabelScores
+
+    assert predictor.labels is not None
+    names: deque[str] = deque()
+    for scores in predictor.classify(Query(picture) for picture in _noting(found, names)):
+        name = names.popleft()
+        if not isinstance(scores, LabelScores):
+            yield {"image": name, "error": scores.reason}
+            continue
+        assert scores.log_probs is not None
+        ranked = sorted(zip(map(math.exp, scores.log_probs), predictor.labels.stored, strict=True), key=lambda p: -p[0])
+        probability = ranked[0][0]
+        is_sure = abstain_below is None or probability >= abstain_below
+        yield {
+            "image": name,
+            "label": scores.prediction if is_sure else None,
+            "probability": probability,
+            "probabilities": {label: value for value, label in ranked[:top]},
+        }
+
+
+def _answers(predictor: Predictor, found: Iterable[ImageSource], question: str) -> Iterator[Result]:
+    from vlmtune.inference.predictor import Query
+
+    names: deque[str] = deque()
+    for answer in predictor.answer(Query(picture, question) for picture in _noting(found, names)):
+        outcome = {"answer": answer} if isinstance(answer, str) else {"error": answer.reason}
+        yield {"image": names.popleft(), **outcome}
+
+
+def _noting(found: Iterable[ImageSource], names: deque[str]) -> Iterator[ImageSource]:
+    """The pictures, their names noted in order: they are read ahead of their results."""
+    for picture in found:
+        names.append(picture.name)
+        yield picture
+
+
+# ── printing: every result as it comes ──────────────────────────────────────────────────────────────────────────────
+
+
+def _print_lines(results: Iterable[Result], width: int) -> Iterator[Result]:
+    """One line an image, names padded to ``width``."""
+    for result in results:
+        if "error" in result:
+            text = f"error: {result['error']}"
+        elif "answer" in result:
+            text = result["answer"]
+        else:
+            ranked = ", ".join(f"{label} {100 * p:.1f} %" for label, p in result["probabilities"].items())
+            text = f"unsure: {ranked}" if result["label"] is None else ranked
+        print(f"{result['image']:<{width}}  {text}", flush=True)
+        yield result
+
+
+def _print_json(results: Iterable[Result]) -> Iterator[Result]:
+    """A JSON list, an image a line."""
+    before = "[\n"
+    for result in results:
+        print(before + json.dumps(result, ensure_ascii=False), end="", flush=True)
+        before = ",\n"
+        yield result
+    print("\n]" if before == ",\n" else "[]")
+
+
+def _print_csv(results: Iterable[Result], labels: Sequence[str] | None) -> Iterator[Result]:
+    """image, label, probability, error and a column a label; for questions image, answer, error."""
+    fixed = ["image", "answer", "error"] if labels is None else ["image", "label", "probability", "error"]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*fixed, *(labels or ())])
+    for result in results:
+        shares = result.get("probabilities", {})
+        writer.writerow([*(result.get(key) for key in fixed), *(shares.get(label) for label in labels or ())])
+        sys.stdout.flush()
+        yield result

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from vlmtune.data.remote import RemoteError, fetch_picture
 from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.inference.generation import Sampling
 from vlmtune.inference.open import read_task
@@ -22,7 +23,6 @@ from vlmtune.serve.conversation import ConversationTask
 from vlmtune.serve.metrics import Metrics
 from vlmtune.serve.pictures import check_picture, is_web_address, read_data_uri
 from vlmtune.serve.refusals import RefusedError
-from vlmtune.serve.remote import RemoteError, fetch_picture
 from vlmtune.serve.settings import ServeSettings
 from vlmtune.serve.tasks import ServedTask, Task, TaskShelf
 
