@@ -14,6 +14,9 @@ from vlmtune.evaluate.files import Evaluation, read_evaluation, thumbnail, thumb
 from vlmtune.evaluate.files import write_evaluation as write_folder
 from vlmtune.evaluate.metrics import measure
 from vlmtune.evaluate.predictions import PredictionTable
+from vlmtune.evaluate.vqa_metrics import measure_vqa
+from vlmtune.evaluate.vqa_predictions import VqaTable, write_vqa_evaluation
+from vlmtune.records import Example, ImageSource
 
 
 def label_names(num_labels: int) -> tuple[str, ...]:
@@ -189,3 +192,48 @@ def demo(root: Path, skills: Sequence[float] = (1.6, 3.6, 6.0), **table: Any) ->
         write_evaluation(folder, name, random_table(skill=skill, seed=seed + 1, **table))
         folders.append(folder)
     return folders
+
+
+def write_questions(
+    folder: Path, name: str, skill: float = 0.5, num: int = 120, seed: int = 0, is_known: bool = True
+) -> Path:
+    """An evaluation folder of questions, three about each picture, as `vlmtune evaluate` writes it."""
+    draw = np.random.default_rng(seed)
+    kinds = (
+        ("how many", "number", "How many balls are there?", ("2", "3", "4")),
+        ("is the", "yes/no", "Is the ball red?", ("yes", "no")),
+        ("what color", "other", "What color is the box?", ("red", "blue", "dark green")),
+    )
+    examples, answers = [], []
+    for row in range(num):
+        kind, answer_type, question, choices = kinds[row % 3]
+        truth = choices[row % len(choices)]
+        picture = ImageSource(data=_question_picture(row // 3), name=f"picture-{row // 3}")
+        given = (truth,) * 8 + (choices[0],) * 2 if is_known else ()
+        examples.append(Example(f"{row}", picture, given, question, kind, answer_type, image_id=f"{row // 3}"))
+        answers.append(truth if draw.random() < skill else str(draw.choice(choices)))
+    table = VqaTable.of(examples, answers, [None] * num, np.full(num, 0.02, np.float32))
+    shown = [str(table.texts("image_id")[row]) for row in table.thumbnail_rows()]
+    facts = {
+        "name": name,
+        "task": "vqa",
+        "labels": [],
+        "base": "builtin:tiny",
+        "model": "builtin:tiny" if name == "base" else f"runs/{name}",
+        "checkpoint": None if name == "base" else "step-000100",
+        "data": {"source": "builtin:drawn-vqa", "split": "test", "num_examples": num, "limit": None},
+        "metrics": measure_vqa(table, num_resamples=100),
+        "seconds": 2.4,
+        "mode": "full",
+        "unreadable": [],
+        "created": f"2026-11-21T05:0{seed}:00+00:00",
+    }
+    return write_vqa_evaluation(folder, facts, table, {id_: _question_picture(int(id_)) for id_ in shown})
+
+
+def _question_picture(number: int) -> bytes:
+    image = Image.new("RGB", (96, 96), (240, 240, 236))
+    drawing = ImageDraw.Draw(image)
+    drawing.rectangle((12, 40, 50, 84), fill=(40, 90 + number % 100, 160))
+    drawing.ellipse((54, 20, 84, 50), fill=(200, 60, 40))
+    return thumbnail(image)

@@ -1,0 +1,158 @@
+"""Curves over checkpoints and over training pictures: which is best, what suffices, what the intervals cover."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.synthetic_runs import in_memory, random_table
+from vlmtune.evaluate.files import Evaluation
+from vlmtune.evaluate.statistics import wilson_interval
+from vlmtune.evaluate.study import StudyRun, measure_study
+from vlmtune.evaluate.sweep import measure_sweep
+from vlmtune.report import charts
+from vlmtune.report.files import palette, style
+from vlmtune.report.study import findings, write_study
+from vlmtune.report.svg import standalone
+from vlmtune.report.sweep import advice, read_sweep, write_sweep
+
+pytestmark = pytest.mark.unit
+
+
+def checkpoints(*skills: float, num: int = 400) -> list[tuple[int, Evaluation]]:
+    return [
+        (100 * (i + 1), in_memory(f"step-{i}", random_table(num=num, skill=skill, seed=i + 1)))
+        for i, skill in enumerate(skills)
+    ]
+
+
+def sweep_of(*skills: float, **more: object) -> dict:
+    return {**measure_sweep(checkpoints(*skills), 400), "run": "r", "during_training": [], **more}
+
+
+def test_the_best_checkpoint_has_the_highest_accuracy_and_no_test_against_itself() -> None:
+    found = sweep_of(1.0, 4.0, 2.0)
+    accuracies = [point["accuracy"] for point in found["checkpoints"]]
+    assert found["best_step"] == 200 == 100 * (1 + int(np.argmax(accuracies)))
+    best = found["checkpoints"][1]
+    assert best["is_best"] and best["p_holm"] is None and not best["is_worse"]
+    assert found["checkpoints"][0]["is_worse"] and found["checkpoints"][0]["difference"] < 0
+
+
+def test_of_equally_accurate_checkpoints_the_lower_loss_wins_then_the_earlier() -> None:
+    table = random_table(num=100, skill=3.0)
+    blunt = np.array(table.log_probs) / 2
+    blunt -= np.log(np.exp(blunt).sum(axis=1, keepdims=True))
+    worse = dataclasses.replace(table, log_probs=blunt.astype(np.float32))
+    names = ((100, worse), (200, table), (300, table))
+    assert measure_sweep([(s, in_memory(str(s), t)) for s, t in names], 300)["best_step"] == 200
+
+
+def test_stopping_advice_is_the_earliest_checkpoint_that_is_not_significantly_worse() -> None:
+    found = sweep_of(1.0, 3.9, 4.0, 4.05)
+    assert found["stop_step"] == 200
+    told = " ".join(advice(found))
+    assert "Stopping at step 200 would have saved 50% of the steps" in told
+    assert "not significant" in told
+    alone = sweep_of(1.0, 2.0, 5.0)
+    assert "Every earlier checkpoint is significantly worse" in " ".join(advice(alone))
+
+
+def test_advice_warns_of_the_test_split_of_limits_and_of_a_single_checkpoint() -> None:
+    told = " ".join(advice(sweep_of(2.0, split="test", limit=50)))
+    assert "choose on validation" in told and "Only 50 pictures" in told and "keep_checkpoints" in told
+
+
+def test_a_sweep_is_written_as_json_markdown_svg_and_png_and_read_again(tmp_path: Path) -> None:
+    logged = [{"step": 50, "accuracy": 0.4, "loss": 1.5}, {"step": 100, "accuracy": 0.5, "loss": float("nan")}]
+    found = sweep_of(1.0, 3.0, split="validation", during_training=logged)
+    write_sweep(tmp_path / "sweep", found)
+    names = {path.name for path in (tmp_path / "sweep").iterdir()}
+    assert names == {"validation.json", "validation.md", "validation.svg", "validation.png"}
+    assert read_sweep(tmp_path)["best_step"] == found["best_step"]
+    assert "| step |" in (tmp_path / "sweep" / "validation.md").read_text()
+    ElementTree.fromstring((tmp_path / "sweep" / "validation.svg").read_text())
+
+
+def test_a_chart_of_its_own_has_plain_colours_and_no_variables() -> None:
+    text = standalone(charts.sweep(sweep_of(1.0, 3.0)), style("chart.css"), palette())
+    assert "var(" not in text and palette()["s2"] in text and 'xmlns="http://www.w3.org/2000/svg"' in text
+
+
+def study_runs(by_fraction: dict[float, list[float]], num: int = 300) -> list[StudyRun]:
+    runs = []
+    for fraction, skills in by_fraction.items():
+        for seed, skill in enumerate(skills):
+            table = random_table(num=num, skill=skill, seed=round(1000 * fraction) + seed)
+            folder = f"fraction-{fraction:g}-seed-{seed}"
+            runs.append(
+                StudyRun(fraction, seed, round(1000 * fraction), folder, in_memory("fine-tuned", table), 10, 1.0)
+            )
+    return runs
+
+
+def test_a_points_interval_combines_seeds_and_test_pictures() -> None:
+    runs = study_runs({0.1: [2.0, 2.3, 2.6]})
+    (point,) = measure_study(runs)["points"]
+    accuracies = np.array([run.evaluation.predictions.correct.mean() for run in runs])
+    mean = accuracies.mean()
+    reach = stats.sem(accuracies) * stats.t.ppf(0.975, 2)
+    low, high = map(float, wilson_interval(mean * 300, 300))
+    assert point["accuracy"] == pytest.approx(mean)
+    assert point["seed_interval"] == pytest.approx([mean - reach, mean + reach])
+    assert point["test_interval"] == pytest.approx([low, high])
+    wanted = [mean - np.hypot(mean - low, reach), mean + np.hypot(high - mean, reach)]
+    assert point["interval"] == pytest.approx(wanted)
+
+
+def test_one_seed_has_the_interval_of_its_test_pictures_and_says_so() -> None:
+    found = measure_study(study_runs({0.1: [2.0], 1.0: [4.0]}))
+    for point in found["points"]:
+        assert point["seed_interval"] is None
+        assert point["interval"] == pytest.approx(point["test_interval"])
+    told = findings({**found, "model": "m", "num_planned": 2})
+    assert any("do not cover another draw of training pictures" in sentence for sentence in told)
+
+
+def test_a_step_is_significant_only_when_more_pictures_help() -> None:
+    steps = measure_study(study_runs({0.01: [1.0, 1.1, 0.9], 0.1: [4.0, 4.1, 3.9], 1.0: [4.0, 4.2, 3.8]}))["steps"]
+    assert [step["is_significant"] for step in steps] == [True, False]
+    assert steps[0]["interval"][0] > 0 > steps[1]["interval"][0]
+
+
+def test_intervals_of_the_mean_hold_their_coverage() -> None:
+    """Simulated: seeds differ in true accuracy, all share the test pictures. At least the stated 95 % hold it."""
+    rng = np.random.default_rng(0)
+    true = np.clip(np.clip(0.8 + 0.15 * rng.normal(size=500_000), 0, 1) + 0.04 * rng.normal(size=500_000), 0, 1).mean()
+    num, held, trials = 200, 0, 200
+    for _ in range(trials):
+        ease = np.clip(0.8 + 0.15 * rng.normal(size=num), 0, 1)
+        runs = []
+        for seed in range(3):
+            shift = 0.04 * rng.normal()
+            right = rng.random(num) < np.clip(ease + shift, 0, 1)
+            table = random_table(num=num, num_labels=2, has_probabilities=False)
+            table = dataclasses.replace(table, prediction=np.where(right, table.truth, 1 - table.truth))
+            runs.append(StudyRun(1.0, seed, 10, f"s{seed}", in_memory("x", table)))
+        low, high = measure_study(runs)["points"][0]["interval"]
+        held += low <= true <= high
+    assert held / trials >= 0.93
+
+
+def test_a_study_starts_from_the_untrained_model_and_is_written_whole(tmp_path: Path) -> None:
+    base = in_memory("base", random_table(num=300, skill=0.5, seed=99))
+    found = measure_study(study_runs({0.1: [2.0, 2.2], 1.0: [4.0, 4.2]}), base)
+    assert [(step["num_first"], step["num_second"]) for step in found["steps"]] == [(0, 100), (100, 1000)]
+    page = write_study(tmp_path, {**found, "name": "<cars>", "source": "cars", "model": "tiny", "num_planned": 9})
+    assert json.loads((tmp_path / "study.json").read_text())["points"][1]["num_train"] == 1000
+    text = page.read_text()
+    assert "&lt;cars&gt;" in text and "<cars>" not in text
+    assert "4 of 9 runs are finished" in text
+    assert "| 10% | 100 |" in (tmp_path / "study.md").read_text()
+    assert {path.name for path in (tmp_path / "charts").iterdir()} == {"study.svg", "study.png"}
