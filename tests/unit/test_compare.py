@@ -115,7 +115,9 @@ def test_equal_names_become_the_names_of_the_runs(tmp_path) -> None:
     same = [Evaluation({"name": "fine-tuned"}, table, {}, place) for place in places]
     assert [e.name for e in with_distinct_names(same)] == ["one", "two"]
     elsewhere = [replace(e, folder=tmp_path / f"{n}" / "run" / "evaluation" / "x") for n, e in enumerate(same)]
-    assert [e.name for e in with_distinct_names(elsewhere)] == [str(e.folder) for e in elsewhere]
+    assert [e.name for e in with_distinct_names(elsewhere)] == ["0", "1"]
+    deeper = [elsewhere[0], replace(same[1], folder=tmp_path / "0" / "0" / "run" / "evaluation" / "x")]
+    assert len({e.name for e in with_distinct_names(deeper)}) == 2
     in_one_run = [Evaluation({"name": "x"}, table, {}, tmp_path / "run" / "evaluation" / n) for n in ("a", "b")]
     assert [e.name for e in with_distinct_names(in_one_run)] == ["run/a", "run/b"]
 

@@ -51,7 +51,7 @@ def evaluate_checkpoint(
     opened = opened or open_checkpoint(experiment.model, checkpoint)
     task = experiment.task if checkpoint is None else experiment.task.after_first_epoch()
     name = name or ("base" if checkpoint is None else _checkpoint_name(checkpoint))
-    of_split = {"test": experiment.data.limit_test, "validation": experiment.data.limit_validation}
+    found = splits.description.get("splits", {}).get(section.split, {}).get("found", len(examples))
     facts = {
         "model": str(checkpoint or experiment.model.base),
         "base": experiment.model.base,
@@ -60,7 +60,7 @@ def evaluate_checkpoint(
             "source": experiment.data.source,
             "split": section.split,
             "num_examples": len(examples),
-            "limit": section.limit or of_split.get(section.split),
+            "limit": len(examples) if len(examples) < found else None,
             "fingerprint": fingerprint(examples),
             "left_out": splits.description.get("left_out"),
         },

@@ -7,7 +7,8 @@
 - timing.parquet: id, seconds. - thumbnails.parquet: id, jpeg.
 - evaluation.json: ``name``, ``task``, ``labels``, ``mode``, ``model``, ``base``, ``checkpoint``, versions, and
 
-  - ``data``: ``source``, ``split``, ``num_examples``, ``limit`` (null: the whole split), ``fingerprint``, ``left_out``;
+  - ``data``: ``source``, ``split``, ``num_examples``, ``limit`` (how many, if they are not the whole split; else null),
+    ``fingerprint``, ``left_out``;
   - ``metrics``: see `metrics.measure`; ``unreadable``: a list of ``id`` and ``error``;
   - ``seconds``: of all pictures; ``num_tokens``: decoder rows run, a picture's mean, its share of the prompt that
     pictures share included; ``num_tokens_unshared``: what a plain forward pass for every label would have run;
@@ -177,9 +178,10 @@ def facts_if_of(folder: Path | str, fingerprint: str) -> dict[str, Any] | None:
 
 def with_distinct_names(evaluations: Sequence[AnyEvaluation]) -> list[AnyEvaluation]:
     """The same evaluations; those that share a name are called by their run's folder, by run and evaluation, or by
-    their whole path."""
+    what their paths do not share."""
     names = [e.name for e in evaluations]
-    for rename in (_run_name, _run_and_own_name, lambda e: str(e.folder)):
+    shared = _shared_parts([e.folder for e in evaluations if e.folder is not None and names.count(e.name) > 1])
+    for rename in (_run_name, _run_and_own_name, lambda e: _without(e, *shared)):
         if len(set(names)) == len(names):
             break
         names = [rename(e) if _count_of(e.name, evaluations) > 1 else e.name for e in evaluations]
@@ -198,6 +200,22 @@ def _run_name(evaluation: SomeEvaluation) -> str:
 
 def _run_and_own_name(evaluation: SomeEvaluation) -> str:
     return f"{_run_name(evaluation)}/{evaluation.folder.name if evaluation.folder else evaluation.name}"
+
+
+def _shared_parts(folders: Sequence[Path]) -> tuple[int, int]:
+    """How many parts all paths share at their beginning and at their end; each path keeps one part at least."""
+    paths = [folder.resolve().parts for folder in folders]
+    most = min((len(path) for path in paths), default=1) - 1
+    first = next((i for i in range(most) if len({path[i] for path in paths}) > 1), most)
+    last = next((i for i in range(most - first) if len({path[-1 - i] for path in paths}) > 1), most - first)
+    return first, last
+
+
+def _without(evaluation: SomeEvaluation, num_first: int, num_last: int) -> str:
+    if evaluation.folder is None:
+        return evaluation.name
+    parts = evaluation.folder.resolve().parts
+    return "/".join(parts[num_first : len(parts) - num_last])
 
 
 def _count_of(name: str, evaluations: Sequence[SomeEvaluation]) -> int:
