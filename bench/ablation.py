@@ -4,8 +4,9 @@
 
 From the older repos' recipe (loss on every token, LoRA on q, k and v) to ours, an arm at a time, each on top of the
 one before it: every arm learns the same training pictures for as many steps, with several seeds, and answers all test
-pictures by the same label scorer. The last checkpoint is measured: nothing is chosen on the test, and no validation is
-run. The JSON is written after every run; a second start goes on where the first was stopped. `--show` only reads it.
+pictures by the same label scorer. The last step is measured: nothing is chosen on the test, and no validation is run.
+Learning rates were chosen beforehand, on validation pictures with another seed (docs/LOG.md). The JSON is written after
+every run; a second start goes on where the first was stopped. `--show` only reads it.
 
 Intervals are over the test pictures (a bootstrap of each picture's mean over seeds); the range over seeds stands beside
 them. The difference to the arm before is paired by picture.
