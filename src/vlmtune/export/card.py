@@ -185,7 +185,8 @@ def _python_usage(facts: CardFacts) -> str:
         lines.append(f"model = PeftModel.from_pretrained(base, {PLACE!r})")
     else:
         lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({PLACE!r}{options})"]
-    own = f"```bash\nvlmtune predict {PLACE} picture.jpg\nvlmtune serve {PLACE}\n```"
+    question = " --question '…'" if facts.manifest.task.kind == "vqa" else ""
+    own = f"```bash\nvlmtune predict {PLACE} picture.jpg{question}\nvlmtune serve {PLACE}\n```"
     theirs = "```python\n" + "\n".join(lines) + "\n```"
     parts = [f"With its prompt and labels:\n\n{own}", f"With transformers:\n\n{theirs}"]
     return "\n\n".join([*parts, *_listed(facts.sentences)])

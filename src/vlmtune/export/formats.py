@@ -63,6 +63,11 @@ class Peft:
         with explain_write_errors(folder):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 shutil.copyfile(subject.checkpoint / name, folder / name)
+        if Path(subject.experiment.model.base).exists():
+            self.sentences = [
+                f"{CONFIG_FILE} names the base by a folder of this machine: before you give the adapter away, set "
+                "base_model_name_or_path to where others have it, and export again"
+            ]
 
     def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
         model = subject.experiment.model

@@ -29,6 +29,11 @@ _SEQUENCES = 16
 _BATCH = 2048
 _CONTEXT = 8192
 
+_SCALED = "pictures were scaled to one tile's size first"
+_OTHER_SIZE = "pictures have another number of image tokens in llama.cpp"
+_OTHER_TOKENS = "prompts are other tokens in llama.cpp"
+_DIFFERENCES = (_SCALED, _OTHER_SIZE, _OTHER_TOKENS)
+
 
 def is_installed() -> bool:
     """Whether llama-cpp-python can be imported here."""
@@ -53,7 +58,8 @@ class LlamaCppRuntime:
         self.name = f"llama.cpp (llama-cpp-python {version('llama-cpp-python')})"
         self._rules = rules
         self._image_token_id = image_token_id
-        self._num_pictures = self._num_scaled = self._num_other_tokens = self._num_other_sizes = 0
+        self._asked: set[str] = set()
+        self._differing: dict[str, set[str]] = {said: set() for said in _DIFFERENCES}
         self._quieten()
         self._llama.llama_backend_init()
         self._model = self._llama.llama_model_load_from_file(
@@ -74,17 +80,7 @@ class LlamaCppRuntime:
 
     @property
     def notes(self) -> list[str]:
-        said = []
-        if self._num_scaled:
-            said.append(f"{self._num_scaled} of {self._num_pictures} pictures were scaled to one tile's size first")
-        if self._num_other_sizes:
-            said.append(
-                f"{self._num_other_sizes} of {self._num_pictures} pictures have another number of image tokens in "
-                "llama.cpp"
-            )
-        if self._num_other_tokens:
-            said.append(f"{self._num_other_tokens} of {self._num_pictures} prompts are other tokens in llama.cpp")
-        return said
+        return [f"{len(ids)} of {len(self._asked)} {said}" for said, ids in self._differing.items() if ids]
 
     def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
         first, position = self._run_prompt(asked)
@@ -132,7 +128,7 @@ class LlamaCppRuntime:
     @contextmanager
     def _chunks(self, asked: Asked) -> Iterator[Any]:
         """The prompt as llama.cpp cuts it: text, tiles, text."""
-        picture = self._scaled(asked.picture)
+        picture = self._scaled(asked)
         pixels = picture.tobytes()
         buffer = (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels)
         bitmap = self._mtmd.mtmd_bitmap_init(picture.width, picture.height, buffer)
@@ -149,15 +145,15 @@ class LlamaCppRuntime:
             self._mtmd.mtmd_input_chunks_free(chunks)
             self._mtmd.mtmd_bitmap_free(bitmap)
 
-    def _scaled(self, picture: Image.Image) -> Image.Image:
-        size = self._rules.size_for(picture.height, picture.width)
+    def _scaled(self, asked: Asked) -> Image.Image:
+        size = self._rules.size_for(asked.picture.height, asked.picture.width)
         if size is None:
-            return picture
-        self._num_scaled += 1
-        return picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            return asked.picture
+        self._differing[_SCALED].add(asked.id)
+        return asked.picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
     def _compare_tokens(self, asked: Asked, chunks: Any) -> None:
-        """Count prompts that llama.cpp reads otherwise than the model was trained."""
+        """Note prompts that llama.cpp reads otherwise than the model was trained."""
         ids: list[int] = []
         for index in range(self._mtmd.mtmd_input_chunks_size(chunks)):
             chunk = self._mtmd.mtmd_input_chunks_get(chunks, index)
@@ -167,10 +163,12 @@ class LlamaCppRuntime:
                 ids += tokens[: count.value]
             else:
                 ids += [self._image_token_id] * self._mtmd.mtmd_input_chunk_get_n_tokens(chunk)
-        self._num_pictures += 1
+        self._asked.add(asked.id)
         image = self._image_token_id
-        self._num_other_sizes += ids.count(image) != asked.ids.count(image)
-        self._num_other_tokens += [i for i in ids if i != image] != [i for i in asked.ids if i != image]
+        if ids.count(image) != asked.ids.count(image):
+            self._differing[_OTHER_SIZE].add(asked.id)
+        if [token for token in ids if token != image] != [token for token in asked.ids if token != image]:
+            self._differing[_OTHER_TOKENS].add(asked.id)
 
     def _decode(self, sequences: Sequence[tuple[int, Sequence[int]]], position: int) -> list[NDArray[np.float64]]:
         """Run tokens of several sequences after ``position``: for each, float64[tokens, V] log-probabilities."""

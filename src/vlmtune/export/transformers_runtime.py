@@ -73,8 +73,9 @@ class TransformersRuntime:
             input_ids=ids,
             attention_mask=torch.tensor(mask, device=self.model.device),
             **self._inputs(asked, len(answers), width),
+            logits_to_keep=width - prompt + 1,  # a large vocabulary times a whole prompt would fill the memory
         ).logits
-        log_probs = logits[:, prompt - 1 : -1].float().log_softmax(-1)
+        log_probs = logits[:, :-1].float().log_softmax(-1)
         picked = log_probs.gather(2, ids[:, prompt:, None])[..., 0].double()
         return [float(row[: len(answer)].sum()) for row, answer in zip(picked, answers, strict=True)]
 
