@@ -97,3 +97,11 @@ def test_a_fine_tuned_tiny_model_can_be_said_to_be_tiny() -> None:
     folder = Experiment(model=ModelSection(base="/models/mine"))
     tiny = recipes.apply(folder, num_train=500, num_labels=10, kind="tiny")
     assert tiny.train.learning_rate == recipes.apply(Experiment(), num_train=500, num_labels=10).train.learning_rate
+
+
+def test_pictures_that_are_asked_about_are_not_changed_at_random() -> None:
+    asked = Experiment.model_validate({"task": {"kind": "vqa"}, "adapter": {"parts": ["everything"]}})
+    decided = recipes.apply(asked, num_train=20_000, num_labels=0)
+    assert decided.train.augment == [] and decided.train.batch_size == 96
+    named = Experiment.model_validate({**asked.model_dump(), "task": {"kind": "classify"}})
+    assert recipes.apply(named, num_train=20_000, num_labels=10).train.augment != []

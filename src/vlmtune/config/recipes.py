@@ -81,6 +81,14 @@ WHOLE_PARTS: tuple[Choice, ...] = (
     Choice("train.augment", "crop", "crop",
            "whole weights learn pictures by heart; crops and light keep any label true, flips would not keep text"),
 )
+
+# Where pictures are asked about (task.kind: vqa), before the tables above.
+QUESTIONS: tuple[Choice, ...] = (
+    Choice("train.augment", "none", "none",
+           "a crop may cut off what a question is about, and other light change the colour it asks for"),
+    Choice("train.batch_size", 96, 32,
+           "counted in questions: several are about one picture, which is encoded once for all of them"),
+)
 # fmt: on
 
 ALPHA_PER_RANK = 2
@@ -118,7 +126,8 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
         _decide(decided, choice, column, counts)
     if decided.model.connector is not None and is_open:
         _let_connector_learn(decided)
-    for choice in TABLE if decided.adapter.targets else (*WHOLE_PARTS, *TABLE):
+    questions = QUESTIONS if decided.task.kind == "vqa" else ()
+    for choice in (*questions, *(() if decided.adapter.targets else WHOLE_PARTS), *TABLE):
         _decide(decided, choice, column, counts)
     assert decided.adapter.rank is not None
     _fill(decided, "adapter.alpha", float(ALPHA_PER_RANK * decided.adapter.rank))
