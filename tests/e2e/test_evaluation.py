@@ -18,8 +18,9 @@ from scipy.special import log_softmax
 from tests.pictures import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.config.schema import Experiment
+from vlmtune.data.splits import Splits
 from vlmtune.errors import UserError
-from vlmtune.evaluate.checkpoint import evaluate_checkpoint
+from vlmtune.evaluate.checkpoint import evaluate_checkpoint, refuse_trained_pictures
 from vlmtune.evaluate.files import read_evaluation
 from vlmtune.evaluate.journal import Journal
 from vlmtune.evaluate.run import Measured, evaluate
@@ -213,5 +214,11 @@ def test_a_model_is_not_measured_on_pictures_it_was_trained_on(base: Path, tmp_p
     assert not said
     with pytest.raises(UserError, match="trained on"):
         measure(said, data={"test_fraction": 0.25, "validation_fraction": 0.5}, evaluate={"split": "validation"})
+    # Pictures by which the best checkpoint was chosen are no training pictures, but not unseen either.
+    refuse_trained_pictures(folder.path / "best", Splits([], [], [], None), splits.validation, said.append)
+    assert f"{len(splits.validation)} of the {len(splits.validation)} pictures chose the best checkpoint" in said.pop()
     train_split = measure(said, data={"test_fraction": 0.5}, evaluate={"split": "train"})
     assert train_split.facts["data"]["split"] == "train"
+    pictures.rename(tmp_path / "moved")
+    refuse_trained_pictures(folder.path / "best", Splits([], [], [], None), splits.test, said.append)
+    assert "its data are gone" in said.pop()

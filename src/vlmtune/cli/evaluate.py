@@ -46,7 +46,7 @@ def evaluate(
     overrides = [*(set_ or ()), *([f"evaluate.limit={limit}"] if limit else [])]
     overrides += ["evaluate.calibrate=true"] if calibrate else []
     resolved, splits = load_data(load_experiment(config, overrides))
-    run = run_path(resolved)
+    run = config if config.is_dir() else run_path(resolved)  # a run folder may have been moved
     measured = run_evaluation(resolved, splits, checkpoint=_choose(checkpoint, run), folder=run)
     if json_:
         print_json({"folder": str(measured.folder), **measured.facts})
