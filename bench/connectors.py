@@ -67,6 +67,8 @@ def stages_of(arm: Arm, seed: int, folder: Path, options: argparse.Namespace) ->
                 "limit_validation": options.validation,
                 "limit_test": options.test,
             },
+            # One rate for all, whether aligned or not: by default an aligned connector would learn at a tenth of it.
+            "adapter": {"learning_rate_factors": {"connector": 1.0}},
             "train": {
                 "max_steps": options.steps,
                 "batch_size": options.batch,

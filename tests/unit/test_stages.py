@@ -39,6 +39,7 @@ def test_first_the_connector_alone_then_with_lora_from_where_it_came_to(tmp_path
     assert (align.task.kind, instruct.task.kind, instruct.train.max_steps) == ("vqa", "vqa", 7)
     decided = recipes.apply(instruct, num_train=100_000, num_labels=0)
     assert decided.adapter.parts == ["connector"] and "mlp" in (decided.adapter.targets or [])
+    assert decided.adapter.learning_rate_factors == {"connector": 0.1}
     assert recipes.apply(align, num_train=100_000, num_labels=0).train.augment == []
 
 
@@ -67,7 +68,7 @@ def test_a_random_start_is_the_first_stage_s_alone(tmp_path: Path) -> None:
 def test_one_stage_may_stand_alone(tmp_path: Path) -> None:
     (experiment,) = load_stages(write(tmp_path, TWO), ["align=null"]).values()
     assert experiment.name == "stages" and experiment.model.connector is not None
-    assert experiment.model.connector.start is None
+    assert experiment.model.connector.start is None and not experiment.adapter.learning_rate_factors
     with pytest.raises(ConfigError, match="found no stage"):
         load_stages(write(tmp_path, "align: null\nmodel: builtin:tiny\n"))
 
