@@ -16,7 +16,8 @@ from vlmtune.config.schema import AdapterSection
 from vlmtune.data.augment import Augmentation
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import ImageSource
-from vlmtune.train.feature_cache import CachedPicture, FeatureCache, Refusal, connect, features_key, open_feature_cache
+from vlmtune.train.feature_cache import Refusal, connect, features_key, open_feature_cache
+from vlmtune.train.feature_files import CachedPicture, FeatureCache
 
 pytestmark = pytest.mark.unit
 PLAIN = Augmentation.named("none")

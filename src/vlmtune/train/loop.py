@@ -34,7 +34,8 @@ from vlmtune.train.checkpoints import (
     prune,
     save_checkpoint,
 )
-from vlmtune.train.feature_cache import FeatureCache, Refusal, open_feature_cache
+from vlmtune.train.feature_cache import Refusal, open_feature_cache
+from vlmtune.train.feature_files import FeatureCache
 from vlmtune.train.memory import needs_checkpointing
 from vlmtune.train.optimizer import ScheduledOptimizer
 from vlmtune.train.precision import autocast
@@ -164,9 +165,20 @@ class Trainer:
         """Whether no step is left to take."""
         return self.progress.step >= self.num_steps or self.progress.is_stopped
 
-    def trial_step(self) -> None:
-        """One step's work without its effect: for measuring time and memory."""
-        self._step(next(self._steps()), learn=False)
+    def trial_step(self) -> float:
+        """One step's work without its effect, for measuring time and memory; returns its seconds.
+
+        Reading is left out, which a run does ahead on other threads; a short step is timed again, since the first
+        call allocates.
+        """
+        micro_batches = next(self._steps())
+        for _ in range(2):
+            start = time.perf_counter()
+            self._step(micro_batches, learn=False)
+            seconds = time.perf_counter() - start
+            if seconds > 1:
+                break
+        return seconds
 
     def _open_cache(self, runs: Path) -> None:
         """Features of frozen towers are shared by all runs over the same base, beside their folders."""

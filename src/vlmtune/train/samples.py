@@ -25,7 +25,8 @@ from vlmtune.models.images import ProcessedImage
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import ImageProcessor, OpenedModel
 from vlmtune.records import Example, ImageSource, LabelSet
-from vlmtune.train.feature_cache import CachedPicture, FeatureCache, connect, encode
+from vlmtune.train.feature_cache import connect, encode
+from vlmtune.train.feature_files import CachedPicture, FeatureCache
 from vlmtune.train.schedule import Order, Place
 from vlmtune.train.step import Answer, Sample
 from vlmtune.train.targets import Targets, choose_targets, mix

@@ -1,0 +1,206 @@
+"""The files of the feature cache: written by a run, read by the next epoch and the next run. `feature_cache.py` decides
+what is kept in them.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import torch
+from torch import Tensor
+
+from vlmtune.models.images import Grid
+
+Level = Literal["tower", "connector"]
+"""Whose output is kept: the connector's is smaller and needs no more work, the tower's serves a learning connector."""
+
+FORMAT = 2
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+@dataclass(frozen=True)
+class CachedPicture:
+    """What a prompt and the decoder need of a picture.
+
+    Attributes:
+        features: the connector's float[T, D] or the tower's float[P, C], of the type it was put in, on the CPU.
+        text: the placeholder string of the whole picture (`ProcessedImage.text`).
+        grids: of the tower's patches (`VisionFeatures.grids`); empty for the connector's output.
+    """
+
+    features: Tensor
+    text: str
+    grids: tuple[Grid, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    offset: int
+    shape: tuple[int, int]
+    dtype: str
+    checksum: int
+    text: str
+    grids: tuple[Grid, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape[0] * self.shape[1] * _DTYPES[self.dtype].itemsize
+
+
+class FeatureCache:
+    """A folder of three files: `header.json` (what the features are of), `features.bin`, `index.jsonl`.
+
+    Records are appended to `features.bin` and only then named, with their checksum, by a line of the index, which
+    carries a checksum of its own. So whatever is torn by a crash is at the end of either file and is cut off when the
+    cache is opened next; a record damaged later fails its checksum and is made again. Safe to use from several
+    threads; a second process is refused.
+
+    Args:
+        folder: made if it is not there. A cache of other features there is thrown away.
+        key: identifies what the features are of.
+        level: whose output is kept; part of the key.
+    """
+
+    def __init__(self, folder: Path, key: str, level: Level = "connector") -> None:
+        self.folder, self.key, self.level = folder, key, level
+        self.num_repaired = 0
+        self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._claim = _claim(folder)
+        if not _has_header(folder, key):
+            for name in ("header.json", "features.bin", "index.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            _write_atomically(folder / "header.json", json.dumps({"format": FORMAT, "key": key}) + "\n")
+        self._features = (folder / "features.bin").open("a+b")
+        self._index = (folder / "index.jsonl").open("a+b")
+        self._entries = self._read_index()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._entries
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the features kept."""
+        return sum(entry.num_bytes for entry in self._entries.values())
+
+    def get(self, digest: str) -> CachedPicture | None:
+        """What was put under a digest (`ImageSource.digest`); None if nothing was, or if it is damaged."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None:
+                return None
+            content = self._read(entry)
+            if zlib.crc32(content) != entry.checksum:
+                # Forgotten: the caller makes it again, and its new line supersedes the old one.
+                del self._entries[digest]
+                self.num_repaired += 1
+                return None
+        features = torch.frombuffer(content, dtype=_DTYPES[entry.dtype]).view(entry.shape)
+        return CachedPicture(features, entry.text, entry.grids)
+
+    def put(self, digest: str, picture: CachedPicture) -> None:
+        """Keep a picture. A second put of a digest is ignored."""
+        on_cpu = picture.features.detach().to("cpu").contiguous()
+        content = on_cpu.view(torch.uint8).numpy().tobytes()
+        with self._lock:
+            if digest in self._entries:
+                return
+            offset = self._features.seek(0, os.SEEK_END)
+            shape = (on_cpu.shape[0], on_cpu.shape[1])
+            checksum = zlib.crc32(content)
+            entry = _Entry(offset, shape, str(on_cpu.dtype), checksum, picture.text, picture.grids)
+            self._features.write(content)
+            self._features.flush()
+            self._index.write(_to_line(digest, entry))
+            self._index.flush()
+            self._entries[digest] = entry
+
+    def close(self) -> None:
+        """Give the folder back to other processes."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        for file in (self._features, self._index, self._claim):
+            file.close()
+
+    def _read(self, entry: _Entry) -> bytearray:
+        end = entry.offset + entry.num_bytes
+        if self._map is None or len(self._map) < end:
+            if self._map is not None:
+                self._map.close()
+            self._map = mmap.mmap(self._features.fileno(), 0, access=mmap.ACCESS_READ)
+        return bytearray(self._map[entry.offset : end])
+
+    def _read_index(self) -> dict[str, _Entry]:
+        """The entries whose line is whole and whose record is all there; both files are cut behind the last."""
+        size = self._features.seek(0, os.SEEK_END)
+        self._index.seek(0)
+        entries: dict[str, _Entry] = {}
+        good_lines = good_bytes = 0
+        for line in self._index:
+            found = _from_line(line)
+            if found is None or found[1].offset + found[1].num_bytes > size:
+                self.num_repaired += 1
+                break
+            entries[found[0]] = found[1]
+            good_lines += len(line)
+            good_bytes = max(good_bytes, found[1].offset + found[1].num_bytes)
+        self._index.truncate(good_lines)
+        self._features.truncate(good_bytes)
+        return entries
+
+
+def _has_header(folder: Path, key: str) -> bool:
+    try:
+        header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(header == {"format": FORMAT, "key": key})
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _claim(folder: Path) -> IO[bytes]:
+    """Hold the folder for this process until the file is closed. Raises BlockingIOError where another holds it."""
+    file = (folder / "lock").open("ab")
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs at once are the user's affair there
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _to_line(digest: str, entry: _Entry) -> bytes:
+    content = json.dumps([digest, entry.offset, *entry.shape, entry.dtype, entry.checksum, entry.text, entry.grids])
+    return f"{zlib.crc32(content.encode()):08x} {content}\n".encode()
+
+
+def _from_line(line: bytes) -> tuple[str, _Entry] | None:
+    checksum, _, content = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != f"{zlib.crc32(content):08x}".encode():
+        return None
+    digest, offset, rows, width, dtype, record, text, grids = json.loads(content)
+    return digest, _Entry(offset, (rows, width), dtype, record, text, tuple((r, c) for r, c in grids))
