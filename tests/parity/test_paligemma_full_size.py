@@ -1,4 +1,4 @@
-"""PaliGemma-3B's and PaliGemma 2's real shapes, on the meta device: no weights, but every shape and every name."""
+"""PaliGemma's real shapes: every name and count on the meta device, and values on two layers of each tower."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.parity.tolerances import LOSS, MODEL
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.paligemma import PaliGemma
 from vlmtune.models.registry import build_on_meta
 from vlmtune.models.tree import Rows
+from vlmtune.train.step import Answer, Sample, sample_loss
 
 pytestmark = pytest.mark.parity
 
@@ -115,3 +117,37 @@ def test_one_forward_at_real_shapes(name: str) -> None:
     assert decoded.state is not None
     keys = decoded.state.layers[0].keys  # type: ignore[union-attr]
     assert keys.shape == (1, text["num_key_value_heads"], 266, 256)
+
+
+@pytest.mark.parametrize("text", [GEMMA_2B, GEMMA_2_2B], ids=["gemma", "gemma2"])
+def test_real_widths_compute_what_transformers_does(text: dict[str, Any]) -> None:
+    """Two layers of each tower at their real widths, random weights, a short vocabulary, fp32: logits and loss."""
+    from transformers import PaliGemmaConfig as PeerConfig
+    from transformers import PaliGemmaForConditionalGeneration
+
+    values = config(text | {"vocab_size": 1000, "num_hidden_layers": 2}, 224) | {"image_token_index": 999}
+    values["vision_config"] = VISION | {"num_hidden_layers": 2}
+    ours = build_on_meta(values)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.empty(parameter.shape).normal_(0, 0.02 if parameter.dim() > 1 else 0.3, generator=generator)
+        for name, parameter in ours.named_parameters()
+    }
+    ours.load_state_dict(weights, strict=True, assign=True)
+    peer = PaliGemmaForConditionalGeneration._from_config(PeerConfig(**values), attn_implementation="eager").eval()
+    peer.load_state_dict(weights | {"lm_head.weight": weights["model.language_model.embed_tokens.weight"]}, assign=True)
+    pixels = torch.randn(1, 3, 224, 224, generator=generator)
+    patches = torch.nn.functional.unfold(pixels, 14, stride=14)[0].T
+    picture = ProcessedImage([(patches, (16, 16))], "", 256)
+    prompt, answer = [999] * 256 + [2, *range(20, 30), 108], [50, 51, 1]
+    with torch.no_grad():
+        types = torch.tensor([[0] * len(prompt) + [1] * len(answer)])
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        ids = torch.tensor([prompt + answer])
+        theirs = peer(ids, pixel_values=pixels, token_type_ids=types, attention_mask=types * 0 + 1, labels=labels)
+        features = ours.encode_images([picture])
+        step = sample_loss(ours, [], [Sample(prompt, features, [Answer(answer)])])
+        rows = Rows.chains([len(ids[0])], read_last=len(ids[0]), bidirectional=[len(prompt)])
+        found = ours.logits(ours.decode(ours.embed(ids[0], features), [rows]).hidden)
+    assert (found - theirs.logits[0]).abs().max() < MODEL * theirs.logits.abs().max()
+    assert step.total.item() / 3 == pytest.approx(theirs.loss.item(), rel=LOSS)
