@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.synthetic_runs import demo, random_table, write_evaluation, write_run
+from tests.synthetic_runs import demo, in_memory, random_table, write_evaluation, write_questions, write_run
+from vlmtune.evaluate.study import StudyRun, measure_study
 from vlmtune.report.render import render, render_comparison
+from vlmtune.report.study import write_study
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -43,6 +45,28 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table = random_table(num=10_000, num_labels=100, skill=skill, seed=seed, num_unreadable=2)
         write_evaluation(folder / "evaluation" / f"test-{name}", name, table, with_thumbnails=name != "base")
     return render(folder)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("questions") / "run", "run", num_steps=20)
+    for seed, (name, skill) in enumerate((("base", 0.1), ("fine-tuned", 0.7))):
+        write_questions(folder / "evaluation" / f"test-{name}", name, skill, seed=seed)
+    return render(folder)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = []
+    for fraction, skill in ((0.01, 1.0), (0.1, 2.5), (1.0, 4.0)):
+        for seed in range(3):
+            evaluation = in_memory("fine-tuned", random_table(skill=skill, seed=10 * seed + round(10 * skill)))
+            runs.append(
+                StudyRun(fraction, seed, round(1000 * fraction), f"run-{fraction:g}-{seed}", evaluation, 9, 1.0)
+            )
+    found = measure_study(runs, in_memory("base", random_table(skill=0.5, seed=77)))
+    about = {"name": "digits", "source": "builtin:digits", "model": "builtin:tiny", "num_planned": 9}
+    return write_study(tmp_path_factory.mktemp("study"), {**found, **about})
 
 
 class Opened:
@@ -100,12 +124,36 @@ def test_filters_show_the_pictures_that_match_and_count_them(browser: Any, small
     assert page.locator(visible).count() == 0
     page.click(".filters button[type=reset]")
     # Not wait_for_function: it polls by eval, which the page's own security policy forbids.
-    from playwright.sync_api import expect
-
-    expect(page.locator(visible)).to_have_count(everything)
+    playwright.expect(page.locator(visible)).to_have_count(everything)
     page.select_option("select[name=kind]", "right")
     assert set(opened.texts(f"{visible} .guess")) == {"recognised"}
     assert opened.problems == []
+
+
+def test_questions_are_filtered_by_type_and_found_by_their_words(browser: Any, questions: Path) -> None:
+    opened = Opened(browser, questions)
+    page, visible = opened.page, ".gallery > li:not([hidden])"
+    everything = page.locator(visible).count()
+    page.select_option("select[name=answerType]", "yes/no")
+    assert set(opened.texts(f"{visible} .truth")) == {"Is the ball red?"}
+    assert 0 < page.locator(visible).count() < everything
+    page.fill("input[name=search]", "how many")
+    assert page.locator(visible).count() == 0
+    page.select_option("select[name=answerType]", "")
+    assert set(opened.texts(f"{visible} .truth")) == {"How many balls are there?"}
+    page.locator("#types th:nth-child(3) button").first.click()
+    values = [float(text.rstrip("%")) for text in opened.texts("#types table:first-of-type tr td:nth-child(3)")[:3]]
+    assert values == sorted(values, reverse=True)
+    assert opened.problems == []
+
+
+def test_the_page_of_a_study_sorts_its_runs(browser: Any, study: Path) -> None:
+    opened = Opened(browser, study)
+    heading = opened.page.locator("#runs th:nth-child(5)")
+    heading.locator("button").click()
+    values = [float(text.rstrip("%")) for text in opened.texts("#runs tbody tr td:nth-child(5)")]
+    assert values == sorted(values, reverse=True) and len(values) == 9
+    assert (opened.problems, [url for url in opened.requests if url.startswith("http")]) == ([], [])
 
 
 def test_a_cell_of_the_confusion_matrix_shows_its_pictures(browser: Any, small: Path) -> None:
@@ -133,16 +181,24 @@ def test_the_theme_follows_the_system_and_the_button_turns_it(browser: Any, smal
 
 
 @pytest.mark.parametrize("width", [360, 768, 1200])
-def test_the_page_never_scrolls_sideways(browser: Any, small: Path, large: Path, width: int) -> None:
-    for path in (small, large):
+def test_the_page_never_scrolls_sideways(
+    browser: Any, small: Path, large: Path, questions: Path, study: Path, width: int
+) -> None:
+    for path in (small, large, questions, study):
         opened = Opened(browser, path, width=width)
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_report_of_10000_pictures_in_100_classes_is_light_and_works(browser: Any, large: Path) -> None:
+def test_a_report_of_10000_pictures_in_100_classes_is_light_and_works(
+    browser: Any, large: Path, record_property: Callable[[str, object], None]
+) -> None:
     assert large.stat().st_size < 15_000_000
     opened = Opened(browser, large)
     page = opened.page
+    # Told, not asserted: a test must not depend on what else the machine does. `pytest -rA` prints it.
+    milliseconds = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    record_property("milliseconds until loaded", milliseconds)
+    print(f"10,000 predictions, 100 classes: {large.stat().st_size / 1e6:.1f} MB, loaded in {milliseconds:.0f} ms")
     # A bound on work, not a race: the parsed page has few enough elements for any machine.
     assert page.evaluate("document.querySelectorAll('*').length") < 40_000
     assert page.locator(".gallery > li:not([hidden])").count() == 60

@@ -130,7 +130,7 @@ def test_intervals_of_the_mean_hold_their_coverage() -> None:
     """Simulated: seeds differ in true accuracy, all share the test pictures. At least the stated 95 % hold it."""
     rng = np.random.default_rng(0)
     true = np.clip(np.clip(0.8 + 0.15 * rng.normal(size=500_000), 0, 1) + 0.04 * rng.normal(size=500_000), 0, 1).mean()
-    num, held, trials = 200, 0, 200
+    num, held, trials = 200, 0, 120
     for _ in range(trials):
         ease = np.clip(0.8 + 0.15 * rng.normal(size=num), 0, 1)
         runs = []

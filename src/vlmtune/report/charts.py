@@ -146,7 +146,7 @@ def study(figures: dict[str, Any]) -> Markup:
             plot.canvas.line(plot.x(x) - 5, y, plot.x(x) + 5, y, f"error strong {SUBJECT_COLOUR}")
         for run in point["runs"]:
             title = f"seed {run['seed']}: {percent(run['accuracy'])}"
-            plot.canvas.dot(plot.x(x), plot.y(run["accuracy"]), 3, "dot faint s3", title)
+            plot.canvas.dot(plot.x(x) + 13, plot.y(run["accuracy"]), 3, "dot s3", title)
         title = f"{count(point['num_train'])} pictures: {percent(point['accuracy'])} ({interval(point['interval'])})"
         plot.canvas.dot(plot.x(x), plot.y(point["accuracy"]), 4.4, f"dot {SUBJECT_COLOUR}", title)
     return plot.canvas.render()

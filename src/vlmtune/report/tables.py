@@ -445,7 +445,7 @@ def study_runs(study: dict[str, Any]) -> Table:
             run["folder"],
             Cell(w.count(run["num_train"]), run["num_train"]),
             Cell(w.count(run["seed"]), run["seed"]),
-            limited(study["num_examples"], study["limit"]),
+            Cell(limited(study["num_examples"], study["limit"]), study["num_examples"]),
             Cell(w.percent(run["accuracy"]), run["accuracy"]),
             w.interval(run["accuracy_interval"]),
             Cell(w.count(run["steps"]), run["steps"]),
@@ -454,7 +454,7 @@ def study_runs(study: dict[str, Any]) -> Table:
         for point in study["points"]
         for run in point["runs"]
     ]
-    columns = "run | #training pictures | #seed | test pictures | #accuracy | ~95% interval | #steps | #training time"
+    columns = "run | #training pictures | #seed | #test pictures | #accuracy | ~95% interval | #steps | #training time"
     return table(columns, rows)
 
 

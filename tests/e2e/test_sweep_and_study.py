@@ -1,0 +1,170 @@
+"""sweep, ceilings and study for real, on a random model small enough for seconds; what was done is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pictures import write_class_folders
+from tests.tiny_model import write_tiny_folder
+from vlmtune.cli.study import run_study
+from vlmtune.cli.train import run_training
+from vlmtune.config.schema import Experiment
+from vlmtune.evaluate.ceilings import Ceilings
+from vlmtune.evaluate.files import read_evaluation
+from vlmtune.report.files import read_json
+from vlmtune.train.checkpoints import list_checkpoints
+
+pytestmark = pytest.mark.e2e
+
+
+def vlmtune(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vlmtune.cli.main", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    root = tmp_path_factory.mktemp("experiment")
+    pictures = write_class_folders(root / "pictures", 12)
+    (pictures / "test" / "dax" / "000.png").write_bytes(b"no picture")
+    train = {"batch_size": 6, "learning_rate": 5e-3, "max_steps": 6, "eval_every": 2, "save_every": 2}
+    return Experiment.model_validate(
+        {
+            "name": "run",
+            "output_dir": str(root / "runs"),
+            "model": {"base": str(write_tiny_folder(root / "base")), "dtype": "float32"},
+            "data": {"source": str(pictures)},
+            "train": {**train, "keep_checkpoints": 5},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(experiment: Experiment) -> Path:
+    return Path(run_training(experiment, with_base=False)["run"])
+
+
+def facts_files(run: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in (run / "sweep").rglob("evaluation.json")}
+
+
+def test_a_sweep_measures_each_checkpoint_as_evaluate_does_and_only_once(run: Path) -> None:
+    done = vlmtune("sweep", run, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [point["step"] for point in found["checkpoints"]] == [2, 4, 6]
+    by_training = {line["step"]: line["accuracy"] for line in found["during_training"]}
+    assert {point["step"]: point["accuracy"] for point in found["checkpoints"]} == by_training
+    alone = vlmtune(
+        "evaluate", run, "--checkpoint", list_checkpoints(run)[1], "--set", "evaluate.split=validation", "--json"
+    )
+    assert json.loads(alone.stdout)["metrics"]["nll"] == pytest.approx(found["checkpoints"][1]["nll"], abs=1e-5)
+    assert 'id="checkpoints"' in (run / "report.html").read_text()
+
+    before = facts_files(run)
+    again = vlmtune("sweep", run)
+    assert "3 of 3 checkpoints are evaluated already" in again.stderr
+    assert facts_files(run) == before
+    assert "best" in again.stdout
+
+    last = list_checkpoints(run)[-1]
+    os.utime(last / "adapter_model.safetensors")  # as if it had been trained again
+    assert "2 of 3 checkpoints are evaluated already" in vlmtune("sweep", run).stderr
+    changed = {name for name, time in facts_files(run).items() if time != before[name]}
+    assert changed == {f"validation-{last.name}"}
+
+
+def test_a_sweep_of_the_test_split_warns_and_one_of_no_run_is_refused(run: Path, tmp_path: Path) -> None:
+    done = vlmtune("sweep", run, "--split", "test", "--limit", "6")
+    assert done.returncode == 0, done.stderr
+    assert "Choose on validation" in done.stderr and "(limit)" in done.stdout
+    (tmp_path / "config.yaml").write_text("data: builtin:digits\n")
+    refused = vlmtune("sweep", tmp_path)
+    assert refused.returncode == 1 and "no checkpoint yet" in refused.stderr
+
+
+def test_ceilings_are_evaluations_that_compare_takes(run: Path) -> None:
+    done = vlmtune("ceilings", run, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["key"]: row for row in json.loads(done.stdout)["rows"]}
+    assert set(rows) == {"majority", "prompt-only-tuned", "prompt-only", "base", "neighbours", "linear-probe"}
+    # Squares of three colours: any features tell them apart; the picture that cannot be read counts as wrong.
+    assert rows["linear-probe"]["num_correct"] == 35 and rows["linear-probe"]["num_unreadable"] == 1
+    assert rows["majority"]["accuracy"] == pytest.approx(1 / 3)
+    grey = read_evaluation(run / rows["prompt-only"]["folder"]).predictions
+    assert len(set(grey.prediction[grey.readable].tolist())) == 1
+    compared = vlmtune("compare", run / rows["majority"]["folder"], run / rows["linear-probe"]["folder"], "--json")
+    assert json.loads(compared.stdout)["pairs"][0]["is_significant"]
+    page = (run / "report.html").read_text()
+    assert 'id="ceilings"' in page and "vlmtune ceilings" not in page
+
+
+def test_a_report_says_which_command_would_measure_what_is_missing(experiment: Experiment, tmp_path: Path) -> None:
+    own = experiment.model_copy(update={"output_dir": str(tmp_path)}, deep=True)
+    run = Path(run_training(own, with_base=False)["run"])
+    assert f"vlmtune ceilings {run}" in (run / "report.html").read_text()
+
+
+def test_ceilings_need_labels_and_pictures(experiment: Experiment, run: Path) -> None:
+    from vlmtune.data.splits import Splits
+    from vlmtune.errors import DataError
+
+    with pytest.raises(DataError, match="label set"):
+        Ceilings(run, Splits([], [], [], None), [], {})
+
+
+def test_a_study_killed_half_way_keeps_what_is_finished_and_ends_the_same(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    whole = experiment.model_copy(update={"output_dir": str(tmp_path / "whole")}, deep=True)
+    expected, _ = run_study(whole, [0.5, 1.0], [0, 1])
+    cut = experiment.model_copy(update={"output_dir": str(tmp_path / "cut")}, deep=True)
+    with pytest.MonkeyPatch.context() as patch:
+        from vlmtune.train import loop
+
+        saved = loop.save_checkpoint
+        calls = []
+
+        def killed(*args: object, **more: object) -> Path:
+            calls.append(saved(*args, **more))  # type: ignore[arg-type]
+            if len(calls) == 5:  # the second run, after its second checkpoint
+                raise KeyboardInterrupt
+            return calls[-1]
+
+        patch.setattr(loop, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(cut, [0.5, 1.0], [0, 1])
+    finished = tmp_path / "cut" / "run-study" / "fraction-0.5-seed-0" / "run.json"
+    before = finished.stat().st_mtime_ns
+    found, page = run_study(cut, [0.5, 1.0], [0, 1])
+    assert finished.stat().st_mtime_ns == before
+    assert [[r["accuracy"] for r in p["runs"]] for p in found["points"]] == [
+        [r["accuracy"] for r in p["runs"]] for p in expected["points"]
+    ]
+    assert [point["num_train"] for point in found["points"]] == [16, 33]
+    assert page.exists() and read_json(page.with_suffix(".json"))["num_planned"] == 4
+    reports = list(page.parent.glob("fraction-*/report.html"))
+    assert len(reports) == 4
+
+
+def test_the_study_command_reads_several_fractions_after_one_option(experiment: Experiment, tmp_path: Path) -> None:
+    from vlmtune.config.load import dump
+
+    config = tmp_path / "colours.yaml"
+    short = experiment.model_copy(update={"output_dir": str(tmp_path / "runs"), "name": None}, deep=True)
+    short.train.max_steps = 2
+    config.write_text(dump(short))
+    done = vlmtune("study", config, "--fractions", "0.5", "1.0", "--seeds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [point["fraction"] for point in found["points"]] == [0.5, 1.0]
+    assert found["page"] == str(tmp_path / "runs" / "colours-study" / "study.html")
+    for arguments, words in ((["--fractions", "0.5", "2"], "found 2"), (["0.5"], "without --fractions")):
+        refused = vlmtune("study", config, *arguments)
+        assert refused.returncode == 1 and words in refused.stderr
