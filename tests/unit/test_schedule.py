@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmtune.train.schedule import Order, epoch_order, learning_rate_factor
+from vlmtune.train.schedule import Order, epoch_order, grouped_order, learning_rate_factor
 
 pytestmark = pytest.mark.unit
 
@@ -42,3 +44,19 @@ def test_starting_late_continues_the_same_order(num: int, first: int, count: int
 def test_another_seed_or_epoch_is_another_order() -> None:
     assert epoch_order(50, 0, 0) != epoch_order(50, 1, 0)
     assert epoch_order(50, 0, 0) != epoch_order(50, 0, 1)
+
+
+@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=40), st.integers(0, 3), st.integers(0, 3))
+def test_questions_about_a_picture_stand_side_by_side_in_every_pass(groups: list[str], seed: int, epoch: int) -> None:
+    order = grouped_order(groups, seed, epoch)
+    assert sorted(order) == list(range(len(groups)))
+    seen = [key for key, _ in groupby(groups[place] for place in order)]
+    assert len(seen) == len(set(groups))
+    assert order == grouped_order(groups, seed, epoch)
+
+
+def test_pictures_and_their_questions_come_in_another_order_in_every_pass() -> None:
+    groups = [str(number // 4) for number in range(80)]
+    first, second = grouped_order(groups, 0, 0), grouped_order(groups, 0, 1)
+    assert [groups[i] for i in first[::4]] != [groups[i] for i in second[::4]]
+    assert any(sorted(first[i : i + 4]) != first[i : i + 4] for i in range(0, 80, 4))
