@@ -131,7 +131,7 @@ def test_scoring_is_chosen_on_validation_and_calibration_fitted_there(
         return run(self, part, examples, *rest)
 
     monkeypatch.setattr(Journal, "run", watched)
-    section = {"scoring": {"form": "auto"}, "calibrate": True}
+    section = {"scoring": {"form": "auto"}, "calibrate": True, "wanted_coverage": 0.6, "wanted_precision": 0.5}
     wanted = experiment(base, pictures, tmp_path, data={"validation_fraction": 0.5}, evaluate=section)
     facts = evaluate_base(wanted, tmp_path).facts
     _, splits = load_data(wanted)
@@ -149,8 +149,10 @@ def test_scoring_is_chosen_on_validation_and_calibration_fitted_there(
         if [c[k] for k in ("form", "calibration")] == [scoring["form"], scoring["calibration"]]
     )
     assert chosen["num_correct"] == max(c["num_correct"] for c in scoring["candidates"])
-    assert facts["calibration"]["num_validation"] == len(splits.validation)
-    assert facts["calibration"]["nll_before"] == pytest.approx(facts["metrics"]["nll"], abs=1e-5)
+    calibration = facts["calibration"]
+    assert calibration["num_validation"] == len(splits.validation)
+    assert (calibration["conformal"]["wanted_coverage"], calibration["abstention"]["wanted_precision"]) == (0.6, 0.5)
+    assert calibration["nll_before"] == pytest.approx(facts["metrics"]["nll"], abs=1e-5)
 
 
 def test_an_adjusted_score_is_what_is_written(base: Path, pictures: Path, tmp_path: Path) -> None:

@@ -101,9 +101,12 @@ def test_a_runs_calibration_is_that_of_its_latest_fine_tuned_evaluation(tmp_path
         ("test-new", "step-000002", "2026-11-22", 0.999),
     ):
         figures = calibration.calibrate(validation, test, coverage=coverage)
-        more = {"checkpoint": checkpoint, "created": created, "calibration": figures}
+        scoring = {"form": "sum", "calibration": "none"}
+        more = {"checkpoint": checkpoint, "created": created, "calibration": figures, "scoring": scoring}
         write_folder(tmp_path / "evaluation" / name, facts(name, test) | more, test)
     write_folder(tmp_path / "evaluation" / "later", facts("x", test) | {"checkpoint": "y", "created": "2027"}, test)
+    adjusted = more | {"checkpoint": "z", "created": "2027", "scoring": {"form": "mean", "calibration": "prior"}}
+    write_folder(tmp_path / "evaluation" / "adjusted", facts("x", test) | adjusted, test)
     found = calibration.read_calibration(tmp_path)
     assert found is not None and found.wanted_coverage == 0.999
     assert found.conformal["lac"] == np.inf  # 300 pictures cannot vouch for 99.9 %

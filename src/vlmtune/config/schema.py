@@ -226,6 +226,10 @@ class EvaluateSection(Section):
     scoring: ScoringSection = Field(default_factory=ScoringSection)
     calibrate: bool = False
     """Also fit temperature, label sets and an abstention threshold on validation, and measure them on `split`."""
+    wanted_coverage: Fraction = 0.9
+    """How often a calibrated label set should hold the true label."""
+    wanted_precision: Fraction = 0.95
+    """How often an answer should be right, where the model may abstain."""
 
 
 class Experiment(Section):

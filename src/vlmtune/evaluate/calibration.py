@@ -191,10 +191,16 @@ class Calibration:
 def read_calibration(run: Path) -> Calibration | None:
     """The calibration of a run's fine-tuned model (the latest, if there are several); None if it was not calibrated.
 
+    One that was fitted under another scoring than prediction's (the plain sum) does not count.
     Raises RunFolderError for a damaged evaluation.
     """
+    plain = {"form": "sum", "calibration": "none"}
     found = [read_facts(path) for path in sorted((run / "evaluation").glob("*")) if is_evaluation(path)]
-    found = [facts for facts in found if facts.get("calibration") and facts.get("checkpoint")]
+    found = [
+        facts
+        for facts in found
+        if facts.get("calibration") and facts.get("checkpoint") and plain.items() <= facts["scoring"].items()
+    ]
     if not found:
         return None
     figures = max(found, key=lambda facts: str(facts.get("created", "")))["calibration"]

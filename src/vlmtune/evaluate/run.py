@@ -104,14 +104,11 @@ def evaluate(
     method = _Method(scorer, section, splits or Splits([], [], [], predictor.labels), examples)
     table = method.predictions(scored)
     thumbnails = {examples[row].id: thumbnail(examples[row].image.open()) for row in thumbnail_rows(table)}
-    forms, prompts = scorer.forms, scored.num_prompt_tokens[table.readable]
     all_facts = {
         "name": name,
         "task": "classify",
         "mode": section.mode,
-        "seconds": float(scored.seconds.sum()),
-        "num_tokens": float(scored.num_rows.mean()) + len(predictor.prefix) * scored.num_blocks / len(examples),
-        "num_tokens_unshared": float(forms.num_rows_unshared(prompts).mean()) if len(prompts) else None,
+        **scorer.cost(scored),
         "created": now(),
         **environment(),
         **facts,
@@ -124,7 +121,8 @@ def evaluate(
         ],
     }
     if section.calibrate:
-        all_facts["calibration"] = calibrate(method.predictions(method.validation()), table)
+        validation = method.predictions(method.validation())
+        all_facts["calibration"] = calibrate(validation, table, section.wanted_coverage, section.wanted_precision)
     write_evaluation(folder, all_facts, table, thumbnails)
     journal.discard()
     return Measured(folder, all_facts)
@@ -134,8 +132,9 @@ def journal_key(predictor: Predictor, more: Mapping[str, Any]) -> dict[str, Any]
     """What results depend on besides the examples, for a `Journal`: weights and preprocessing, prompts, versions."""
     opened, labels = predictor.opened, predictor.labels
     versions = environment()["versions"]
+    every_tensor = ("",)  # as the beginning of its name
     return {
-        "model": features_key(opened, ("",), str(next(opened.model.parameters()).dtype)),
+        "model": features_key(opened, every_tensor, str(next(opened.model.parameters()).dtype)),
         "device": opened.model.device.type,
         "task": predictor.task.model_dump(mode="json"),
         "labels": None if labels is None else [labels.stored, labels.shown],
@@ -194,6 +193,16 @@ class _Scorer:
             seconds=table["seconds"].to_numpy(),
             num_blocks=-(-len(examples) // self.journal.block_size),
         )
+
+    def cost(self, scored: _Scored) -> dict[str, float | None]:
+        """``seconds`` of all pictures; ``num_tokens`` and ``num_tokens_unshared`` as the mean of a picture."""
+        num, prompts = len(scored.examples), scored.num_prompt_tokens[scored.num_prompt_tokens > 0]
+        shared = len(self.predictor.prefix) * scored.num_blocks / num
+        return {
+            "seconds": float(scored.seconds.sum()),
+            "num_tokens": float(scored.num_rows.mean()) + shared,
+            "num_tokens_unshared": float(self.forms.num_rows_unshared(prompts).mean()) if len(prompts) else None,
+        }
 
     def _work(self, block: Sequence[Example]) -> Iterator[dict[str, Any]]:
         queries = map(Query.of, block)
