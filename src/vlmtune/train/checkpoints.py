@@ -95,6 +95,8 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     save_adapter(temporary, model, plan, base)
     tensors: dict[str, torch.Tensor] = {"rng.torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()  # dropout draws on the device
     steps: dict[str, float] = {}
     states = list(optimizer.state_dict()["state"].items())
     for index, values in states:
@@ -130,6 +132,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         state[index] = values
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["rng.torch"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
     progress = Progress(**record["progress"])
     progress.history = [(int(step), float(accuracy)) for step, accuracy in progress.history]
     return progress
