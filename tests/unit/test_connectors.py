@@ -23,7 +23,7 @@ from vlmtune.config.schema import AdapterSection, ConnectorSection, Experiment
 from vlmtune.errors import AdapterError, ConfigError
 from vlmtune.models.connectors import STI_POOL, Connector, ConnectorShape, build_connector, default_groups
 from vlmtune.models.interface import VisionLanguageModel
-from vlmtune.models.registry import OpenedModel, open_model
+from vlmtune.models.registry import OpenedModel, build_on_meta, open_model
 from vlmtune.models.tree import Rows
 
 pytestmark = pytest.mark.unit
@@ -293,6 +293,22 @@ def test_a_connector_is_counted_without_memory(folder: Path) -> None:
     vision = config["vision_config"]["hidden_size"]
     new = 2 * 4 * vision * config["projector_hidden_size"]
     assert dense == (plain[0] + new, plain[1] + new)
+
+
+def test_at_paligemma_3b_s_size_a_dense_connector_adds_its_channels_and_nothing_else() -> None:
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    text = {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "num_attention_heads": 8}
+    config = {
+        "model_type": "paligemma",
+        "vision_config": vision | {"patch_size": 14, "image_size": 224},
+        "text_config": text | {"num_key_value_heads": 1, "head_dim": 256, "vocab_size": 257_216},
+    }
+    section = AdapterSection(targets=[], parts=["connector"])
+    plain, dense = count_trainable(config, section), count_trainable(config, section, ConnectorSection(kind="dense"))
+    assert plain[0] == 1152 * 2048 + 2048
+    assert dense[0] - plain[0] == dense[1] - plain[1] == 2 * 1152 * 2048
+    shape = wanted_shape(ConnectorSection(kind="dense"), build_on_meta(config))
+    assert str(shape) == "dense connector DCI of layers 0-12, 13-25 on 'linear', 1x1 patches a token"
 
 
 def test_wrong_connectors_are_refused_with_the_layers_there_are(folder: Path) -> None:

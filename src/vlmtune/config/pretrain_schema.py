@@ -141,7 +141,7 @@ class Stages(Section):
     align: Stage | None = None
     """First, by default: the connector alone (`adapter.parts: [connector]`) at 1e-3, without augmentation."""
     instruct: Stage | None = None
-    """Then, by default: the connector from the first stage as a part at a tenth of the rate, and LoRA on the decoder."""
+    """Then, by default: LoRA on the decoder, and the connector from the first stage whole, at a tenth of the rate."""
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
 
     def experiments(self) -> dict[str, Experiment]:
