@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.gguf.tiling_base import SMALL, TILED, WHOLE, write_pictures, write_tiling_base
+from tests.gguf.tiling_base import (
+    LETTERBOXED,
+    SMALL,
+    TILED,
+    WHOLE,
+    write_photographs,
+    write_pictures,
+    write_tiling_base,
+)
 from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
 from vlmtune.export.formats import lfm2_vl_parts, make_format
@@ -99,6 +107,19 @@ def test_pictures_in_one_tile_and_in_many_get_the_trained_models_labels(
     made = export(subject, make_format("gguf"), "F16", tmp_path / name, 0.99)
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()  # the same tokens, tiles' names and thumbnail included
+
+
+def test_photographs_get_the_trained_models_labels(colours: Path, tmp_path: Path) -> None:
+    source = write_photographs(tmp_path / "data", NUM_PICTURES)
+    subject = open_subject(colours, NUM_PICTURES, [f"data.source={source}"])
+    made = export(subject, make_format("gguf"), "F16", tmp_path / "gguf", 0.99)
+    assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
+    assert made.verdict.notes == ()
+
+
+def test_black_bars_are_counted(colours: Path, tmp_path: Path) -> None:
+    made = export(held_out(colours, tmp_path, LETTERBOXED), make_format("gguf"), "F16", tmp_path / "gguf", 0.0)
+    assert any(note.startswith("96 of 96 pictures are cut into tiles with black bars") for note in made.verdict.notes)
 
 
 def test_tiles_of_another_shape_than_the_grids_are_letterboxed(colours: Path, tmp_path: Path) -> None:

@@ -83,6 +83,27 @@ def write_pictures(root: Path, splits: Mapping[str, tuple[int, tuple[tuple[int, 
     return root
 
 
+def write_photographs(root: Path, num: int) -> Path:
+    """Cuttings of scikit-learn's two photographs in the same folders (which colour they get says nothing): as they are,
+    and every third enlarged until it is cut into tiles; returns root."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    for number in range(num + len(COLOURS)):
+        split = "test" if number < num else "train"
+        folder = root / split / COLOURS[number % len(COLOURS)]
+        folder.mkdir(parents=True, exist_ok=True)
+        photograph = photographs[number % 2]
+        width, height = (int(rng.integers(9, side // 32) * 32) for side in photograph.size)
+        x, y = int(rng.integers(0, photograph.width - width)), int(rng.integers(0, photograph.height - height))
+        picture = photograph.crop((x, y, x + width, y + height))
+        if number % 3 == 0:
+            picture = picture.resize(TILED[number // 3 % len(TILED)], Image.Resampling.LANCZOS)
+        picture.save(folder / f"{number:04d}.png", compress_level=1)
+    return root
+
+
 def _draw(rng: np.random.Generator, colour: int, size: tuple[int, int]) -> Image.Image:
     """Most of it in one eighth of the circle of hues, up to its edges; grey shapes and noise over it."""
     width, height = size

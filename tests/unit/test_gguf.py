@@ -191,6 +191,21 @@ def test_pictures_that_llama_cpp_would_cut_are_scaled_where_the_model_knows_no_t
     assert "at most 1,024 pixels" in " ".join(rules.sentences())
 
 
+def test_black_bars_are_foreseen_from_the_grid_of_tiles() -> None:
+    settings = Lfm2VlImageSettings()
+    processor, rules = Lfm2VlImageProcessor(settings), PictureRules(settings)
+
+    def is_letterboxed(width: int, height: int) -> bool:
+        from PIL import Image
+
+        text = processor.process(Image.new("RGB", (width, height))).text
+        return rules.is_letterboxed(height, width, text)
+
+    assert not is_letterboxed(640, 480)  # one tile
+    assert not is_letterboxed(1024, 1024) and not is_letterboxed(1152, 576)  # 2 × 2 and 1 × 2, their own shapes
+    assert is_letterboxed(1200, 700) and is_letterboxed(700, 1200)
+
+
 def test_without_llama_cpp_the_gate_reads_the_files_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,10 @@ Only the least and the most image tokens can be set, by whoever runs it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor, Lfm2VlImageSettings, smart_resize
@@ -30,6 +32,7 @@ _FIXED_WHEN_SPLITTING: Mapping[str, object] = {
 _TOLERANCE = 2.0
 _IMAGE_TOKENS = (64, 256)
 _RESCALE = 1 / 255
+_TILE = re.compile(r"<\|img_row_(\d+)_col_(\d+)\|>")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ class PictureRules:
         if self.settings.do_image_splitting or area <= self.max_pixels * _TOLERANCE:
             return None
         return smart_resize(self.settings, height, width)
+
+    def is_letterboxed(self, height: int, width: int, text: str) -> bool:
+        """Whether llama.cpp fills a picture's tiles up with black, where the model was trained on it stretched.
+
+        Args:
+            text: the placeholder text of our own preparation, in which the tiles' names tell the grid.
+        """
+        places = [(int(row), int(column)) for row, column in _TILE.findall(text)]
+        if not places:
+            return False
+        sides = [max(side) * self.settings.tile_size for side in zip(*places, strict=True)]
+        scale = min(sides[0] / height, sides[1] / width)
+        return [min(ceil(height * scale), sides[0]), min(ceil(width * scale), sides[1])] != sides
 
     def sentences(self) -> list[str]:
         """What whoever runs the files must do."""

@@ -32,7 +32,8 @@ _CONTEXT = 8192
 _SCALED = "pictures were scaled to one tile's size first"
 _OTHER_SIZE = "pictures have another number of image tokens in llama.cpp"
 _OTHER_TOKENS = "prompts are other tokens in llama.cpp"
-_DIFFERENCES = (_SCALED, _OTHER_SIZE, _OTHER_TOKENS)
+_LETTERBOXED = "pictures are cut into tiles with black bars, where the model was trained on them stretched"
+_DIFFERENCES = (_SCALED, _OTHER_SIZE, _OTHER_TOKENS, _LETTERBOXED)
 
 
 def is_installed() -> bool:
@@ -167,6 +168,8 @@ class LlamaCppRuntime:
         image = self._image_token_id
         if ids.count(image) != asked.ids.count(image):
             self._differing[_OTHER_SIZE].add(asked.id)
+        if self._rules.is_letterboxed(asked.picture.height, asked.picture.width, asked.processed.text):
+            self._differing[_LETTERBOXED].add(asked.id)
         if [token for token in ids if token != image] != [token for token in asked.ids if token != image]:
             self._differing[_OTHER_TOKENS].add(asked.id)
 
