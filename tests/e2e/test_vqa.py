@@ -181,7 +181,8 @@ def test_the_vqav2_recipe_learns_from_a_miniature_in_the_hubs_layout(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     source = write_hub(tmp_path / "VQAv2", {"train2014": 40, "val2014": 6, "test2015": 2})
     overrides = [
-        f"model.base={base}", f"data.source={source}", f"output_dir={tmp_path}", "data.test_split=validation[-10:]",
+        f"model.base={base}", f"data.source={source}", f"output_dir={tmp_path}",
+        "data.train_split=train", "data.test_split=validation[-10:]",
         "data.validation_fraction=0.2", "train.batch_size=2", "train.gradient_accumulation=1", "train.max_steps=2",
         "model.dtype=float32", "model.do_image_splitting=false",
     ]  # fmt: skip
