@@ -19,9 +19,10 @@ from vlmtune.adapters.targets import linear_layers
 from vlmtune.config.schema import AdapterSection, Experiment, TaskSection
 from vlmtune.errors import AdapterError, ConfigError, DataError, UserError, WeightsError
 from vlmtune.inference.predictor import Predictor
-from vlmtune.models.paligemma import PaliGemmaConfig
+from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
 from vlmtune.models.paligemma_images import PaliGemmaImageProcessor, PaliGemmaImageSettings
 from vlmtune.models.registry import build_on_meta, open_model
+from vlmtune.models.tree import Rows, Tree
 from vlmtune.records import LabelSet
 from vlmtune.text.formats import PALIGEMMA
 from vlmtune.text.prompt import PromptBuilder
@@ -223,3 +224,25 @@ def test_learning_the_prompt_too_is_refused(folder: Path, tmp_path: Path) -> Non
     resolved, splits = load_data(Experiment.model_validate(values))
     with pytest.raises(ConfigError, match=r"train\.loss: found all"):
         Trainer(resolved, open_base(resolved.model), splits)
+
+
+def test_equally_long_prompts_need_no_mask_and_a_window_leaves_them_whole() -> None:
+    model = build_on_meta(config_for(TOKENIZER, 2))
+    assert isinstance(model, PaliGemma)
+    state = model.model.language_model.empty_state(torch.float32, torch.device("cpu"))
+
+    def mask(rows: Rows, window: int | None) -> torch.Tensor | None:
+        tree = Tree([rows], state, num_inputs=0, num_convs_above=0, want_state=False, device=torch.device("cpu"))
+        return tree.mask(0, tree.full, torch.float32, 1, window)
+
+    assert mask(Rows.chains([5, 5], bidirectional=[5, 5]), None) is None
+    assert mask(Rows.chains([5, 5], bidirectional=[5, 5]), 2) is None
+    assert mask(Rows.chains([5, 4], bidirectional=[5, 4]), None) is not None
+    answered = mask(Rows.chains([6], bidirectional=[4]), 3)
+    assert answered is not None
+    # Four rows of a prompt see each other; two of an answer see three rows back, themselves counted.
+    assert (answered[0, 0] == 0).int().tolist() == [
+        *[[1, 1, 1, 1, 0, 0]] * 4,
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 1, 1, 1],
+    ]
