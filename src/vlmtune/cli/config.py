@@ -9,7 +9,7 @@ import typer
 
 from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
 from vlmtune.config import recipes
-from vlmtune.config.load import InvalidExperimentError, dump, load_experiment
+from vlmtune.config.load import InvalidExperimentError, dump, is_staged, load_experiment, load_stages
 from vlmtune.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True)
@@ -58,7 +58,8 @@ def validate(
     errors: list[ConfigError] = []
     for path in config:
         try:
-            load_experiment(path, set_ or (), must_exist=not skip_paths)
+            load = load_stages if is_staged(path) else load_experiment
+            load(path, set_ or (), must_exist=not skip_paths)
             problems: list[dict[str, str]] = []
         except InvalidExperimentError as error:
             errors.append(error)

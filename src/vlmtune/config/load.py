@@ -62,17 +62,17 @@ def is_staged(path: Path | str) -> bool:
     return bool({key.value for key, _ in yaml_source.entries(yaml_source.read_mapping(Path(path)))} & set(_STAGES))
 
 
-def load_stages(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Experiment]:
+def load_stages(path: Path | str, overrides: Sequence[str] = (), *, must_exist: bool = True) -> dict[str, Experiment]:
     """Read a two-stage file as the experiments it stands for, by stage.
 
-    Raises ConfigError, all problems at once; a stage's keys are named with their stage.
+    Arguments as in `load_experiment`. Raises ConfigError, all problems at once; keys are named with their stage.
     """
     file = Path(path)
     stages, reader = _read(file, Stages, overrides)
     stages.name = stages.name or file.stem
     experiments = stages.experiments()
     for name, experiment in experiments.items():
-        _settle(experiment, reader, file.parent, must_exist=True, stage=name)
+        _settle(experiment, reader, file.parent, must_exist, stage=name)
     if not experiments:
         reader.report((), f"found no stage to train, expected {' or '.join(_STAGES)} (or both).")
     _raise_problems(file, reader)
