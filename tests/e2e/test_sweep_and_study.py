@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.pictures import write_class_folders
 from tests.tiny_model import write_tiny_folder
+from vlmtune.cli.main import main
 from vlmtune.cli.study import run_study
 from vlmtune.cli.train import run_training
+from vlmtune.config.load import dump
 from vlmtune.config.schema import Experiment
+from vlmtune.data.splits import Splits
+from vlmtune.errors import DataError
 from vlmtune.evaluate.ceilings import Ceilings
 from vlmtune.evaluate.files import read_evaluation
 from vlmtune.report.files import read_json
+from vlmtune.train import loop
 from vlmtune.train.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.e2e
 
 
-def vlmtune(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vlmtune.cli.main", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"})
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def vlmtune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """The command in this process, which has torch loaded already."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args: str | Path) -> Done:
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +78,9 @@ def facts_files(run: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in (run / "sweep").rglob("evaluation.json")}
 
 
-def test_a_sweep_measures_each_checkpoint_as_evaluate_does_and_only_once(run: Path) -> None:
+def test_a_sweep_measures_each_checkpoint_as_evaluate_does_and_only_once(
+    run: Path, vlmtune: Callable[..., Done]
+) -> None:
     done = vlmtune("sweep", run, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -80,7 +106,9 @@ def test_a_sweep_measures_each_checkpoint_as_evaluate_does_and_only_once(run: Pa
     assert changed == {f"validation-{last.name}"}
 
 
-def test_a_sweep_of_the_test_split_warns_and_one_of_no_run_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_sweep_of_the_test_split_warns_and_one_of_no_run_is_refused(
+    run: Path, tmp_path: Path, vlmtune: Callable[..., Done]
+) -> None:
     done = vlmtune("sweep", run, "--split", "test", "--limit", "6")
     assert done.returncode == 0, done.stderr
     assert "Choose on validation" in done.stderr and "(limit)" in done.stdout
@@ -89,7 +117,7 @@ def test_a_sweep_of_the_test_split_warns_and_one_of_no_run_is_refused(run: Path,
     assert refused.returncode == 1 and "no checkpoint yet" in refused.stderr
 
 
-def test_ceilings_are_evaluations_that_compare_takes(run: Path) -> None:
+def test_ceilings_are_evaluations_that_compare_takes(run: Path, vlmtune: Callable[..., Done]) -> None:
     done = vlmtune("ceilings", run, "--json")
     assert done.returncode == 0, done.stderr
     rows = {row["key"]: row for row in json.loads(done.stdout)["rows"]}
@@ -112,9 +140,6 @@ def test_a_report_says_which_command_would_measure_what_is_missing(experiment: E
 
 
 def test_ceilings_need_labels_and_pictures(experiment: Experiment, run: Path) -> None:
-    from vlmtune.data.splits import Splits
-    from vlmtune.errors import DataError
-
     with pytest.raises(DataError, match="label set"):
         Ceilings(run, Splits([], [], [], None), [], {})
 
@@ -123,12 +148,12 @@ def test_a_study_killed_half_way_keeps_what_is_finished_and_ends_the_same(
     experiment: Experiment, tmp_path: Path
 ) -> None:
     whole = experiment.model_copy(update={"output_dir": str(tmp_path / "whole")}, deep=True)
-    expected, _ = run_study(whole, [0.5, 1.0], [0, 1])
+    expected, _ = run_study(whole, [0.5, 1.0], [0])
     cut = experiment.model_copy(update={"output_dir": str(tmp_path / "cut")}, deep=True)
     with pytest.MonkeyPatch.context() as patch:
-        from vlmtune.train import loop
+        from vlmtune.train import keeping
 
-        saved = loop.save_checkpoint
+        saved = keeping.save_checkpoint
         calls = []
 
         def killed(*args: object, **more: object) -> Path:
@@ -137,25 +162,25 @@ def test_a_study_killed_half_way_keeps_what_is_finished_and_ends_the_same(
                 raise KeyboardInterrupt
             return calls[-1]
 
-        patch.setattr(loop, "save_checkpoint", killed)
+        patch.setattr(keeping, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_study(cut, [0.5, 1.0], [0, 1])
+            run_study(cut, [0.5, 1.0], [0])
     finished = tmp_path / "cut" / "run-study" / "fraction-0.5-seed-0" / "run.json"
     before = finished.stat().st_mtime_ns
-    found, page = run_study(cut, [0.5, 1.0], [0, 1])
+    found, page = run_study(cut, [0.5, 1.0], [0])
     assert finished.stat().st_mtime_ns == before
     assert [[r["accuracy"] for r in p["runs"]] for p in found["points"]] == [
         [r["accuracy"] for r in p["runs"]] for p in expected["points"]
     ]
-    assert [point["num_train"] for point in found["points"]] == [16, 33]
-    assert page.exists() and read_json(page.with_suffix(".json"))["num_planned"] == 4
+    assert [point["num_train"] for point in found["points"]] == [16, 32]
+    assert page.exists() and read_json(page.with_suffix(".json"))["num_planned"] == 2
     reports = list(page.parent.glob("fraction-*/report.html"))
-    assert len(reports) == 4
+    assert len(reports) == 2
 
 
-def test_the_study_command_reads_several_fractions_after_one_option(experiment: Experiment, tmp_path: Path) -> None:
-    from vlmtune.config.load import dump
-
+def test_the_study_command_reads_several_fractions_after_one_option(
+    experiment: Experiment, tmp_path: Path, vlmtune: Callable[..., Done]
+) -> None:
     config = tmp_path / "colours.yaml"
     short = experiment.model_copy(update={"output_dir": str(tmp_path / "runs"), "name": None}, deep=True)
     short.train.max_steps = 2

@@ -91,10 +91,10 @@ def _print_labels(result: dict[str, Any]) -> None:
 
 
 def _print_vqa(result: dict[str, Any]) -> None:
-    from vlmtune.report import tables
+    from vlmtune.report import vqa_tables
     from vlmtune.report import wording as w
 
-    for shown in (tables.vqa_runs(result["runs"]), tables.vqa_pairs(result)):
+    for shown in (vqa_tables.runs(result["runs"]), vqa_tables.pairs(result)):
         print_table(shown.head(), shown.texts())
     if "flips" in result:
         keys = ("pair", "id", "question", "first", "second")
@@ -115,7 +115,7 @@ def _print_other_metrics(pairs: list[dict[str, Any]]) -> None:
     rows = [[f"{p['first']} → {p['second']}", *(change(p["bootstrap"][metric]) for metric in metrics)] for p in pairs]
     names = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "nll": "NLL", "brier": "Brier"}
     heads = [names.get(metric, metric.replace("_", " ")) for metric in metrics]
-    _print_within_width(["from → to, 95% by bootstrap", *heads], rows)
+    _print_within_width(["from → to (95% by bootstrap; * without 0)", *heads], rows)
 
 
 def _print_within_width(columns: list[str], rows: list[list[str]]) -> None:

@@ -39,8 +39,7 @@ def study(
     OUTPUT_DIR/NAME-study; the curve with its intervals is study.json, study.md and study.html there. The same command
     again keeps finished runs and goes on with one that was stopped.
     """
-    from vlmtune.report import tables
-    from vlmtune.report.study import findings
+    from vlmtune.report.study import findings, point_table, step_table
 
     experiment = load_experiment(config, [*(set_ or ()), "evaluate.split=test"])
     shares = _shares(fractions, more_fractions or [])
@@ -48,7 +47,7 @@ def study(
     if json_:
         print_json({**result, "findings": findings(result), "page": page})
         return
-    for shown in (tables.study_points(result), tables.study_steps(result)):
+    for shown in (point_table(result), step_table(result)):
         print_table(shown.head(), shown.texts())
     print("\n".join(findings(result)))
     print(f"page: {page}")

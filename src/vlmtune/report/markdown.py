@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmtune.report import tables
+from vlmtune.report.table import table
 from vlmtune.report.vqa import vqa_markdown
 from vlmtune.report.wording import plain
 
@@ -26,7 +27,7 @@ def to_markdown(view: dict[str, Any]) -> str:
         parts += vqa_markdown(view)
     if view["facts"]:
         rows = [[fact["name"], " / ".join(fact["values"])] for fact in view["facts"]]
-        parts += ["## Experiment", tables.table("| ", rows).markdown()]
+        parts += ["## Experiment", table("| ", rows).markdown()]
     if view["warnings"]:
         parts += ["## Warnings", "\n".join(f"- {plain(warning)}" for warning in view["warnings"])]
     return "\n\n".join(part for part in parts if part) + "\n"

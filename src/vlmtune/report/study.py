@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmtune.report import charts, png, tables
+from vlmtune.report import charts, png
 from vlmtune.report import wording as w
 from vlmtune.report.files import palette, style, write_json, write_text
 from vlmtune.report.page import to_html
 from vlmtune.report.svg import standalone
+from vlmtune.report.table import Cell, Table, limited, table, without_empty
 
 PAGE = "study.html"
 
@@ -23,7 +24,7 @@ def write_study(folder: Path, study: dict[str, Any]) -> Path:
     (folder / "charts").mkdir(parents=True, exist_ok=True)
     told = findings(study)
     chart = charts.study(study)
-    shown = {"points": tables.study_points(study), "steps": tables.study_steps(study), "runs": tables.study_runs(study)}
+    shown = {"points": point_table(study), "steps": step_table(study), "runs": run_table(study)}
     write_json(folder / "study.json", {**study, "findings": told})
     write_text(folder / "charts" / "study.svg", standalone(chart, style("chart.css"), palette()))
     png.study(folder / "charts" / "study.png", study)
@@ -83,3 +84,65 @@ def intervals(study: dict[str, Any]) -> str:
         "of test pictures (Wilson), combined. Significance is Bonferroni-adjusted over the steps. Keys that the "
         "experiment leaves out are decided for each number of pictures."
     )
+
+
+def point_table(study: dict[str, Any]) -> Table:
+    """A study's curve: a row a number of training pictures."""
+    columns = (
+        "share of all | #training pictures | #test pictures | #seeds | #mean accuracy | ~95% interval "
+        "| ~over seeds | ~over test pictures | #lowest | #highest"
+    )
+    rows = []
+    for point in study["points"]:
+        accuracies = [run["accuracy"] for run in point["runs"]]
+        rows.append(
+            [
+                f"{100 * point['fraction']:g}%",
+                w.count(point["num_train"]),
+                limited(study["num_examples"], study["limit"]),
+                w.count(len(accuracies)),
+                w.percent(point["accuracy"]),
+                w.interval(point["interval"]),
+                w.interval(point["seed_interval"]),
+                w.interval(point["test_interval"]),
+                w.percent(min(accuracies)),
+                w.percent(max(accuracies)),
+            ]
+        )
+    return without_empty(table(columns, rows))
+
+
+def step_table(study: dict[str, Any]) -> Table:
+    """What each step of a study brings."""
+    rows = [
+        [
+            w.count(step["num_first"]) if step["num_first"] else "not trained",
+            w.count(step["num_second"]),
+            limited(study["num_examples"], study["limit"]),
+            w.points(step["difference"]),
+            w.points_interval(step["interval"]),
+            "yes" if step["is_significant"] else "no",
+        ]
+        for step in study["steps"]
+    ]
+    return table("from | #to training pictures | #test pictures | #points | ~95% interval | significant", rows)
+
+
+def run_table(study: dict[str, Any]) -> Table:
+    """Every run of a study."""
+    rows = [
+        [
+            run["folder"],
+            Cell(w.count(run["num_train"]), run["num_train"]),
+            Cell(w.count(run["seed"]), run["seed"]),
+            Cell(limited(study["num_examples"], study["limit"]), study["num_examples"]),
+            Cell(w.percent(run["accuracy"]), run["accuracy"]),
+            w.interval(run["accuracy_interval"]),
+            Cell(w.count(run["steps"]), run["steps"]),
+            Cell(w.duration(run["seconds"]), run["seconds"]),
+        ]
+        for point in study["points"]
+        for run in point["runs"]
+    ]
+    columns = "run | #training pictures | #seed | #test pictures | #accuracy | ~95% interval | #steps | #training time"
+    return table(columns, rows)

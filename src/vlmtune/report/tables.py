@@ -1,4 +1,4 @@
-"""Every table that is shown, once: the page, report.md and the command line print the same rows.
+"""Every table of evaluations of labels, once: the page, report.md and the command line print the same rows.
 
 In: figures as `evaluate` gives them. Out: a `Table` of texts, with the values to sort by where a page sorts.
 """
@@ -6,62 +6,11 @@ In: figures as `evaluate` gives them. Out: a `Table` of texts, with the values t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vlmtune.report import charts
 from vlmtune.report import wording as w
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column: numbers stand to the right, spans (intervals) are quiet, drawings are for the page only."""
-
-    name: str
-    kind: Literal["text", "number", "span", "drawing"] = "text"
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A text, and the value a page sorts it by (None: it has none and stays at the end)."""
-
-    text: str
-    value: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of cells under columns; ``main`` is the row that the page is about."""
-
-    columns: tuple[Column, ...]
-    rows: list[list[Cell]]
-    main: int | None = None
-
-    def head(self) -> list[str]:
-        """The names of the columns that are text."""
-        return [column.name for column in self.columns if column.kind != "drawing"]
-
-    def texts(self) -> list[list[str]]:
-        """The rows, without drawings."""
-        kept = [index for index, column in enumerate(self.columns) if column.kind != "drawing"]
-        return [[row[index].text for index in kept] for row in self.rows]
-
-    def markdown(self) -> str:
-        """As a Markdown table."""
-        head = self.head()
-        lines = [head, ["---"] * len(head), *self.texts()]
-        return "\n".join("| " + " | ".join(w.plain(text) for text in line) + " |" for line in lines)
-
-
-def table(columns: str, rows: Sequence[Sequence[str | Cell]], main: int | None = None) -> Table:
-    """A table from a line of column names: "run | #pictures | ~interval | ^bar" (# number, ~ span, ^ drawing)."""
-    kinds: dict[str, Literal["number", "span", "drawing"]] = {"#": "number", "~": "span", "^": "drawing"}
-    parsed = []
-    for part in columns.split("|"):
-        name = part.strip()
-        parsed.append(Column(name[1:], kinds[name[0]]) if name[:1] in kinds else Column(name))
-    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    return Table(tuple(parsed), cells, main)
+from vlmtune.report.table import Cell, Table, limited, table, without_empty
 
 
 def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
@@ -89,11 +38,6 @@ def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
         for run in evaluations
     ]
     return without_empty(table(columns, rows, main=len(rows) - 1))
-
-
-def limited(num: int | None, limit: int | None) -> str:
-    """How many pictures, and whether that is fewer than the split has."""
-    return w.count(num) + (" (limit)" if limit else "")
 
 
 def pairs(comparison: dict[str, Any]) -> Table:
@@ -226,85 +170,6 @@ def unreadable(entries: Sequence[dict[str, str]]) -> Table:
     return table("id | reason", [[entry["id"], entry["error"]] for entry in entries])
 
 
-def vqa_runs(evaluations: Sequence[dict[str, Any]]) -> Table:
-    """Evaluations of questions side by side, as `evaluate.vqa_compare.describe_vqa` gives them."""
-    types = list(dict.fromkeys(type_name(entry) for run in evaluations for entry in run["by_answer_type"]))
-    if len(types) > 4:
-        types = []
-    rows = []
-    for run in evaluations:
-        by_type = {type_name(entry): entry["accuracy"] for entry in run["by_answer_type"]}
-        rows.append(
-            [
-                run["name"],
-                limited(run["num_measured"], run["limit"]),
-                w.count(run["num_pictures"]),
-                w.percent(run["accuracy"], 2),
-                w.interval(run["accuracy_interval"]),
-                *(w.percent(by_type.get(name)) for name in types),
-                w.count(run["num_unreadable"]),
-                w.per_picture(run["seconds_per_example"]),
-                w.duration(run["seconds"]),
-            ]
-        )
-    columns = (
-        "run | #questions | #pictures | #VQA accuracy | ~95%, over pictures | "
-        + "".join(f"#{name.replace('|', '/')} | " for name in types)
-        + "#unreadable | #time a question | #time in all"
-    )
-    return without_empty(table(columns, rows, main=len(rows) - 1))
-
-
-def vqa_pairs(comparison: dict[str, Any]) -> Table:
-    """Paired tests over pictures, as `evaluate.vqa_compare.compare_vqa` gives them."""
-    limits = {run["name"]: run["limit"] for run in comparison["runs"]}
-    rows = [
-        [
-            f"{pair['first']} → {pair['second']}",
-            limited(comparison["num_examples"], limits[pair["first"]] or limits[pair["second"]]),
-            w.points(pair["difference"]),
-            w.points_interval(pair["difference_interval"]),
-            w.count(pair["num_better"]),
-            w.count(pair["num_worse"]),
-            w.p_value(pair["p_holm"]),
-            "yes" if pair["is_significant"] else "no",
-        ]
-        for pair in comparison["pairs"]
-    ]
-    columns = (
-        "from → to | #questions | #points | ~95%, over pictures | #better | #worse | #sign changes, Holm | significant"
-    )
-    return table(columns, rows)
-
-
-def vqa_types(
-    kind: str, entries: Sequence[dict[str, Any]], limit: int | None, pair: dict[str, Any] | None = None
-) -> Table:
-    """Accuracy by type; with a pair of `compare_vqa`, what each answer type gained."""
-    gained = {type_name(entry): entry for entry in pair["by_answer_type"]} if pair else {}
-    rows: list[list[str | Cell]] = []
-    for entry in entries:
-        change = gained.get(type_name(entry), {})
-        rows.append(
-            [
-                type_name(entry),
-                Cell(limited(entry["num"], limit), entry["num"]),
-                Cell(w.percent(entry["accuracy"], 2), entry["accuracy"]),
-                w.interval(entry["accuracy_interval"]),
-                Cell(charts.class_bar(entry["accuracy"], entry["accuracy_interval"])),
-                Cell(w.points(change.get("difference")), change.get("difference")),
-                w.points_interval(change.get("difference_interval")),
-            ]
-        )
-    columns = f"{kind} | #questions | #VQA accuracy | ~95%, over pictures | ^ | #points gained | ~95%, over pictures "
-    return without_empty(table(columns, rows))
-
-
-def type_name(entry: dict[str, Any]) -> str:
-    """A type's name; data without types have one that is empty."""
-    return entry["name"] or "no type"
-
-
 def ceilings(shown: dict[str, Any]) -> Table:
     """Floors and ceilings beside the model in question, as `report.ceilings.against` gives them."""
     columns = (
@@ -394,77 +259,3 @@ def abstentions(evaluations: Sequence[dict[str, Any]]) -> Table:
         )
     columns = "run | #pictures | #wanted right | #answer from | #answered | #right among them | ~95% interval"
     return table(columns, rows)
-
-
-def study_points(study: dict[str, Any]) -> Table:
-    """A study's curve: a row a number of training pictures."""
-    columns = (
-        "share of all | #training pictures | #test pictures | #seeds | #mean accuracy | ~95% interval "
-        "| ~over seeds | ~over test pictures | #lowest | #highest"
-    )
-    rows = []
-    for point in study["points"]:
-        accuracies = [run["accuracy"] for run in point["runs"]]
-        rows.append(
-            [
-                f"{100 * point['fraction']:g}%",
-                w.count(point["num_train"]),
-                limited(study["num_examples"], study["limit"]),
-                w.count(len(accuracies)),
-                w.percent(point["accuracy"]),
-                w.interval(point["interval"]),
-                w.interval(point["seed_interval"]),
-                w.interval(point["test_interval"]),
-                w.percent(min(accuracies)),
-                w.percent(max(accuracies)),
-            ]
-        )
-    return without_empty(table(columns, rows))
-
-
-def study_steps(study: dict[str, Any]) -> Table:
-    """What each step of a study brings."""
-    rows = [
-        [
-            w.count(step["num_first"]) if step["num_first"] else "not trained",
-            w.count(step["num_second"]),
-            limited(study["num_examples"], study["limit"]),
-            w.points(step["difference"]),
-            w.points_interval(step["interval"]),
-            "yes" if step["is_significant"] else "no",
-        ]
-        for step in study["steps"]
-    ]
-    return table("from | #to training pictures | #test pictures | #points | ~95% interval | significant", rows)
-
-
-def study_runs(study: dict[str, Any]) -> Table:
-    """Every run of a study."""
-    rows = [
-        [
-            run["folder"],
-            Cell(w.count(run["num_train"]), run["num_train"]),
-            Cell(w.count(run["seed"]), run["seed"]),
-            Cell(limited(study["num_examples"], study["limit"]), study["num_examples"]),
-            Cell(w.percent(run["accuracy"]), run["accuracy"]),
-            w.interval(run["accuracy_interval"]),
-            Cell(w.count(run["steps"]), run["steps"]),
-            Cell(w.duration(run["seconds"]), run["seconds"]),
-        ]
-        for point in study["points"]
-        for run in point["runs"]
-    ]
-    columns = "run | #training pictures | #seed | #test pictures | #accuracy | ~95% interval | #steps | #training time"
-    return table(columns, rows)
-
-
-def without_empty(full: Table) -> Table:
-    """The table without columns in which no row has anything to say."""
-    kept = [
-        index
-        for index in range(len(full.columns))
-        if not full.rows or any(row[index].text not in ("", "–") for row in full.rows)
-    ]
-    return Table(
-        tuple(full.columns[index] for index in kept), [[row[index] for index in kept] for row in full.rows], full.main
-    )

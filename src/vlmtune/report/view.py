@@ -15,6 +15,7 @@ from vlmtune.report.ceilings import against
 from vlmtune.report.facts import experiment_facts
 from vlmtune.report.sources import RunRecord, is_baseline
 from vlmtune.report.sweep import advice
+from vlmtune.report.table import Table
 from vlmtune.report.training import training_drawings, training_view
 
 NUM_CONFUSIONS = 300
@@ -60,7 +61,7 @@ def build(
     return {**view, "tables": _tables(view)}
 
 
-def _tables(view: dict[str, Any]) -> dict[str, tables.Table | None]:
+def _tables(view: dict[str, Any]) -> dict[str, Table | None]:
     """The tables of a view by name; None for one with nothing to show."""
     shown, training = view["runs"], view["training"]
     with_curves = [run for run in shown if run["metrics"]["risk_coverage"]]

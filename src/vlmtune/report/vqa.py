@@ -14,10 +14,11 @@ import numpy as np
 
 from vlmtune.evaluate.vqa_compare import compare_vqa, describe_vqa
 from vlmtune.evaluate.vqa_predictions import VqaEvaluation
-from vlmtune.report import charts, tables
+from vlmtune.report import charts, tables, vqa_tables
 from vlmtune.report import wording as w
 from vlmtune.report.facts import experiment_facts
 from vlmtune.report.sources import RunRecord, is_baseline
+from vlmtune.report.table import Table, table
 from vlmtune.report.training import training_drawings, training_view
 
 NUM_UNREADABLE_SHOWN = 200
@@ -63,7 +64,9 @@ def build_vqa(
 def vqa_drawings(view: dict[str, Any]) -> dict[str, Any]:
     """The SVG charts of a view of `build_vqa`."""
     main = view["main_run"]
-    types = [{**entry, "series": main["series"], "name": tables.type_name(entry)} for entry in main["by_answer_type"]]
+    types = [
+        {**entry, "series": main["series"], "name": vqa_tables.type_name(entry)} for entry in main["by_answer_type"]
+    ]
     return {
         **training_drawings(view["training"]),
         "accuracy": charts.bars(view["runs"], "VQA accuracy of each run with its 95% interval"),
@@ -82,15 +85,15 @@ def vqa_markdown(view: dict[str, Any]) -> list[str]:
     return [part for key, heading in headings.items() if shown[key] for part in (heading, shown[key].markdown())]
 
 
-def _tables(view: dict[str, Any]) -> dict[str, tables.Table | None]:
+def _tables(view: dict[str, Any]) -> dict[str, Table | None]:
     main, comparison, training = view["main_run"], view["comparison"], view["training"]
     pair = comparison and w.pair_against_first(comparison["pairs"], view["runs"])
     answers, questions = main["by_answer_type"], main["by_question_type"]
     return {
-        "runs": tables.vqa_runs(view["runs"]),
-        "pairs": tables.vqa_pairs(comparison) if comparison else None,
-        "answer_types": tables.vqa_types("answer type", answers, main["limit"], pair) if answers else None,
-        "question_types": tables.vqa_types("question type", questions, main["limit"]) if questions else None,
+        "runs": vqa_tables.runs(view["runs"]),
+        "pairs": vqa_tables.pairs(comparison) if comparison else None,
+        "answer_types": vqa_tables.types("answer type", answers, main["limit"], pair) if answers else None,
+        "question_types": vqa_tables.types("question type", questions, main["limit"]) if questions else None,
         "mistakes": _mistakes(view["gallery"]),
         "loss": tables.loss(training) if training else None,
         "validation": tables.validation(training) if training else None,
@@ -98,11 +101,11 @@ def _tables(view: dict[str, Any]) -> dict[str, tables.Table | None]:
     }
 
 
-def _mistakes(gallery: Sequence[dict[str, Any]]) -> tables.Table | None:
+def _mistakes(gallery: Sequence[dict[str, Any]]) -> Table | None:
     """What is answered instead of what, most frequent first, over the stored mistakes."""
     counts = Counter((c["truth"], c["prediction"], c["question_type"]) for c in gallery if not c["is_right"])
     rows = [[*said, w.count(num)] for said, num in counts.most_common(NUM_MISTAKES_LISTED) if num > 1]
-    return tables.table("most said | answered | question type | #times", rows) if rows else None
+    return table("most said | answered | question type | #times", rows) if rows else None
 
 
 def _summary(main: dict[str, Any], comparison: dict[str, Any] | None) -> list[str]:
@@ -123,7 +126,7 @@ def _summary(main: dict[str, Any], comparison: dict[str, Any] | None) -> list[st
     told = [entry for entry in main["by_question_type"] or main["by_answer_type"] if entry["num"] >= _FEW_QUESTIONS]
     if len(told) > 1:
         weakest = sorted(told, key=lambda entry: float(entry["accuracy"]))[: w.NUM_WEAK]
-        names = [f"“{tables.type_name(e)}” ({w.percent(e['accuracy'])} of {w.count(e['num'])})" for e in weakest]
+        names = [f"“{vqa_tables.type_name(e)}” ({w.percent(e['accuracy'])} of {w.count(e['num'])})" for e in weakest]
         sentences.append(f"It is weakest on {w.listed(names)}.")
     if main["num_unreadable"]:
         sentences.append(f"{w.counted(main['num_unreadable'], 'question')} had no readable picture and count as wrong.")
@@ -163,8 +166,8 @@ def _cards(evaluation: VqaEvaluation) -> list[dict[str, Any]]:
                 **told,
                 "image": f"data:image/jpeg;base64,{base64.b64encode(picture).decode('ascii')}",
                 "prediction": told["prediction"] or "",
-                "question_type": tables.type_name({"name": told["question_type"]}),
-                "answer_type": tables.type_name({"name": told["answer_type"]}),
+                "question_type": vqa_tables.type_name({"name": told["question_type"]}),
+                "answer_type": vqa_tables.type_name({"name": told["answer_type"]}),
                 "truth": given[0][0],
                 "answers": [{"answer": answer, "num": num} for answer, num in given],
                 "num_answers": len(told["answers"]),
