@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tests.pictures import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.cli.main import main
-from vlmtune.cli.study import run_study
+from vlmtune.cli.study import can_resume, run_study
 from vlmtune.cli.train import run_training
 from vlmtune.config.load import dump
 from vlmtune.config.schema import Experiment
@@ -22,7 +23,6 @@ from vlmtune.errors import DataError
 from vlmtune.evaluate.ceilings import Ceilings
 from vlmtune.evaluate.files import read_evaluation
 from vlmtune.report.files import read_json
-from vlmtune.train import loop
 from vlmtune.train.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.e2e
@@ -144,38 +144,32 @@ def test_ceilings_need_labels_and_pictures(experiment: Experiment, run: Path) ->
         Ceilings(run, Splits([], [], [], None), [], {})
 
 
-def test_a_study_killed_half_way_keeps_what_is_finished_and_ends_the_same(
-    experiment: Experiment, tmp_path: Path
-) -> None:
-    whole = experiment.model_copy(update={"output_dir": str(tmp_path / "whole")}, deep=True)
-    expected, _ = run_study(whole, [0.5, 1.0], [0])
-    cut = experiment.model_copy(update={"output_dir": str(tmp_path / "cut")}, deep=True)
-    with pytest.MonkeyPatch.context() as patch:
-        from vlmtune.train import keeping
+def test_a_killed_study_keeps_what_is_finished_and_ends_the_same(experiment: Experiment, tmp_path: Path) -> None:
+    own = experiment.model_copy(update={"output_dir": str(tmp_path)}, deep=True)
+    expected, page = run_study(own, [0.5, 1.0], [0])
+    first, second = (tmp_path / "run-study" / f"fraction-{share}-seed-0" for share in ("0.5", "1"))
+    before = (first / "run.json").stat().st_mtime_ns
+    # As a kill between steps 4 and 6 of the second run leaves it.
+    shutil.rmtree(second / "evaluation")
+    shutil.rmtree(list_checkpoints(second)[-1])
+    described = read_json(second / "run.json")
+    del described["result"]
+    (second / "run.json").write_text(json.dumps({**described, "finished": None}))
+    page.unlink()
 
-        saved = keeping.save_checkpoint
-        calls = []
-
-        def killed(*args: object, **more: object) -> Path:
-            calls.append(saved(*args, **more))  # type: ignore[arg-type]
-            if len(calls) == 5:  # the second run, after its second checkpoint
-                raise KeyboardInterrupt
-            return calls[-1]
-
-        patch.setattr(keeping, "save_checkpoint", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run_study(cut, [0.5, 1.0], [0])
-    finished = tmp_path / "cut" / "run-study" / "fraction-0.5-seed-0" / "run.json"
-    before = finished.stat().st_mtime_ns
-    found, page = run_study(cut, [0.5, 1.0], [0])
-    assert finished.stat().st_mtime_ns == before
-    assert [[r["accuracy"] for r in p["runs"]] for p in found["points"]] == [
-        [r["accuracy"] for r in p["runs"]] for p in expected["points"]
+    found, page = run_study(own, [0.5, 1.0], [0])
+    assert (first / "run.json").stat().st_mtime_ns == before
+    assert [[run["accuracy"] for run in point["runs"]] for point in found["points"]] == [
+        [run["accuracy"] for run in point["runs"]] for point in expected["points"]
     ]
     assert [point["num_train"] for point in found["points"]] == [16, 32]
     assert page.exists() and read_json(page.with_suffix(".json"))["num_planned"] == 2
-    reports = list(page.parent.glob("fraction-*/report.html"))
-    assert len(reports) == 2
+    assert len(list(page.parent.glob("fraction-*/report.html"))) == 2
+
+    # Killed before its first checkpoint, a run has nothing to go on from.
+    shutil.rmtree(second / "checkpoints")
+    assert not can_resume(second) and not second.exists()
+    assert can_resume(first)
 
 
 def test_the_study_command_reads_several_fractions_after_one_option(

@@ -91,7 +91,7 @@ def run_study(experiment: Experiment, fractions: Sequence[float], seeds: Sequenc
         own.name, own.seed, own.output_dir = f"fraction-{fraction:g}-seed-{seed}", seed, str(folder)
         own.data.fraction = fraction
         console.print(f"run {number} of {len(planned)}: {own.name}", style="bold", markup=False)
-        trained = run_training(own, resume=_can_resume(folder / own.name), with_base=False)
+        trained = run_training(own, resume=can_resume(folder / own.name), with_base=False)
         runs.append(_study_run(folder / own.name, fraction, seed, trained))
         about = {"name": experiment.name, "source": experiment.data.source, "model": experiment.model.base}
         result = {**measure_study(runs, base), **about, "num_planned": len(planned)}
@@ -99,7 +99,7 @@ def run_study(experiment: Experiment, fractions: Sequence[float], seeds: Sequenc
     return result, page
 
 
-def _can_resume(run: Path) -> bool:
+def can_resume(run: Path) -> bool:
     """Whether a run of the study was begun. One without a checkpoint has nothing to go on from and begins again."""
     from vlmtune.train.checkpoints import list_checkpoints
 
