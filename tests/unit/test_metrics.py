@@ -36,7 +36,6 @@ def test_figures_equal_scikit_learn(table) -> None:
     figures = measure(table)
     truth, guess, labels = table.truth, table.prediction, np.arange(len(table.labels))
     probs = softmax(table.log_probs.astype(np.float64), axis=1)
-    onehot = np.eye(len(labels))[truth]
     assert figures["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess))
     assert figures["macro_f1"] == pytest.approx(sk.f1_score(truth, guess, average="macro", zero_division=0))
     assert figures["weighted_f1"] == pytest.approx(sk.f1_score(truth, guess, average="weighted", zero_division=0))
@@ -44,7 +43,8 @@ def test_figures_equal_scikit_learn(table) -> None:
     assert figures["balanced_accuracy"] == pytest.approx(recalls.mean())
     assert figures["confusion"] == sk.confusion_matrix(truth, guess, labels=labels).tolist()
     assert figures["nll"] == pytest.approx(sk.log_loss(truth, probs, labels=labels), abs=TOLERANCE)
-    assert figures["brier"] == pytest.approx(((probs - onehot) ** 2).sum(axis=1).mean(), abs=TOLERANCE)
+    brier = sk.brier_score_loss(truth, probs if len(labels) > 2 else probs[:, 1], labels=labels, scale_by_half=False)
+    assert figures["brier"] == pytest.approx(brier, abs=TOLERANCE)
     if len(labels) > 3:
         top3 = sk.top_k_accuracy_score(truth, table.log_probs, k=3, labels=labels)
         assert figures["top_k"]["3"] == pytest.approx(top3)
