@@ -20,7 +20,7 @@ from vlmtune.adapters.merging import base_parameters, merged
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import WeightsError
 from vlmtune.models.paligemma import PaliGemma
-from vlmtune.models.registry import PALIGEMMA_FAMILY, build_on_meta, open_model, read_config
+from vlmtune.models.registry import PALIGEMMA, build_on_meta, open_model, read_config
 from vlmtune.models.weights import load_strict, read_checkpoint, save_hf
 
 pytestmark = pytest.mark.parity
@@ -32,7 +32,7 @@ PICTURE, PIXELS = random_picture(3)
 def load_ours(folder: Path) -> PaliGemma:
     model = build_on_meta(read_config(folder))
     assert isinstance(model, PaliGemma)
-    load_strict(model, read_checkpoint(folder), PALIGEMMA_FAMILY.names, origin=str(folder))
+    load_strict(model, read_checkpoint(folder), PALIGEMMA.names, origin=str(folder))
     return model.eval()
 
 

@@ -27,7 +27,7 @@ from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
 from vlmtune.models.paligemma_images import PaliGemmaImageProcessor
 from vlmtune.models.source import locate
 from vlmtune.models.weights import NameTable, load_strict, read_checkpoint
-from vlmtune.text.formats import CHAT, PALIGEMMA, PromptFormat
+from vlmtune.text import formats
 from vlmtune.text.tokenizer import Tokenizer
 
 # Below this a CPU gains nothing from bfloat16, and float32 spares every question about rounding.
@@ -53,7 +53,7 @@ class Family:
     build: Callable[[Any], VisionLanguageModel]
     open_processor: Callable[..., ImageProcessor]
     names: NameTable
-    prompt_format: PromptFormat = CHAT
+    prompt_format: formats.PromptFormat = formats.CHAT
 
 
 @dataclass
@@ -97,7 +97,7 @@ LFM2_VL = Family(
     ),
 )
 
-PALIGEMMA_FAMILY = Family(
+PALIGEMMA = Family(
     name="paligemma",
     read_config=PaliGemmaConfig.from_dict,
     build=PaliGemma,
@@ -119,10 +119,10 @@ PALIGEMMA_FAMILY = Family(
         ),
         tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
     ),
-    prompt_format=PALIGEMMA,
+    prompt_format=formats.PALIGEMMA,
 )
 
-FAMILIES: Mapping[str, Family] = {"lfm2_vl": LFM2_VL, "lfm2-vl": LFM2_VL, "paligemma": PALIGEMMA_FAMILY}
+FAMILIES: Mapping[str, Family] = {"lfm2_vl": LFM2_VL, "lfm2-vl": LFM2_VL, "paligemma": PALIGEMMA}
 """`model_type` of a config.json -> family; the spelling with a hyphen is that of older checkpoints."""
 
 
