@@ -15,27 +15,19 @@ from typing import Any
 
 import torch
 
-from vlmtune.adapters.files import load_adapter
 from vlmtune.adapters.lora import AdapterPlan, apply_adapter
 from vlmtune.adapters.merging import merged
 from vlmtune.adapters.open import put_connector
 from vlmtune.config.recipes import num_steps
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
-from vlmtune.errors import ConfigError, DataError, RunFolderError, UserError
+from vlmtune.errors import ConfigError, DataError, UserError
 from vlmtune.models.registry import OpenedModel
 from vlmtune.train.allocator import hold_memory
-from vlmtune.train.checkpoints import (
-    Progress,
-    average_checkpoints,
-    list_checkpoints,
-    load_checkpoint,
-    mark_best,
-    prune,
-    save_checkpoint,
-)
+from vlmtune.train.checkpoints import Progress, mark_best
 from vlmtune.train.feature_cache import Refusal, open_feature_cache
 from vlmtune.train.feature_files import FeatureCache
+from vlmtune.train.keeping import CheckpointKeeper
 from vlmtune.train.memory import needs_checkpointing
 from vlmtune.train.optimizer import ScheduledOptimizer
 from vlmtune.train.precision import autocast
@@ -122,12 +114,12 @@ class Trainer:
 
     def run(self, folder: RunFolder, *, resume: bool = False) -> Progress:
         """Train to the end and leave the best checkpoint linked. Raises UserError when a loss is not finite."""
+        keeper = CheckpointKeeper(folder.path, self.experiment, self.model, self.plan, self.optimizer)
         if resume:
-            self._resume(folder)
-            if self.is_finished:
-                self._average(folder)
-                return self.progress
-        self._open_cache(folder.path.parent)
+            self.progress = keeper.resume()
+            folder.truncate_metrics(self.progress.step)
+        if not self.is_finished:
+            self._open_cache(folder.path.parent)
         started = time.perf_counter() - self.progress.seconds
         recent: list[tuple[float, int]] = []
         accuracy = self.progress.history[-1][1] if self.progress.history else None
@@ -149,15 +141,15 @@ class Trainer:
             if self._is_due(self.experiment.train.eval_every) and self.validator is not None:
                 accuracy = self._validate(folder)
                 self.progress.seconds = time.perf_counter() - started
-                self._save(folder, has_validated=True)
+                keeper.save(self.progress, is_validated=True)
             elif self._is_due(self.experiment.train.save_every):
-                self._save(folder, has_validated=False)
+                keeper.save(self.progress, is_validated=None if self.validator is None else False)
             self.watch(Report(self.progress.step, self.num_steps, rate, done.loss, accuracy))
             if self.progress.is_stopped:
                 break
         if self.reader.cache is not None:
             self.reader.cache.close()
-        self._average(folder)
+        self._average(folder, keeper)
         return self.progress
 
     @property
@@ -205,18 +197,12 @@ class Trainer:
         else:
             self.cache_note = f"picture features are not cached: {found.reason}"
 
-    def _resume(self, folder: RunFolder) -> None:
-        found = list_checkpoints(folder.path)
-        if not found:
-            raise RunFolderError(f"{folder.path}: the run has no checkpoint to resume from. Delete it and start again.")
-        self.progress = load_checkpoint(found[-1], self.model, self.optimizer.adamw, self.optimizer.names)
-        folder.truncate_metrics(self.progress.step)
-
     def _steps(self) -> Iterator[list[list[Shown]]]:
         """The micro-batches of every optimizer step still to take."""
         train = self.experiment.train
         assert train.batch_size is not None
-        count = (self.num_steps - self.progress.step) * train.gradient_accumulation
+        left = 0 if self.is_finished else self.num_steps - self.progress.step
+        count = left * train.gradient_accumulation
         step: list[list[Shown]] = []
         for batch in self.reader.micro_batches(train.batch_size, self.progress.micro_batch, count):
             step.append(batch)
@@ -287,38 +273,16 @@ class Trainer:
             self.progress.is_stopped = self.progress.num_without_gain(train.min_gain) >= train.patience
         return found.accuracy
 
-    def _save(self, folder: RunFolder, has_validated: bool) -> None:
-        progress, train = self.progress, self.experiment.train
-        is_best = has_validated and progress.best_steps(1) == [progress.step]
-        if is_best:
-            progress.best_step, progress.best_accuracy = progress.history[-1]
-        checkpoint = save_checkpoint(
-            folder.path,
-            progress,
-            self.model,
-            self.plan,
-            self.optimizer.adamw,
-            self.optimizer.names,
-            self.experiment.model.base,
-        )
-        if is_best or self.validator is None:
-            mark_best(folder.path, checkpoint)
-        prune(folder.path, max(train.keep_checkpoints, train.average_last), progress.best_steps(train.keep_best))
-
-    def _average(self, folder: RunFolder) -> None:
+    def _average(self, folder: RunFolder, keeper: CheckpointKeeper) -> None:
         """The mean of the last checkpoints: validated, and the best if it is better than every step was."""
-        num = self.experiment.train.average_last
-        last = list_checkpoints(folder.path)[-num:]
-        if num < 2 or len(last) < 2:
+        average = keeper.average()
+        if average is None or self.validator is None:
             return
-        average = average_checkpoints(folder.path, last)
-        if self.validator is not None:
-            load_adapter(average, self.model)
+        with keeper.loaded(average):
             found = self._measure(folder, "average")
-            self.progress.average_accuracy = found.accuracy
-            if found.accuracy > self.progress.best_accuracy:
-                mark_best(folder.path, average)
-        load_adapter(last[-1], self.model)
+        self.progress.average_accuracy = found.accuracy
+        if found.accuracy > self.progress.best_accuracy:
+            mark_best(folder.path, average)
 
     def _log(self, folder: RunFolder, kind: str, **values: Any) -> None:
         """One line of metrics.jsonl."""
