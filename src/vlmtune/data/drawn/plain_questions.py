@@ -1,7 +1,7 @@
 """Questions about plain scenes: colour, shape, count, left or right, letter, yes or no. Facts in, questions out.
 
-Fewer kinds than `questions` asks in pretraining, in its words, and every thing of a scene is asked about: which colour
-belongs to which shape is what the built-in model has to learn here.
+Mostly what a tiny model can see at once (how many, which letter, what is on the left), and of two or three shapes what
+it learns late: which colour belongs to which, and on which side of the other one is.
 """
 
 from __future__ import annotations
@@ -36,39 +36,56 @@ def _about_letter(facts: Facts, rng: Random) -> list[Question]:
 
 def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
     names, colors = [thing.name for thing in facts.things], [thing.color for thing in facts.things]
-    guess = _guess(PLAIN_SHAPES, names, rng)
+    guess, color = _guess(PLAIN_SHAPES, names, rng), _guess(PLAIN_COLORS, colors, rng)
     number = _guess(tuple(str(i + 1) for i in range(MOST_SHAPES)), [str(len(names))], rng)
     asked = [
         Question("How many shapes are there?", str(len(names)), "count"),
         _yes_no("Is there one shape?" if number == "1" else f"Are there {number} shapes?", number == str(len(names))),
         _yes_no(f"Is there a {guess}?", guess in names),
+        _yes_no(f"Is there {_article(color)} shape?", color in colors),
     ]
-    for thing in facts.things:
-        guess = _guess(PLAIN_COLORS if len(names) == 1 else tuple(colors), [thing.color], rng)
-        asked += [
-            Question(f"What color is the {thing.name}?", thing.color, "color"),
-            Question(f"Which shape is {thing.color}?", thing.name, "shape"),
-            _yes_no(f"Is the {thing.name} {guess}?", guess == thing.color),
-        ]
+    if len(names) == 1:
+        asked.append(Question("What shape is this?", names[0], "shape"))
+        asked.append(Question("What color is the shape?", colors[0], "color"))
+    else:
+        # The hard one: which colour belongs to which shape.
+        thing = rng.choice(facts.things)
+        asked.append(Question(f"What color is the {thing.name}?", thing.color, "color"))
     if len(names) == 2:
-        # Of two, a thing's own place says on which side of the other it is.
         first, second = rng.sample(facts.things, 2)
         asked += _where(first, second, rng)
     return asked
 
 
 def _where(first: Thing, second: Thing, rng: Random) -> list[Question]:
+    """Of two things: what is on which side, and on which side of the other one is."""
     asked = []
-    for word, opposite, low, high in (("left", "right", first.x, second.x), ("above", "below", first.y, second.y)):
-        if abs(low - high) > _CLEARLY_APART:
-            of = " of" if word == "left" else ""
-            answer = word if low < high else opposite
-            asked.append(
-                Question(f"Is the {first.name} {word} or {opposite}{of} the {second.name}?", answer, "position")
-            )
-            said = rng.choice((word, opposite))
-            asked.append(_yes_no(f"Is the {first.name} {said}{of} the {second.name}?", said == answer))
+    if abs(first.x - second.x) > _CLEARLY_APART:
+        side, thing = rng.choice((("left", min(first, second, key=_x)), ("right", max(first, second, key=_x))))
+        asked.append(Question(f"What color is the shape on the {side}?", thing.color, "color"))
+        asked.append(Question(f"Which shape is on the {side}?", thing.name, "shape"))
+        answer = "left" if first.x < second.x else "right"
+        words = f"Is the {first.name} left or right of the {second.name}?"
+        asked.append(Question(words, answer, "position"))
+        side = rng.choice(("left", "right"))
+        asked.append(_yes_no(f"Is the {first.name} {side} of the {second.name}?", side == answer))
+    if abs(first.y - second.y) > _CLEARLY_APART:
+        side, thing = rng.choice((("top", min(first, second, key=_y)), ("bottom", max(first, second, key=_y))))
+        asked.append(Question(f"What color is the shape at the {side}?", thing.color, "color"))
+        asked.append(Question(f"Which shape is at the {side}?", thing.name, "shape"))
     return asked
+
+
+def _x(thing: Thing) -> float:
+    return thing.x
+
+
+def _y(thing: Thing) -> float:
+    return thing.y
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def _guess(pool: tuple[str, ...], true: list[str], rng: Random) -> str:

@@ -52,9 +52,9 @@ class PlainScene:
 
 
 def plain_scene(rng: Random) -> PlainScene:
-    """Decide a scene: a letter in one of five, else one to `MOST_SHAPES` shapes, each number equally likely."""
+    """Decide a scene: a letter in one of four, else one to `MOST_SHAPES` shapes, each number equally likely."""
     place = rng.choice(BACKGROUNDS)
-    if rng.random() < 0.2:
+    if rng.random() < 0.25:
         letter, color = rng.choice(PLAIN_LETTERS), rng.choice(PLAIN_COLORS)
         thing = Thing(letter, color, 0.5 + rng.uniform(-0.1, 0.1), 0.5 + rng.uniform(-0.1, 0.1))
         return PlainScene(Facts("letter", letter, (thing,), place, "handwritten", color), rng.getrandbits(48))
