@@ -14,9 +14,11 @@ import pytest
 
 from tests.synthetic_runs import demo, in_memory, random_table, write_evaluation, write_run
 from vlmtune.errors import DataError, RunFolderError
+from vlmtune.evaluate.calibration import calibrate
 from vlmtune.evaluate.compare import compare
 from vlmtune.evaluate.metrics import measure
 from vlmtune.report import charts, svg, wording
+from vlmtune.report.page import to_html
 from vlmtune.report.render import render, render_comparison
 from vlmtune.report.sources import evaluation_folder, read_evaluations, read_run
 from vlmtune.report.view import build, drawings
@@ -167,6 +169,16 @@ def summary(*tables, names=("base", "tuned"), limit=None) -> str:
     ]
     comparison = compare(evaluations, num_resamples=20) if len(tables) > 1 else None
     return " ".join(wording.summary(runs, comparison, runs[-1]["metrics"]))
+
+
+def test_a_calibration_is_told_although_the_last_run_has_none(tmp_path: Path) -> None:
+    validation = random_table(num=100, data_seed=1)
+    validation.ids[:] = [f"validation/{row}" for row in range(100)]
+    figures = calibrate(validation, random_table())
+    first = in_memory("baseline", random_table(), calibration=figures)
+    view = build("x", [first, in_memory("tuned", random_table(skill=6.0, seed=2))], [], [])
+    assert f"{figures['temperature']:.2f}" in view["calibration"]["temperature"][0]
+    to_html("report.html.jinja", view=view, charts=drawings(view))
 
 
 def test_the_summary_says_significant_only_when_it_is() -> None:

@@ -45,7 +45,7 @@ def build(
         "summary": wording.summary(shown, comparison, main) if main else [],
         "ceilings": against(own.ceilings, own.folder, subject) if own and own.ceilings else None,
         "sweep": {**own.sweep, "advice": advice(own.sweep)} if own and own.sweep else None,
-        "calibration": calibration.findings(shown[-1]) if shown and shown[-1]["calibration"] else None,
+        "calibration": next((calibration.findings(run) for run in reversed(shown) if run["calibration"]), None),
         "hints": _hints(own, shown),
         "training": [training_view(run, shown) for run in runs if run.train or run.validation],
         "confusions": _confusions(main) if main else [],
