@@ -22,6 +22,7 @@ from vlmtune.errors import UserError
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_NAT64 = ipaddress.ip_network("64:ff9b::/32")  # a gateway there turns the rest into an IPv4 address of its own network
 _PORTS = {"http": 80, "https": 443}
 _MAX_REDIRECTS = 3
 _CHUNK = 65_536
@@ -34,7 +35,7 @@ class RemoteError(UserError):
 def is_public(address: IpAddress) -> bool:
     """Whether an address belongs to the public internet: not private, loopback, link-local, multicast, reserved…"""
     inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
-    if isinstance(address, ipaddress.IPv6Address) and address.teredo is not None:
+    if isinstance(address, ipaddress.IPv6Address) and (address.teredo is not None or address in _NAT64):
         return False
     return address.is_global and not address.is_multicast and (inner is None or is_public(inner))
 

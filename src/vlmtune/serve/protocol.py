@@ -33,11 +33,11 @@ def bounded_protocol(settings: ServeSettings) -> type[HttpToolsProtocol]:
             if self._is_in_headers:
                 if self._timer is None:
                     self._await_headers()
-                self._header_bytes += len(data)
-                # One packet may hold the end of the headers and a good part of the body.
-                if self._header_bytes > settings.max_header_bytes + len(data):
+                # One packet may hold the end of the headers and a good part of the body, so the last one is let in.
+                if self._header_bytes > settings.max_header_bytes:
                     self._give_up("The headers of this request are too large.")
                     return
+                self._header_bytes += len(data)
             super().data_received(data)
 
         def on_headers_complete(self) -> None:

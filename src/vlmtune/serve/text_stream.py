@@ -43,9 +43,9 @@ class TextStream:
 
     def _held_back(self, text: str) -> int:
         """Characters at the end that the next tokens may change: half characters, white space, begun stops."""
-        shown = text.rstrip(_HALF).rstrip()
         begun = (length for stop in self._stops for length in range(len(stop), 0, -1) if text.endswith(stop[:length]))
-        return max(len(text) - len(shown), max(begun, default=0))
+        shown = text[: len(text) - max(begun, default=0)].rstrip(_HALF).rstrip()
+        return len(text) - len(shown)
 
     def _give(self, text: str) -> str:
         new = text[self._given :]
