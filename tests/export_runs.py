@@ -9,10 +9,11 @@ import torch
 
 from vlmtune.adapters.files import save_adapter
 from vlmtune.adapters.lora import apply_adapter
+from vlmtune.adapters.open import put_connector
 from vlmtune.config.load import dump
 from vlmtune.config.schema import AdapterSection, Experiment, ModelSection
 from vlmtune.data.splits import load_splits
-from vlmtune.models.registry import open_model
+from vlmtune.train.prepare import open_base
 
 EVERY_LINEAR_LAYER = ("attention", "mlp", "conv", "connector", "vision_attention", "vision_mlp")
 
@@ -39,7 +40,10 @@ def write_run(
     experiment.data.source = source
     experiment.adapter = AdapterSection(targets=list(targets), parts=list(parts), rank=4)
     splits = load_splits(experiment.data, experiment.task, experiment.seed)
-    model = open_model(base, dtype=experiment.model.dtype).model
+    opened = open_base(experiment.model)
+    if experiment.model.connector is not None:
+        put_connector(opened, experiment.model.connector, experiment.seed)
+    model = opened.model
     plan = apply_adapter(model, experiment.adapter)
     torch.manual_seed(3)
     with torch.no_grad():

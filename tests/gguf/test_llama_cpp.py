@@ -25,7 +25,7 @@ from tests.gguf.tiling_base import (
 )
 from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
-from vlmtune.export.formats import lfm2_vl_parts, make_format
+from vlmtune.export.formats import find_format, lfm2_vl_parts
 from vlmtune.export.gate import held_out_prompts, judge
 from vlmtune.export.gguf_files import write_gguf
 from vlmtune.export.gguf_limits import PictureRules
@@ -78,7 +78,7 @@ def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...]) -> Sub
 def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
     digits: Path, tmp_path: Path, dtype: str, agreement: float, difference: float
 ) -> None:
-    made = export(open_subject(digits, NUM_PICTURES), make_format("gguf"), dtype, tmp_path / dtype, agreement)
+    made = export(open_subject(digits, NUM_PICTURES), find_format("gguf"), dtype, tmp_path / dtype, agreement)
     assert made.verdict.runtime.startswith("llama.cpp") and made.verdict.num_pictures == NUM_PICTURES
     assert made.verdict.is_accepted, made.verdict.sentence()
     assert made.verdict.max_probability_difference < difference
@@ -88,7 +88,7 @@ def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
 
 def test_greedy_answers_are_the_same(digits: Path, tmp_path: Path) -> None:
     subject = open_subject(digits, 30)
-    form = make_format("gguf")
+    form = find_format("gguf")
     made = export(subject, form, "F16", tmp_path / "gguf", 0.0)
     trained = subject.open()
     theirs, own = form.runtime(subject, trained, made.folder), OwnRuntime(trained, "the trained model")
@@ -104,7 +104,7 @@ def test_pictures_in_one_tile_and_in_many_get_the_trained_models_labels(
     colours: Path, tmp_path: Path, name: str, sizes: tuple[tuple[int, int], ...]
 ) -> None:
     subject = held_out(colours, tmp_path, sizes)
-    made = export(subject, make_format("gguf"), "F16", tmp_path / name, 0.99)
+    made = export(subject, find_format("gguf"), "F16", tmp_path / name, 0.99)
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()  # the same tokens, tiles' names and thumbnail included
 
@@ -112,13 +112,13 @@ def test_pictures_in_one_tile_and_in_many_get_the_trained_models_labels(
 def test_photographs_get_the_trained_models_labels(colours: Path, tmp_path: Path) -> None:
     source = write_photographs(tmp_path / "data", NUM_PICTURES)
     subject = open_subject(colours, NUM_PICTURES, [f"data.source={source}"])
-    made = export(subject, make_format("gguf"), "F16", tmp_path / "gguf", 0.99)
+    made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", 0.99)
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()
 
 
 def test_black_bars_are_counted(colours: Path, tmp_path: Path) -> None:
-    made = export(held_out(colours, tmp_path, LETTERBOXED), make_format("gguf"), "F16", tmp_path / "gguf", 0.0)
+    made = export(held_out(colours, tmp_path, LETTERBOXED), find_format("gguf"), "F16", tmp_path / "gguf", 0.0)
     assert any(note.startswith("96 of 96 pictures are cut into tiles with black bars") for note in made.verdict.notes)
 
 
@@ -153,7 +153,7 @@ def test_a_swapped_gate_is_caught(digits: Path, tmp_path: Path, monkeypatch: pyt
     swapped = dict(gguf_names.LANGUAGE_MODEL)
     swapped[w1], swapped[w3] = swapped[w3], swapped[w1]
     monkeypatch.setattr(gguf_names, "LANGUAGE_MODEL", swapped)
-    made = export(open_subject(digits, 30), make_format("gguf"), "F16", tmp_path / "gguf", 0.995)
+    made = export(open_subject(digits, 30), find_format("gguf"), "F16", tmp_path / "gguf", 0.995)
     assert not made.verdict.is_accepted and made.folder.name == "gguf.rejected"
 
 
@@ -164,7 +164,7 @@ def test_open_answers_are_judged_too(digits: Path, tmp_path: Path) -> None:
     task = subject.task.model_copy(update={"list_labels": "never"})
     asking = dataclasses.replace(subject, labels=None, task=task)
     trained = asking.open()
-    form = make_format("gguf")
+    form = find_format("gguf")
     made = export(asking, form, "F16", tmp_path / "gguf", 0.9)
     assert (made.verdict.judged, made.verdict.is_accepted) == ("answers", True)
     runtime = form.runtime(asking, trained, made.folder)

@@ -16,7 +16,7 @@ from vlmtune.adapters.manifest import MANIFEST_FILE, read_manifest
 from vlmtune.adapters.open import AdaptedModel
 from vlmtune.errors import DataError, RunFolderError, UserError
 from vlmtune.export import transformers_runtime
-from vlmtune.export.formats import Merged, choose_dtype, make_format
+from vlmtune.export.formats import Merged, choose_dtype, find_format
 from vlmtune.export.gate import judge
 from vlmtune.export.run import REJECTED_FILE, export
 from vlmtune.export.runtime import Asked, OwnRuntime, Runtime
@@ -114,7 +114,7 @@ def test_unreadable_pictures_are_counted_and_not_judged(subject: Subject) -> Non
 
 
 def test_a_merged_export_opens_as_MODEL_with_its_task_and_labels(subject: Subject, tmp_path: Path) -> None:  # noqa: N802
-    made = export(subject, make_format("merged"), "as trained", tmp_path / "merged", 1.0)
+    made = export(subject, find_format("merged"), "as trained", tmp_path / "merged", 1.0)
     assert made.verdict.is_accepted and "not installed" in " ".join(made.verdict.notes)
     predictor = open_predictor(str(made.folder))
     assert predictor.labels == subject.labels
@@ -128,9 +128,24 @@ def test_a_merged_export_opens_as_MODEL_with_its_task_and_labels(subject: Subjec
 
 def test_an_exported_adapter_opens_with_the_runs_image_settings(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", model={"max_image_tokens": 4, "min_image_tokens": 4})
-    made = export(open_subject(run, 2), make_format("peft"), "as trained", tmp_path / "peft", 1.0)
+    made = export(open_subject(run, 2), find_format("peft"), "as trained", tmp_path / "peft", 1.0)
     predictor = open_predictor(str(made.folder))
     assert predictor.opened.processor.process(open_subject(run, 1).pictures[0].image.open()).num_tokens == 4
+
+
+@pytest.mark.parametrize("name", ["merged", "gguf"])
+def test_a_connector_of_our_own_is_for_peft_alone(name: str, tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "dense", targets=("mlp",), parts=("connector",), model={"connector": {"kind": "dense"}}, noise=0.1
+    )
+    subject = open_subject(run, 3)
+    form = find_format(name)
+    with pytest.raises(UserError, match=r"dense connector DCI.*--format peft holds it"):
+        export(subject, form, choose_dtype(form, None), tmp_path / name, 1.0)
+    assert not (tmp_path / name).exists()
+    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", 1.0)
+    assert made.verdict.num_agree == 3 and made.verdict.max_probability_difference == 0.0
+    assert "no code for this model's connector" in made.verdict.notes[0]
 
 
 def test_what_the_gate_refuses_is_renamed_and_marked(subject: Subject, tmp_path: Path) -> None:
@@ -150,12 +165,12 @@ def test_a_taken_folder_is_not_written_over(subject: Subject, tmp_path: Path) ->
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=r"exists\. Choose another folder"):
-        export(subject, make_format("peft"), "as trained", tmp_path / "out", 1.0)
+        export(subject, find_format("peft"), "as trained", tmp_path / "out", 1.0)
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
 def test_the_card_holds_evaluation_and_verdict_as_the_hub_reads_them(subject: Subject, tmp_path: Path) -> None:
-    made = export(subject, make_format("peft"), "as trained", tmp_path / "peft", 0.9)
+    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", 0.9)
     card = ModelCard.load(made.folder / "README.md")
     results = {result.metric_type: result for result in card.data.eval_results or []}
     assert results["accuracy"].metric_value == 0.9806
@@ -167,7 +182,7 @@ def test_the_card_holds_evaluation_and_verdict_as_the_hub_reads_them(subject: Su
 
 
 def test_the_manifest_lists_what_the_gate_judged(subject: Subject, tmp_path: Path) -> None:
-    made = export(subject, make_format("peft"), "as trained", tmp_path / "peft", 1.0)
+    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", 1.0)
     manifest = read_manifest(made.folder)
     assert manifest is not None
     assert sorted(manifest.files) == ["adapter_config.json", "adapter_model.safetensors"]
@@ -179,16 +194,16 @@ def test_the_manifest_lists_what_the_gate_judged(subject: Subject, tmp_path: Pat
 
 def test_formats_and_types_are_named_when_they_are_unknown(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Unknown export format 'ggml'.*Known: gguf, merged, peft"):
-        make_format("ggml")
+        find_format("ggml")
     with pytest.raises(UserError, match=r"Unknown --dtype 'Q2_K'.*Q8_0"):
-        choose_dtype(make_format("gguf"), "Q2_K")
-    assert choose_dtype(make_format("gguf"), "q8_0") == "Q8_0"
+        choose_dtype(find_format("gguf"), "Q2_K")
+    assert choose_dtype(find_format("gguf"), "q8_0") == "Q8_0"
     with pytest.raises(RunFolderError, match="not a run folder"):
         open_subject(tmp_path, 1)
 
 
 def test_a_merge_in_bfloat16_is_stored_so(subject: Subject, tmp_path: Path) -> None:
-    made = export(subject, make_format("merged"), "bfloat16", tmp_path / "merged", 0.0)
+    made = export(subject, find_format("merged"), "bfloat16", tmp_path / "merged", 0.0)
     stored = open_predictor(str(made.folder)).opened.config["dtype"]
     assert stored == "bfloat16"
     assert torch.finfo(torch.bfloat16).eps > made.verdict.max_probability_difference / 10 > 0

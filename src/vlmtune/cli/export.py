@@ -34,11 +34,11 @@ def export(
     After writing, held-out pictures are scored by the exported files in their own runtime (transformers, PEFT,
     llama.cpp; by vlmtune itself where that is not installed, and the card says so) and by the trained model.
     """
-    from vlmtune.export.formats import choose_dtype, make_format
+    from vlmtune.export.formats import choose_dtype, find_format
     from vlmtune.export.run import export as run_export
     from vlmtune.export.subject import open_subject
 
-    form = make_format(format_)
+    form = find_format(format_)
     chosen = choose_dtype(form, dtype)
     subject = open_subject(run, pictures, set_ or ())
     suffix = "" if dtype is None else f"-{chosen}"

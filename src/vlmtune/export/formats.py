@@ -16,7 +16,9 @@ from vlmtune.adapters.connectors import connector_is_exportable
 from vlmtune.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from vlmtune.adapters.open import AdaptedModel, open_adapted
 from vlmtune.errors import UserError, unknown_name
-from vlmtune.export import gguf_files, gguf_limits, llama_runtime, transformers_runtime
+from vlmtune.export import llama_runtime, transformers_runtime
+from vlmtune.export.gguf_files import DTYPES, find_gguf, read_gguf, write_gguf
+from vlmtune.export.gguf_limits import PictureRules, unsupported
 from vlmtune.export.runtime import OwnRuntime, Runtime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import PIXELS, TransformersRuntime
@@ -26,23 +28,21 @@ from vlmtune.models.registry import OpenedModel, read_config
 from vlmtune.models.source import locate
 from vlmtune.models.weights import explain_write_errors, load_strict, save_hf
 
+AS_TRAINED = "as trained"
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Format(Protocol):
-    """One way to ship.
-
-    Attributes:
-        dtypes: names for `--dtype`; the first is the default.
-        sentences: what whoever runs the export must know, found while writing.
-    """
+    """One way to ship. `dtypes` are the names for `--dtype`; the first is the default."""
 
     name: str
     dtypes: tuple[str, ...]
-    sentences: list[str]
 
-    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> None:
-        """Fill an empty folder. Raises UserError for a model that the format cannot hold."""
+    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
+        """Fill an empty folder; returns what whoever runs the export must know.
+
+        Raises UserError for a model that the format cannot hold.
+        """
         ...
 
     def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
@@ -54,52 +54,47 @@ class Peft:
     """The adapter in PEFT's layout, beside the base model that everybody has."""
 
     name = "peft"
-    dtypes: tuple[str, ...] = ("as trained",)
+    dtypes: tuple[str, ...] = (AS_TRAINED,)
 
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> None:
+    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
         with explain_write_errors(folder):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 shutil.copyfile(subject.checkpoint / name, folder / name)
-        if Path(subject.experiment.model.base).exists():
-            self.sentences = [
-                f"{CONFIG_FILE} names the base by a folder of this machine: before you give the adapter away, set "
-                "base_model_name_or_path to where others have it, and export again"
-            ]
+        if not Path(subject.experiment.model.base).exists():
+            return []
+        return [
+            f"{CONFIG_FILE} names the base by a folder of this machine: others must set base_model_name_or_path to "
+            "where they have it"
+        ]
 
     def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
         model = subject.experiment.model
         if reason := _why_not_transformers(trained, with_peft=True):
             return _own(open_adapted(str(folder), dtype=model.dtype, device=model.device), reason)
-        base = locate(model.base, model.revision)
-        return TransformersRuntime.open(base, trained.family.name, *_place(trained), adapter=folder)
+        base, dtype = locate(model.base, model.revision), _dtype_of(trained)
+        return TransformersRuntime.open(base, trained.family.name, dtype, trained.model.device, adapter=folder)
 
 
 class Merged:
     """The whole model as the hub holds it, the adapter in its weights."""
 
     name = "merged"
-    dtypes: tuple[str, ...] = ("as trained", *_TORCH_DTYPES)
+    dtypes: tuple[str, ...] = (AS_TRAINED, *_TORCH_DTYPES)
 
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> None:
-        refuse_connector(trained, self.name)
-        stored = _TORCH_DTYPES.get(dtype) or next(trained.model.parameters()).dtype
+    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
+        _refuse_connector(trained, self.name)
         # Merged in float32 and rounded once: base weight and update do not each lose digits to bfloat16.
         merged = subject.open(dtype="float32")
         save_hf(
             folder,
             merged.model,
             merged.model.config_dict(),
-            dtype=stored,
+            dtype=_TORCH_DTYPES.get(dtype, _dtype_of(trained)),
             tokenizer=merged.tokenizer,
             processor=merged.processor,
             copy_from=merged.folder,
         )
+        return []
 
     def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
         if reason := _why_not_transformers(trained, with_peft=False):
@@ -112,49 +107,43 @@ class Gguf:
     """LFM2-VL for llama.cpp: the language model's file and the projector's."""
 
     name = "gguf"
-    dtypes = ("F16", *(dtype for dtype in gguf_files.DTYPES if dtype != "F16"))
+    dtypes = ("F16", *(dtype for dtype in DTYPES if dtype != "F16"))
 
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-        self._files: gguf_files.GgufFiles | None = None
-
-    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> None:
+    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
         if trained.family.name != "lfm2_vl":
             raise UserError(f"GGUF is for LFM2-VL; this run's base is {trained.family.name}. Use --format merged.")
-        refuse_connector(trained, self.name)
+        _refuse_connector(trained, self.name)
         merged = subject.open(dtype="float32")
         model, processor = lfm2_vl_parts(merged)
-        if reasons := gguf_limits.unsupported(model, processor):
+        if reasons := unsupported(model, processor):
             raise UserError(
                 "llama.cpp cannot run this model as it was trained:\n  " + "\n  ".join(reasons) + "\nUse --format "
                 "merged, or train with settings that llama.cpp has."
             )
-        self._files = gguf_files.write_gguf(folder, subject.name, model, merged.tokenizer, processor, dtype)
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self._files.num_by_type.items()))
-        self.sentences = [*gguf_limits.PictureRules(processor.settings).sentences(), f"matrices: {counts}"]
+        files = write_gguf(folder, subject.name, model, merged.tokenizer, processor, dtype)
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(files.num_by_type.items()))
+        return [*PictureRules(processor.settings).sentences(), f"matrices: {counts}"]
 
     def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
-        assert self._files is not None
-        _, processor = lfm2_vl_parts(trained)
-        files = [folder / self._files.model.name, folder / self._files.projector.name]
+        model_file, projector_file = find_gguf(folder)
         if llama_runtime.is_installed():
-            rules = gguf_limits.PictureRules(processor.settings)
-            return llama_runtime.LlamaCppRuntime(files[0], files[1], rules, trained.tokenizer.image_token_id)
+            rules = PictureRules(lfm2_vl_parts(trained)[1].settings)
+            image_token_id = trained.tokenizer.image_token_id
+            return llama_runtime.LlamaCppRuntime(model_file, projector_file, rules, image_token_id)
         opened = subject.open(dtype="float32")
-        model, _ = lfm2_vl_parts(opened)
-        tensors = gguf_files.read_gguf(files[0], files[1], model)
-        load_strict(model, tensors, trained.family.names, device=trained.model.device, origin=str(folder))
+        tensors = read_gguf(model_file, projector_file, lfm2_vl_parts(opened)[0])
+        load_strict(opened.model, tensors, trained.family.names, device=trained.model.device, origin=str(folder))
         return _own(opened, "llama-cpp-python is not installed, so only what the files hold was judged")
 
 
-FORMATS: Mapping[str, type[Peft] | type[Merged] | type[Gguf]] = {"peft": Peft, "merged": Merged, "gguf": Gguf}
+FORMATS: Mapping[str, Format] = {"peft": Peft(), "merged": Merged(), "gguf": Gguf()}
 
 
-def make_format(name: str) -> Format:
+def find_format(name: str) -> Format:
     """A format by name. Raises UserError listing the known ones."""
     if name not in FORMATS:
         raise UserError(unknown_name("export format", name, FORMATS))
-    return FORMATS[name]()
+    return FORMATS[name]
 
 
 def choose_dtype(form: Format, dtype: str | None) -> str:
@@ -167,7 +156,7 @@ def choose_dtype(form: Format, dtype: str | None) -> str:
     return spelled[dtype.lower()]
 
 
-def refuse_connector(trained: AdaptedModel, form: str) -> None:
+def _refuse_connector(trained: AdaptedModel, form: str) -> None:
     """Raise UserError if a connector of our own stands in the model, which no other program's code has."""
     if reason := connector_is_exportable(trained.model):
         raise UserError(f"--format {form}: {reason} (--format peft holds it, for vlmtune.)")
@@ -179,8 +168,8 @@ def lfm2_vl_parts(opened: OpenedModel) -> tuple[Lfm2Vl, Lfm2VlImageProcessor]:
     return opened.model, opened.processor
 
 
-def _place(trained: AdaptedModel) -> tuple[torch.dtype, torch.device]:
-    return next(trained.model.parameters()).dtype, trained.model.device
+def _dtype_of(trained: AdaptedModel) -> torch.dtype:
+    return next(trained.model.parameters()).dtype
 
 
 def _why_not_transformers(trained: AdaptedModel, *, with_peft: bool) -> str | None:

@@ -34,6 +34,7 @@ _FINER = {"Q4_0": "Q8_0"}
 # Types that share a scale among so many neighbours in a row.
 _BLOCK_TYPES, _BLOCK = ("Q8_0", "Q4_0"), 32
 _FLOAT16_MAX = 65504.0
+_PROJECTOR_PREFIX = "mmproj-"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def write_gguf(
     """
     gguf = import_gguf()
     finer = _FINER.get(dtype, dtype)
-    files = [folder / f"{name}-{dtype}.gguf", folder / f"mmproj-{name}-{finer}.gguf"]
+    files = [folder / f"{name}-{dtype}.gguf", folder / f"{_PROJECTOR_PREFIX}{name}-{finer}.gguf"]
     writers = [gguf.GGUFWriter(files[0], "lfm2"), gguf.GGUFWriter(files[1], "clip")]
     _describe_model(writers[0], model, tokenizer)
     _describe_projector(writers[1], model, processor)
@@ -92,6 +93,13 @@ def write_gguf(
             writer.write_tensors_to_file()
             writer.close()
     return GgufFiles(files[0], files[1], {kind: count for kind, count in counts.items() if count})
+
+
+def find_gguf(folder: Path) -> tuple[Path, Path]:
+    """The language model's file and the projector's in an exported folder."""
+    (projector,) = folder.glob(f"{_PROJECTOR_PREFIX}*.gguf")
+    (model,) = (path for path in folder.glob("*.gguf") if path != projector)
+    return model, projector
 
 
 def read_gguf(model_file: Path, projector_file: Path, model: Lfm2Vl) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from vlmtune.adapters.manifest import Manifest, write_manifest
 from vlmtune.adapters.open import AdaptedModel
 from vlmtune.errors import UserError
 from vlmtune.export.card import CardFacts, write_card
-from vlmtune.export.formats import Format
+from vlmtune.export.formats import AS_TRAINED, Format
 from vlmtune.export.gate import Verdict, judge
 from vlmtune.export.runtime import OwnRuntime
 from vlmtune.export.subject import Subject
@@ -70,7 +70,7 @@ def export(
         raise UserError(f"{output}: exists. Choose another folder with --output, or remove this one.")
     trained = subject.open()
     with _new_folder(output) as partial:
-        form.write(subject, trained, partial, dtype)
+        sentences = form.write(subject, trained, partial, dtype)
         verdict = _judge(subject, trained, form, partial, threshold, on_picture)
         manifest = Manifest(
             format=form.name,
@@ -82,7 +82,7 @@ def export(
             files={path.name: sha256(path) for path in sorted(partial.iterdir())},
         )
         write_manifest(partial, manifest)
-        write_card(partial, _card_facts(subject, trained, manifest, verdict, form))
+        write_card(partial, _card_facts(subject, trained, manifest, verdict, sentences))
         target = output
         if not verdict.is_accepted:
             with explain_write_errors(partial):
@@ -94,7 +94,7 @@ def export(
         with explain_write_errors(target):
             partial.chmod(0o755)
             partial.replace(target)
-    return Export(target, verdict, tuple(form.sentences), num_bytes)
+    return Export(target, verdict, tuple(sentences), num_bytes)
 
 
 def sha256(path: Path) -> str:
@@ -121,7 +121,7 @@ def _judge(
 
 
 def _card_facts(
-    subject: Subject, trained: AdaptedModel, manifest: Manifest, verdict: Verdict, form: Format
+    subject: Subject, trained: AdaptedModel, manifest: Manifest, verdict: Verdict, sentences: list[str]
 ) -> CardFacts:
     prompt = PromptBuilder(trained.tokenizer, subject.task, subject.labels)
     question = "{question}" if prompt.asks_question else None
@@ -132,14 +132,14 @@ def _card_facts(
         system=prompt.system,
         user=prompt.user,
         evaluations=subject.evaluations,
-        sentences=form.sentences,
+        sentences=sentences,
         load_options=LOAD_OPTIONS.get(trained.family.name, {}),
     )
 
 
 def _origin(subject: Subject, trained: AdaptedModel, dtype: str) -> dict[str, object]:
     model = subject.experiment.model
-    spelled = str(next(trained.model.parameters()).dtype).removeprefix("torch.") if dtype == "as trained" else dtype
+    spelled = str(next(trained.model.parameters()).dtype).removeprefix("torch.") if dtype == AS_TRAINED else dtype
     return {
         "run": subject.name,
         "checkpoint": subject.checkpoint.name,
