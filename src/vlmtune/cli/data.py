@@ -121,7 +121,12 @@ def _print_report(report: CheckReport) -> None:
 
     title = f"{report.source}: {report.kind}" + (f", revision {report.revision}" if report.revision else "")
     rows = [
-        (split, count, _imbalance_text(report.imbalance[split], count), report.origins[split])
+        (
+            split,
+            count,
+            "–" if report.num_questions else _imbalance_text(report.imbalance[split], count),
+            report.origins[split],
+        )
         for split, count in report.counts.items()
     ]
     print_table(["split", "pictures", "most / fewest a label", "from"], rows, title=title)
@@ -162,7 +167,9 @@ def _print_labels(report: CheckReport) -> None:
         labels = by_count[: MOST_LABELS // 2] + by_count[-MOST_LABELS // 2 :]
         title += f"; the {MOST_LABELS // 2} most frequent and the {MOST_LABELS // 2} rarest (all with --json)"
     name = "answers" if report.num_questions else "label"
-    print_table([name, *splits], [(label, *(n[split] for split in splits)) for label, n in labels], title=title)
+    print_table(
+        [name, *splits], [(label or "no type", *(n[split] for split in splits)) for label, n in labels], title=title
+    )
 
 
 def _print_duplicates(report: CheckReport) -> None:

@@ -1,0 +1,72 @@
+"""Question tasks on the command line: data check, evaluate, compare and predict on a miniature."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vqa_sets import NUM_QUESTIONS, write_official
+
+pytestmark = pytest.mark.cli
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("work")
+    write_official(root / "vqa", {"train2014": 4, "val2014": 4, "test2015": 2})
+    (root / "mini.yaml").write_text(
+        "data: {source: vqa, train_split: train, test_split: validation}\ntask: {kind: vqa, max_answer_tokens: 4}\n"
+    )
+    return root
+
+
+def run(workplace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vlmtune.cli.main", *arguments], cwd=workplace, capture_output=True, text=True
+    )
+
+
+def test_data_check_counts_pictures_and_questions(workplace: Path) -> None:
+    found = run(workplace, "data", "check", "mini.yaml", "--json")
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert report["num_questions"] == 8 * NUM_QUESTIONS and report["num_pictures"] == 8
+
+
+def test_evaluations_of_questions_are_compared_and_leave_a_results_file(workplace: Path) -> None:
+    for name, tokens in (("first", 4), ("second", 1)):
+        done = run(
+            workplace, "evaluate", "mini.yaml", "--checkpoint", "base", "--set", f"output_dir={name}",
+            "--set", f"task.max_answer_tokens={tokens}",
+        )  # fmt: skip
+        assert done.returncode == 0 and "official accuracy" in done.stdout, done.stderr
+    folders = [f"{name}/mini/evaluation/test-base" for name in ("first", "second")]
+    assert len(json.loads((workplace / folders[0] / "submission.json").read_text())) == 4 * NUM_QUESTIONS
+    compared = run(workplace, "compare", *folders, "--json")
+    assert compared.returncode == 0, compared.stderr
+    (pair,) = json.loads(compared.stdout)["pairs"]
+    assert pair["num_better"] + pair["num_worse"] <= 4 * NUM_QUESTIONS and "difference_interval" in pair
+
+
+def test_test_questions_whose_answers_are_not_known_are_answered_for_the_server(workplace: Path) -> None:
+    done = run(workplace, "evaluate", "mini.yaml", "--checkpoint", "base", "--set", "data.test_split=test")
+    assert done.returncode == 0 and "submission.json is the results file" in done.stdout, done.stderr
+
+
+def test_one_picture_one_question(workplace: Path) -> None:
+    picture = next((workplace / "vqa" / "val2014").iterdir())
+    done = run(workplace, "predict", "builtin:tiny", str(picture), "--question", "What color is the background?")
+    assert done.returncode == 0 and picture.name in done.stdout, done.stderr
+
+
+def test_a_bad_row_is_one_message_with_its_place(workplace: Path) -> None:
+    table = workplace / "asked.csv"
+    table.write_text("image,question,answer\nvqa/missing.jpg,What?,red\n")
+    done = run(workplace, "data", "check", "mini.yaml", "--set", "data.source=asked.csv",
+               "--set", "data.train_split=null", "--set", "data.test_split=null")  # fmt: skip
+    assert done.returncode == 1 and "asked.csv, line 2: there is no picture file" in done.stderr
+    assert "Traceback" not in done.stderr
