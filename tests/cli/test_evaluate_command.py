@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.pictures import write_class_folders
+from tests.synthetic_runs import random_table, write_evaluation
 from tests.tiny_model import write_tiny_folder
+from vlmtune.evaluate.vqa_metrics import measure_vqa
+from vlmtune.evaluate.vqa_predictions import VqaTable, write_vqa_evaluation
+from vlmtune.records import Example, ImageSource
 
 pytestmark = pytest.mark.cli
 
@@ -59,3 +64,34 @@ def test_a_contradiction_is_one_readable_error(config: Path) -> None:
     done = vlmtune("evaluate", config, "--calibrate", "--set", "evaluate.mode=argmax")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: ") and "evaluate.calibrate" in done.stderr and "mode: full" in done.stderr
+
+
+def write_answers(folder: Path, name: str, answers: list[str]) -> Path:
+    examples = [
+        Example(str(n), ImageSource(data=b"x", name=str(n)), ("yes",) * 10, f"Question {n}?", image_id=str(n // 2))
+        for n in range(len(answers))
+    ]
+    seconds = np.full(len(answers), 0.1, dtype=np.float32)
+    table = VqaTable.of(examples, answers, [None] * len(answers), seconds)
+    facts = {"name": name, "task": "vqa", "labels": [], "data": {"limit": None}, "metrics": measure_vqa(table)}
+    return write_vqa_evaluation(folder / name, facts, table, {})
+
+
+def test_answers_to_questions_are_compared_by_picture_and_not_with_labels(tmp_path: Path) -> None:
+    before = write_answers(tmp_path, "before", ["no"] * 30 + ["yes"] * 30)
+    after = write_answers(tmp_path, "after", ["yes"] * 58 + ["no"] * 2)
+    done = vlmtune("compare", before, after, "--flips", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["pairs"][0]["difference"] == pytest.approx(28 / 60)
+    assert result["pairs"][0]["is_significant"] and result["num_pictures"] == 30
+    assert len(result["flips"]) == 32
+    assert (
+        result["flips"][0] | {"question": "Question 0?", "first": "no", "second": "yes", "change": 1.0}
+        == result["flips"][0]
+    )
+    shown = vlmtune("compare", before, after)
+    assert "before → after" in shown.stdout and "+46.7" in shown.stdout
+    write_evaluation(tmp_path / "labels", "labels", random_table(num=60))
+    mixed = vlmtune("compare", before, tmp_path / "labels")
+    assert mixed.returncode == 1 and "one of questions" in mixed.stderr

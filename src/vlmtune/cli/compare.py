@@ -95,7 +95,7 @@ def _print_vqa(result: dict[str, Any]) -> None:
     from vlmtune.report import wording as w
 
     for shown in (vqa_tables.runs(result["runs"]), vqa_tables.pairs(result)):
-        print_table(shown.head(), shown.texts())
+        _print_within_width(shown.head(), shown.texts())
     if "flips" in result:
         keys = ("pair", "id", "question", "first", "second")
         rows = [[*(flip[key] or "–" for key in keys), w.points(flip["change"])] for flip in result["flips"]]
