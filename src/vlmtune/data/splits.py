@@ -196,9 +196,11 @@ def hold_out(rows: Sequence[Row], share: float, seed: int, purpose: str) -> tupl
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """SHA-256 over sorted ids, questions and answers: two evaluations of the same examples have the same one."""
+    """SHA-256 over sorted ids, questions (with the turns before) and answers: equal for the same examples."""
     digest = hashlib.sha256()
-    for line in sorted("\0".join((example.id, example.question or "", *example.answers)) for example in examples):
+    for line in sorted(
+        "\0".join((e.id, *(text for turn in e.history for text in turn), e.question or "", *e.answers)) for e in examples
+    ):
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
