@@ -199,7 +199,8 @@ def fingerprint(examples: Sequence[Example]) -> str:
     """SHA-256 over sorted ids, questions (with the turns before) and answers: equal for the same examples."""
     digest = hashlib.sha256()
     for line in sorted(
-        "\0".join((e.id, *(text for turn in e.history for text in turn), e.question or "", *e.answers)) for e in examples
+        "\0".join((e.id, *(text for turn in e.history for text in turn), e.question or "", *e.answers))
+        for e in examples
     ):
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
