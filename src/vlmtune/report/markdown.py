@@ -49,4 +49,12 @@ def _of_labels(view: dict[str, Any]) -> list[str]:
     if view["confusions"]:
         table = tables.confusions(view["confusions"][:NUM_CONFUSIONS]).markdown()
         parts += ["## Most frequent confusions", table]
+    if view["calibration"]:
+        for heading, key, table_name in (
+            ("Temperature", "temperature", "calibrations"),
+            ("Sets of labels", "sets", "label_sets"),
+            ("Abstaining", "abstention", "abstentions"),
+        ):
+            told = " ".join(plain(sentence) for sentence in view["calibration"][key])
+            parts += [f"## {heading}", told, view["tables"][table_name].markdown()]
     return parts
