@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def study(
     config: ConfigArgument,
-    more_fractions: Annotated[list[float] | None, typer.Argument(metavar="[FRACTION]...", hidden=True)] = None,
+    more_fractions: Annotated[list[float] | None, typer.Argument(metavar="FRACTION", hidden=True)] = None,
     fractions: Annotated[
         float | None,
         typer.Option(

@@ -132,7 +132,7 @@ class Ceilings:
             # The features are needed once: their time stands with each, as each would need it alone.
             started = time.perf_counter() - pooling
             probed = probe(known, held_out, readable, len(self.labels))
-            note = f"{len(known.labels)} training pictures, {readable.shape[1]} features"
+            note = f"{len(known.labels):,} training pictures, {readable.shape[1]} features"
             skipped = int((~train.readable).sum() + (~validation.readable).sum())
             notes = [*probed.notes, *([f"{skipped} unreadable training pictures left out."] if skipped else [])]
             told = replace(probed, setting=f"{probed.setting}, {note}", notes=notes)
@@ -159,7 +159,7 @@ class Ceilings:
             scores = answers[query]
             assert isinstance(scores, LabelScores)  # a grey picture can be read
             records.append(Prediction(example.id, example.answers, scores.prediction, scores.log_probs))
-        setting = f"grey pictures of the same size ({len(queries)} different)"
+        setting = f"{len(queries)} grey picture{'s' if len(queries) > 1 else ''}, one for each size and question"
         self._add(key, name, "floor", records, setting, started)
 
     def add_evaluation(self, key: str, name: str, facts: dict[str, Any], folder: Path) -> None:

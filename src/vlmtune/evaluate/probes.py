@@ -57,7 +57,9 @@ def majority_class(train: Ints, num_test: int, num_labels: int) -> Probed:
     shares = np.maximum(counts / counts.sum(), _LEAST_PROBABILITY)
     log_probs = np.log(shares / shares.sum()).astype(np.float32)
     return Probed(
-        np.full(num_test, int(counts.argmax())), np.tile(log_probs, (num_test, 1)), f"of {len(train)} training pictures"
+        np.full(num_test, int(counts.argmax())),
+        np.tile(log_probs, (num_test, 1)),
+        f"of {len(train):,} training pictures",
     )
 
 
