@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.models.images import ProcessedImage
+from vlmtune.models.known import KNOWN_CONFIGS
 from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
 
 IMAGE_TOKEN = 396
@@ -28,8 +29,6 @@ SHARED_TOKENS = 650
 # What follows the picture: its end mark, the end of the turn, the header of the answer.
 OWN_TOKENS = 6
 
-ATTENTION_LAYERS = (2, 5, 8, 10, 12, 14)
-
 # What the older repos' list of seven names matches in LFM2-VL: q, k and v, in the decoder and in the tower.
 OLDER_TARGETS = ["q_proj", "k_proj", "v_proj"]
 ALL_DECODER_LINEAR = r".*language_model\..*\.(q_proj|k_proj|v_proj|out_proj|in_proj|w1|w2|w3)"
@@ -37,34 +36,9 @@ ALL_DECODER_LINEAR = r".*language_model\..*\.(q_proj|k_proj|v_proj|out_proj|in_p
 
 def config_450m() -> dict[str, Any]:
     """config.json of LFM2-VL-450M, as far as it decides sizes."""
-    return {
-        "model_type": "lfm2_vl",
-        "image_token_id": IMAGE_TOKEN,
-        "projector_hidden_size": 2560,
-        "downsample_factor": 2,
-        "text_config": {
-            "model_type": "lfm2",
-            "vocab_size": VOCABULARY,
-            "hidden_size": 1024,
-            "intermediate_size": 6656,
-            "block_auto_adjust_ff_dim": True,
-            "block_multiple_of": 256,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "layer_types": ["full_attention" if i in ATTENTION_LAYERS else "conv" for i in range(16)],
-        },
-        "vision_config": {
-            "model_type": "siglip2_vision_model",
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "num_patches": 256,
-            "patch_size": 16,
-            "vision_use_head": False,
-        },
-    }
+    config = copy.deepcopy(KNOWN_CONFIGS["LiquidAI/LFM2-VL-450M"])
+    config["vision_config"]["vision_use_head"] = False  # a pooling head that LFM2-VL does not read
+    return config
 
 
 @contextmanager

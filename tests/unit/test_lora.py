@@ -15,6 +15,7 @@ from vlmtune.adapters.lora import apply_adapter, count_trainable, parameter_grou
 from vlmtune.adapters.merging import base_parameters, fold, merge, merged, unmerge
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
+from vlmtune.models.known import KNOWN_CONFIGS
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.tree import Rows
 
@@ -54,28 +55,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_the_4_2_million_of_the_3b_runs_are_counted_exactly() -> None:
-    # LFM2-VL-3B: decoder of 30 layers, 8 of them attention, 32 heads of 64 and 8 for keys; tower so400m.
-    attention = [2, 6, 9, 12, 15, 18, 22, 26]
-    config = {
-        "model_type": "lfm2-vl",
-        "projector_hidden_size": 2048,
-        "text_config": {
-            "hidden_size": 2048,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "intermediate_size": 10752,
-            "block_auto_adjust_ff_dim": False,
-            "full_attn_idxs": attention,
-            "vocab_size": 65536,
-        },
-        "vision_config": {
-            "hidden_size": 1152,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "intermediate_size": 4304,
-        },
-    }
+    config = KNOWN_CONFIGS["LiquidAI/LFM2-VL-3B"]
     trainable, total = count_trainable(config, AdapterSection(targets=["q_proj", "k_proj", "v_proj"], rank=16))
     assert trainable == 8 * 147_456 + 27 * 110_592 == 4_165_632
     assert 2.9e9 < total < 3.1e9

@@ -175,7 +175,7 @@ def open_processor(
     source: str, revision: str | None = None, image_overrides: Mapping[str, Any] | None = None
 ) -> ImageProcessor:
     """The image processor of a plain model alone, without its weights. Arguments and errors as in `open_model`."""
-    folder = locate(source, revision)
+    folder = locate(source, revision, with_weights=False)
     family = family_of(read_config(folder), str(folder))
     overrides = {key: value for key, value in (image_overrides or {}).items() if value is not None}
     return family.open_processor(folder, **overrides)

@@ -20,12 +20,13 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def locate(source: str, revision: str | None = None) -> Path:
+def locate(source: str, revision: str | None = None, *, with_weights: bool = True) -> Path:
     """Find a model's folder, downloading it (resumed if it was begun, with progress on stderr) if it is on the hub.
 
     Args:
         source: `builtin:tiny`, a local folder, or a hub id `owner/name`. A folder of that name goes first.
         revision: branch, tag or commit on the hub; None is the main branch.
+        with_weights: whether to download them too, or only what describes the model.
 
     Raises:
         UserError: no such folder; not on the hub; gated; no connection; unknown built-in name.
@@ -39,7 +40,7 @@ def locate(source: str, revision: str | None = None) -> Path:
         raise UserError(f"{source}: a file; expected the folder of a model, a hub id or 'builtin:tiny'.")
     if not _HUB_ID.fullmatch(source):
         raise UserError(f"{source}: no such folder. Expected a folder, a hub id like 'owner/name', or 'builtin:tiny'.")
-    return _download(source, revision)
+    return _download(source, revision, with_weights)
 
 
 def _locate_builtin(name: str) -> Path:
@@ -51,7 +52,7 @@ def _locate_builtin(name: str) -> Path:
     return folder
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, with_weights: bool) -> Path:
     # Imported here: a local model needs neither the package's start-up time nor the network.
     import huggingface_hub.errors as hub
     from huggingface_hub import snapshot_download
@@ -60,7 +61,8 @@ def _download(repo: str, revision: str | None) -> Path:
     connection_failed: type[Exception] = getattr(hub, "HTTPError", hub.HfHubHTTPError)
     page = f"https://huggingface.co/{repo}"
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
+        wanted = [pattern for pattern in HUB_FILES if with_weights or "safetensors" not in pattern]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except hub.GatedRepoError as error:
         raise UserError(
             f"{repo}: gated on the hub. Accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN)."
