@@ -99,12 +99,9 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
             "from": origins.get(role, "nowhere: the source has no such split"),
             "found": len(found),
             "used": len(used),
-            "per_label": _count_labels(used, labels) if labels is not None and task.kind == "classify" else {},
+            **_counts(used, labels, task),
             "fingerprint": fingerprint(used),
         }
-        if task.kind == "vqa":
-            described[role]["pictures"] = len({example.image_id for example in used})
-            described[role]["per_answer_type"] = dict(Counter(example.answer_type or "" for example in used))
     description = {
         "source": data.source,
         "kind": source.kind,
@@ -275,9 +272,15 @@ def _example(row: Row) -> Example:
     )
 
 
-def _count_labels(examples: Sequence[Example], labels: LabelSet) -> dict[str, int]:
+def _counts(examples: Sequence[Example], labels: LabelSet | None, task: TaskSection) -> dict[str, Any]:
+    """What a split's description counts: its labels, or of questions their pictures and types of answer."""
+    if task.kind == "vqa":
+        types = Counter(example.answer_type or "" for example in examples)
+        pictures = len({example.image_id for example in examples})
+        return {"per_label": {}, "pictures": pictures, "per_answer_type": dict(types)}
+    assert labels is not None
     counts = Counter(example.label for example in examples)
-    return {label: counts[label] for label in labels.stored}
+    return {"per_label": {label: counts[label] for label in labels.stored}}
 
 
 def _note_labels_without_pictures(labels: LabelSet, examples: dict[Role, list[Example]], notes: list[str]) -> None:
