@@ -67,8 +67,8 @@ def stages_of(arm: Arm, seed: int, folder: Path, options: argparse.Namespace) ->
                 "limit_validation": options.validation,
                 "limit_test": options.test,
             },
-            # One rate for all, whether aligned or not: by default an aligned connector would learn at a tenth of it.
-            "adapter": {"learning_rate_factors": {"connector": 1.0}},
+            # One rate for all, whether aligned or not; a two-stage file's own default is a tenth for an aligned one.
+            "adapter": {"learning_rate_factors": {"connector": options.connector_factor}},
             "train": {
                 "max_steps": options.steps,
                 "batch_size": options.batch,
@@ -188,7 +188,6 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             axis.plot(steps, values.T, color=f"C{number}", alpha=0.25, linewidth=0.8)
             axis.plot(steps, values.mean(0), color=f"C{number}", linewidth=2, label=arm.name)
     left.set_ylabel("loss a token")
-    left.set_yscale("log")
     right.set_ylabel("validation accuracy")
     right.legend(frameon=False, fontsize=8)
     for axis in (left, right):
@@ -201,8 +200,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for runs to stand in one table."""
-    keys = ("steps", "align_steps", "batch", "rate", "questions", "captions", "validation", "test", "clock", "threads")
-    return {key: getattr(options, key) for key in keys}
+    keys = ("steps", "align_steps", "batch", "rate", "connector_factor", "questions", "captions", "validation", "test")
+    return {key: getattr(options, key) for key in (*keys, "clock", "threads")}
 
 
 def main() -> None:
@@ -212,11 +211,15 @@ def main() -> None:
     parser.add_argument("--align-steps", type=int, default=60, help="of stage 1")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of stage 2")
+    parser.add_argument("--connector-factor", type=float, default=1.0, help="of that rate, for the connector")
     parser.add_argument("--questions", type=int, default=4_000, help="to learn from in stage 2")
     parser.add_argument("--captions", type=int, default=2_000, help="to learn from in stage 1")
     parser.add_argument("--validation", type=int, default=120, help="questions")
     parser.add_argument("--test", type=int, default=800, help="questions")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--only", action="append", choices=[arm.name for arm in ARMS], help="this connector; repeatable"
+    )
     parser.add_argument("--chart", type=Path, help="a PNG file")
     parser.add_argument("--show", action="store_true", help="table and chart of the JSON as it stands; nothing is run")
     options = parser.parse_args()
@@ -234,7 +237,7 @@ def main() -> None:
         *arms, last_arm = ARMS
         seeds = range(options.seeds)
         for arm, seed in [*((arm, seed) for seed in seeds for arm in arms), *((last_arm, seed) for seed in seeds)]:
-            if (arm.name, seed) in done:
+            if (arm.name, seed) in done or (options.only and arm.name not in options.only):
                 continue
             found["runs"].append(run(arm, seed, options))
             last = found["runs"][-1]
