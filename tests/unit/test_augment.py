@@ -17,7 +17,7 @@ from vlmtune.data import augment
 from vlmtune.data.augment import Augmentation
 from vlmtune.data.auto_augment import RAND_AUGMENT, TRIVIAL_AUGMENT, affine, rand_augment
 from vlmtune.data.mixing import Mixing, cut_mix
-from vlmtune.data.sides import has_sides, refuse_flips, sided_labels
+from vlmtune.data.spared import coloured_labels, has_colours, has_sides, refuse_flips, sided_labels
 from vlmtune.errors import UserError
 from vlmtune.records import Example, ImageSource, LabelSet
 
@@ -31,7 +31,7 @@ def picture(width: int = 30, height: int = 20) -> Image.Image:
 
 
 def chain(*steps: object) -> Augmentation:
-    return Augmentation.of(TrainSection(augment=list(steps)).augment or [])
+    return Augmentation(TrainSection(augment=list(steps)).augment or [])
 
 
 def label_set(*names: str) -> LabelSet:
@@ -150,9 +150,9 @@ def test_a_picture_with_sides_is_never_mirrored() -> None:
     mirrored = ImageOps.mirror(picture())
     flipping = chain({"flip": {"probability": 1}})
     assert np.array_equal(flipping(picture(), np.random.default_rng(0)), mirrored)
-    assert np.array_equal(flipping(picture(), np.random.default_rng(0), has_sides=True), picture())
+    assert np.array_equal(flipping(picture(), np.random.default_rng(0), keep_sides=True), picture())
     anyway = chain({"flip": {"probability": 1, "anyway": True}})
-    assert np.array_equal(anyway(picture(), np.random.default_rng(0), has_sides=True), mirrored)
+    assert np.array_equal(anyway(picture(), np.random.default_rng(0), keep_sides=True), mirrored)
 
 
 def test_a_picture_with_sides_is_not_turned_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +167,26 @@ def test_a_picture_with_sides_is_not_turned_far(monkeypatch: pytest.MonkeyPatch)
     for is_sided, most in ((True, 30), (False, 135)):
         turns.clear()
         for seed in range(600):
-            trivial(picture(), np.random.default_rng(seed), has_sides=is_sided)
+            trivial(picture(), np.random.default_rng(seed), keep_sides=is_sided)
         assert most * 0.8 < max(turns) <= most
+
+
+def test_questions_and_labels_of_colours_are_told_from_others() -> None:
+    assert has_colours(question("What color is the ball?", "odd"))
+    assert has_colours(question("What is this?", "a red ball"))
+    assert not has_colours(question("What is covered here?", "redder than most"))
+    assert "2 of 3 labels name a colour" in (coloured_labels(label_set("red car", "blue car", "bike")) or "")
+    assert coloured_labels(label_set("red panda", "cat", "dog")) is None
+
+
+@pytest.mark.parametrize("name", ["colour", "randaugment", "trivialaugment", "crop", "flip-crop"])
+def test_where_colours_matter_none_is_changed(name: str) -> None:
+    """On a picture of one colour, only a change of colour shows."""
+    plain = Image.new("RGB", (24, 24), (200, 90, 30))
+    kept = [Augmentation.named(name)(plain, np.random.default_rng(s), keep_colours=True) for s in range(60)]
+    assert all(np.array_equal(picture, plain) for picture in kept)
+    changed = [Augmentation.named(name)(plain, np.random.default_rng(s)) for s in range(60)]
+    assert not all(np.array_equal(picture, plain) for picture in changed)
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 1000), width=st.integers(1, 40), height=st.integers(1, 40))

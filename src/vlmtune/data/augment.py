@@ -8,61 +8,74 @@ the threads and the dropout of the step would share: pictures would depend on ti
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from vlmtune.config.augmentation import CHAINS, AugmentStep, settings_of
-from vlmtune.data.auto_augment import affine, rand_augment, trivial_augment
+from vlmtune.data.auto_augment import COLOUR_OPERATIONS, affine, rand_augment, trivial_augment
 
 Draw = np.random.Generator
 Change = Callable[[Image.Image, Draw], Image.Image]
 
 
-@dataclass(frozen=True)
 class Augmentation:
     """A chain of random changes; without any, pictures stay as they are (and features cacheable).
 
+    Args:
+        steps: what `train.augment` says (its names and settings have been checked).
+        name: for messages; default: the names of the steps.
+
     Attributes:
-        changes: for any picture.
-        changes_with_sides: for a picture whose answer depends on left and right or on writing: no flips, no far turns.
+        alters_sides: whether left and right, or up and down, may change; alters_colours: whether colours may.
     """
 
-    name: str
-    changes: tuple[Change, ...]
-    changes_with_sides: tuple[Change, ...] = field(default=())
-
-    @classmethod
-    def of(cls, steps: Sequence[AugmentStep]) -> Augmentation:
-        """The chain that `train.augment` describes (its names and settings have been checked)."""
-        changes: list[Change] = []
-        sided: list[Change] = []
-        for name, settings in map(settings_of, steps):
-            anyway = settings.pop("anyway", 0)
-            change = partial(_CHANGES[name], **settings)
-            changes.append(change)
-            if name == "trivialaugment":
-                sided.append(partial(change, max_turn=30.0))
-            elif name != "flip" or anyway:
-                sided.append(change)
-        return cls(", ".join(name for name, _ in map(settings_of, steps)) or "none", tuple(changes), tuple(sided))
+    def __init__(self, steps: Sequence[AugmentStep], name: str = "") -> None:
+        names = {step for step, _ in map(settings_of, steps)}
+        self.alters_sides = bool(names & {"flip", "trivialaugment"})
+        self.alters_colours = bool(names & {"colour", "randaugment", "trivialaugment"})
+        self.name = name or ", ".join(step for step, _ in map(settings_of, steps)) or "none"
+        self._chains = {(s, c): _chain(steps, s, c) for s in (False, True) for c in (False, True)}
 
     @classmethod
     def named(cls, name: str) -> Augmentation:
         """A chain by its short name."""
-        return replace(cls.of(CHAINS.get(name, (name,))), name=name)
+        return cls(CHAINS.get(name, (name,)), name)
 
-    def __call__(self, image: Image.Image, draw: Draw, *, has_sides: bool = False) -> Image.Image:
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """For a picture that may be changed in every way."""
+        return self._chains[False, False]
+
+    def __call__(
+        self, image: Image.Image, draw: Draw, *, keep_sides: bool = False, keep_colours: bool = False
+    ) -> Image.Image:
         """The changed picture, in the size of the original.
 
         Args:
-            has_sides: whether the answer depends on left and right or on writing (see `data/sides.py`).
+            keep_sides: the answer depends on left and right or on writing: no flips, no far turns.
+            keep_colours: the answer names a colour: none is changed.
         """
-        for change in self.changes_with_sides if has_sides else self.changes:
+        for change in self._chains[keep_sides, keep_colours]:
             image = change(image, draw)
         return image
+
+
+def _chain(steps: Sequence[AugmentStep], keep_sides: bool, keep_colours: bool) -> tuple[Change, ...]:
+    """The changes of the steps, less those that an answer forbids (see `data/spared.py`)."""
+    changes: list[Change] = []
+    for name, settings in map(settings_of, steps):
+        anyway = settings.pop("anyway", 0)
+        if (name == "flip" and keep_sides and not anyway) or (name == "colour" and keep_colours):
+            continue
+        change = partial(_CHANGES[name], **settings)
+        if name == "trivialaugment" and keep_sides:
+            change = partial(change, max_turn=30.0)
+        if name in ("trivialaugment", "randaugment") and keep_colours:
+            change = partial(change, without=COLOUR_OPERATIONS)
+        changes.append(change)
+    return tuple(changes)
 
 
 def random_flip(image: Image.Image, draw: Draw, probability: float = 0.5) -> Image.Image:

@@ -131,28 +131,35 @@ RAND_AUGMENT = _table(shear=0.3, move=150 / 331, turn=30, enhance=0.9, least_bit
 TRIVIAL_AUGMENT = _table(shear=0.99, move=32 / 224, turn=135, enhance=0.99, least_bits=2)
 
 
-def rand_augment(image: Image.Image, draw: Draw, ops: float = 2, magnitude: float = 9) -> Image.Image:
-    """``ops`` operations one after another, each at strength ``magnitude`` (of 0 to 30)."""
+COLOUR_OPERATIONS = frozenset(
+    {"brightness", "saturation", "contrast", "posterize", "solarize", "autocontrast", "equalize"}
+)
+"""What changes colours: left out where an answer names one."""
+
+
+def rand_augment(
+    image: Image.Image, draw: Draw, ops: float = 2, magnitude: float = 9, without: frozenset[str] = frozenset()
+) -> Image.Image:
+    """``ops`` operations one after another, each at strength ``magnitude`` (of 0 to 30); none of ``without``."""
     for _ in range(round(ops)):
-        image = _apply(_pick(RAND_AUGMENT, draw), image, draw, magnitude)
+        image = _apply(RAND_AUGMENT[_pick(RAND_AUGMENT, without, draw)], image, draw, magnitude)
     return image
 
 
-def trivial_augment(image: Image.Image, draw: Draw, max_turn: float = 135) -> Image.Image:
-    """One operation at a drawn strength; turns by no more than ``max_turn`` degrees."""
-    name = _pick_name(TRIVIAL_AUGMENT, draw)
+def trivial_augment(
+    image: Image.Image, draw: Draw, max_turn: float = 135, without: frozenset[str] = frozenset()
+) -> Image.Image:
+    """One operation, none of ``without``, at a drawn strength; turns by no more than ``max_turn`` degrees."""
+    name = _pick(TRIVIAL_AUGMENT, without, draw)
     operation, strength = TRIVIAL_AUGMENT[name], draw.integers(NUM_STRENGTHS)
     if name == "turn":
         operation = Operation(_turn, (0, max_turn), True)
     return _apply(operation, image, draw, float(strength))
 
 
-def _pick_name(table: Mapping[str, Operation], draw: Draw) -> str:
-    return list(table)[draw.integers(len(table))]
-
-
-def _pick(table: Mapping[str, Operation], draw: Draw) -> Operation:
-    return table[_pick_name(table, draw)]
+def _pick(table: Mapping[str, Operation], without: frozenset[str], draw: Draw) -> str:
+    names = [name for name in table if name not in without]
+    return names[draw.integers(len(names))]
 
 
 def _apply(operation: Operation, image: Image.Image, draw: Draw, strength: float) -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,10 +16,10 @@ import numpy as np
 import torch
 
 from vlmtune.data.loading import read_ahead
-from vlmtune.data.sides import has_sides, sided_labels
+from vlmtune.data.spared import coloured_labels, has_colours, has_sides, sided_labels
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor, Query
-from vlmtune.records import Example
+from vlmtune.records import Example, LabelSet
 from vlmtune.train.loop import Trainer
 from vlmtune.train.targets import EXACT_LABELS, NUM_DRAWN
 
@@ -123,15 +124,27 @@ def _shown(trainer: Trainer) -> list[Finding]:
         others = "all" if len(labels) <= EXACT_LABELS else f"{NUM_DRAWN} drawn ones of the"
         spread = f"{train.label_smoothing:g} of every target is spread over {others} {len(labels)} labels"
         findings.append(Finding("target", "ok", f"{spread}, a branch each"))
-    if reader.augmentation.changes != reader.augmentation.changes_with_sides:
-        sided = [example for example in trainer.splits.train if has_sides(example)]
-        if sided:
-            many = f"{len(sided)} of {len(trainer.splits.train)} questions speak of left and right or of writing"
-            message = f"{many}, such as {sided[0].question!r}: their pictures are neither flipped nor turned far"
-            findings.append(Finding("pictures shown", "ok", message))
-        elif reader.has_sided_labels:
-            reason = sided_labels(labels) if labels is not None else None
-            findings.append(Finding("pictures shown", "ok", f"{reason}: pictures are not turned far"))
+    findings += _spared(trainer)
+    return findings
+
+
+def _spared(trainer: Trainer) -> list[Finding]:
+    """Pictures that random changes treat with care, because their answers depend on what would change."""
+    augmentation, labels, examples = trainer.reader.augmentation, trainer.splits.labels, trainer.splits.train
+    rules: tuple[tuple[bool, Callable[[LabelSet], str | None], Callable[[Example], bool], str, str], ...] = (
+        (augmentation.alters_sides, sided_labels, has_sides, "sides or writing", "not flipped, nor far turned"),
+        (augmentation.alters_colours, coloured_labels, has_colours, "colours", "changed in shape alone"),
+    )
+    findings = []
+    for alters, of_labels, of_example, subject, consequence in rules:
+        if not alters:
+            continue
+        reason = of_labels(labels) if labels is not None else None
+        found = [example for example in examples if of_example(example)]
+        if reason is None and found:
+            reason = f"{len(found)} of {len(examples)} questions speak of {subject}, such as {found[0].question!r}"
+        if reason is not None:
+            findings.append(Finding("pictures shown", "ok", f"{reason}: their pictures are {consequence}"))
     return findings
 
 

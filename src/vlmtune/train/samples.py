@@ -18,7 +18,7 @@ from vlmtune.config.schema import Experiment
 from vlmtune.data.augment import Augmentation
 from vlmtune.data.loading import read_ahead
 from vlmtune.data.mixing import Mixing
-from vlmtune.data.sides import has_sides, refuse_flips, sided_labels
+from vlmtune.data.spared import coloured_labels, has_colours, has_sides, refuse_flips, sided_labels
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.images import ProcessedImage
@@ -142,9 +142,10 @@ class SampleReader:
             groups=[example.image_id or example.id for example in examples] if experiment.task.kind == "vqa" else None,
         )
         self.targets: Targets = choose_targets(experiment, labels, examples)
-        self.augmentation = Augmentation.of(train.augment or [])
+        self.augmentation = Augmentation(train.augment or [])
         self.mixing = Mixing(train.mixup, train.cutmix, train.mix_probability)
         self.has_sided_labels = labels is not None and sided_labels(labels) is not None
+        self.has_coloured_labels = labels is not None and coloured_labels(labels) is not None
         self.cache: FeatureCache | None = None
         self.unreadable: dict[str, str] = {}
 
@@ -192,7 +193,12 @@ class SampleReader:
         return Shown(example, place.epoch, self.processor.process(picture), "", answers, mixed_with)
 
     def _changed(self, example: Example, draw: np.random.Generator) -> Image.Image:
-        return self.augmentation(example.image.open(), draw, has_sides=self.has_sided_labels or has_sides(example))
+        return self.augmentation(
+            example.image.open(),
+            draw,
+            keep_sides=self.has_sided_labels or has_sides(example),
+            keep_colours=self.has_coloured_labels or has_colours(example),
+        )
 
 
 def _share_pictures(batch: list[Shown]) -> list[Shown]:

@@ -1,6 +1,7 @@
-"""Whether an answer depends on left and right, or on writing: then no picture may be mirrored under it.
+"""What random changes must spare: pictures whose answer depends on left and right, on writing, or on a colour.
 
-Called by training where `train.augment` mirrors (or turns far) and by preflight, which says what was found.
+Called by training where `train.augment` mirrors, turns far or changes colours, and by preflight, which says what was
+found.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ _SIDES = {"left", "right", "leftmost", "rightmost", "clockwise", "counterclockwi
 _WRITING = {
     *("letter", "letters", "word", "words", "text", "written", "write", "says", "say", "spell", "spells", "spelled"),
     *("read", "reads", "sign", "digit", "digits", "time", "clock"),
+}
+_COLOURS = {
+    *("color", "colors", "colour", "colours", "coloured", "colored"),
+    *("red", "green", "blue", "yellow", "orange", "purple", "violet", "pink", "brown", "black", "white"),
+    *("gray", "grey"),
 }
 _DIGITS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
 _WORD = re.compile(r"[a-z0-9]+")
@@ -44,13 +50,33 @@ def refuse_flips(steps: Sequence[AugmentStep], labels: LabelSet | None) -> None:
         )
 
 
+def coloured_labels(labels: LabelSet) -> str | None:
+    """Why colours in pictures of these labels must stay, in words; None if they may change."""
+    coloured = [forms[0] for forms in labels.shown if _words(forms[0]) & _COLOURS]
+    if len(coloured) * 2 <= len(labels):  # one 'red panda' among many animals is no matter of colour
+        return None
+    return f"{len(coloured)} of {len(labels)} labels name a colour, such as '{coloured[0]}'"
+
+
 def has_sides(example: Example) -> bool:
     """Whether a question, its answers, or what was said before speak of left and right; or a question of writing."""
+    asked, answered = _said(example)
+    return bool(asked & (_SIDES | _WRITING) or answered & _SIDES)
+
+
+def has_colours(example: Example) -> bool:
+    """Whether a question, its answers, or what was said before speak of colour."""
+    asked, answered = _said(example)
+    return bool((asked | answered) & _COLOURS)
+
+
+def _said(example: Example) -> tuple[set[str], set[str]]:
+    """The words of the questions, and of the answers; none where nothing is asked."""
     if example.question is None:
-        return False
+        return set(), set()
     asked = [example.question, *(question for question, _ in example.history)]
     answered = [*example.answers, *(answer for _, answer in example.history)]
-    return any(_words(text) & (_SIDES | _WRITING) for text in asked) or any(_words(text) & _SIDES for text in answered)
+    return _words(" ".join(asked)), _words(" ".join(answered))
 
 
 def _is_character(words: set[str]) -> bool:
