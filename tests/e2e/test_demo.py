@@ -61,3 +61,33 @@ def test_the_tuned_model_answers_with_probabilities(demo: tuple[Path, dict[str, 
     (scores,) = predictor.classify([Query(ImageSource(path=tmp_path / "0.png"))])
     assert isinstance(scores, LabelScores)
     assert scores.prediction == "0"
+
+
+def test_the_tuned_model_is_exported_served_and_asked_by_the_openai_client(
+    demo: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    import base64
+
+    from openai import OpenAI
+
+    from tests.served import digit_png, serving
+
+    folder, _ = demo
+    export = tmp_path / "digits"
+    command = [sys.executable, "-m", "vlmtune.cli.main", "export", str(folder / "runs" / "tuned_100")]
+    command += ["--format", "merged", "--output", str(export)]
+    exported = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert exported.returncode == 0, exported.stderr
+    with serving(export) as server:  # with the labels and the prompt it was trained with
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+        (model,) = client.models.list().data
+        assert model.id == "digits"
+        for number in range(10):
+            picture = base64.b64encode(digit_png(number)).decode()
+            image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+            answer = client.chat.completions.create(
+                model="digits",
+                messages=[{"role": "user", "content": [image]}],  # type: ignore[list-item,misc]
+                extra_body={"choices": list("0123456789")},
+            )
+            assert answer.choices[0].message.content == str(number)
