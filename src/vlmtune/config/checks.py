@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlmtune.config import search_space
 from vlmtune.config.augmentation import find_mistakes
 from vlmtune.config.schema import PARTS, ROLES, Experiment
 from vlmtune.errors import unknown_name
@@ -24,6 +25,8 @@ def find_contradictions(experiment: Experiment) -> Iterator[Finding]:
     yield from _adapter(experiment)
     yield from _train(experiment)
     yield from _evaluate(experiment)
+    if experiment.search is not None:
+        yield from search_space.find_mistakes(experiment, find_contradictions)
 
 
 def _name(experiment: Experiment) -> Iterator[Finding]:

@@ -18,8 +18,8 @@ from vlmtune.config import yaml_source
 from vlmtune.config.schema import Section
 from vlmtune.config.wording import KeyPath, dotted, quote_me, unknown_key
 
-SHORTHANDS = {"data": "source", "model": "base", "scoring": "form", "connector": "kind"}
-"""Section -> the key that a plain text in the section's place stands for: `data: path/to/pictures`."""
+SHORTHANDS = {"data": "source", "model": "base", "scoring": "form", "connector": "kind", "tracking": "to"}
+"""Section -> the key that a plain text (or a list) in its place stands for: `data: path/to/pictures`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,11 @@ class Reader:
                 self.report(child_path, unknown_key(name, section, path, self.schema))
         return values
 
-    def _sequence(self, node: SequenceNode, annotation: Any, path: KeyPath) -> list[Any]:
+    def _sequence(self, node: SequenceNode, annotation: Any, path: KeyPath) -> Any:
+        section, key = section_of(annotation), SHORTHANDS.get(str(path[-1])) if path else None
+        if section is not None and key is not None and _holds_list(section, key):
+            self.places[(*path, key)] = self.places[path]
+            return {key: self._sequence(node, section.model_fields[key].annotation, (*path, key))}
         inner = next((get_args(kind)[0] for kind in _kinds(annotation) if get_origin(kind) in (list, tuple)), Any)
         values = []
         for index, child in enumerate(node.value):
@@ -160,6 +164,10 @@ def text_keys(section: type[Section], prefix: str = "") -> list[str]:
         elif set(_kinds(info.annotation)) <= {str, type(None)}:
             keys.append(prefix + name)
     return keys
+
+
+def _holds_list(section: type[Section], key: str) -> bool:
+    return key in section.model_fields and get_origin(section.model_fields[key].annotation) is list
 
 
 def _is_whole(text: str) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from vlmtune.config.augmentation import AugmentSteps
 
 
-def _number_from_text(value: Any) -> Any:
+def number_from_text(value: Any) -> Any:
     """PyYAML reads `5e-4` as text (YAML 1.1 wants `5.0e-4`); people mean the number."""
     if isinstance(value, str):
         try:
@@ -23,10 +23,14 @@ def _number_from_text(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number_from_text)]
-Fraction = Annotated[float, BeforeValidator(_number_from_text), Field(gt=0, le=1)]
-Positive = Annotated[float, BeforeValidator(_number_from_text), Field(gt=0)]
-NonNegative = Annotated[float, BeforeValidator(_number_from_text), Field(ge=0)]
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Number = Annotated[float, BeforeValidator(number_from_text)]
+Fraction = Annotated[float, BeforeValidator(number_from_text), Field(gt=0, le=1)]
+Positive = Annotated[float, BeforeValidator(number_from_text), Field(gt=0)]
+NonNegative = Annotated[float, BeforeValidator(number_from_text), Field(ge=0)]
 
 ListLabels = Literal["prompt", "never", "drop-after-first-epoch"]
 ImagePosition = Literal["first", "last"]
@@ -150,7 +154,7 @@ class AdapterSection(Section):
     """Trained fully: connector, vision_tower, embeddings, language_model, everything."""
     rank: int | None = Field(default=None, ge=1)
     alpha: Positive | None = None
-    dropout: Annotated[float, BeforeValidator(_number_from_text), Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, lt=1)] = 0.0
     rslora: bool = False
     learning_rate_factors: dict[str, NonNegative] = Field(default_factory=dict)
     """Role or part -> factor on the learning rate."""
@@ -165,7 +169,7 @@ class TrainSection(Section):
     """Pictures in one micro-batch, which is one prefix tree."""
     gradient_accumulation: int = Field(default=1, ge=1)
     learning_rate: Positive | None = None
-    warmup_ratio: Annotated[float, BeforeValidator(_number_from_text), Field(ge=0, le=1)] = 0.05
+    warmup_ratio: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, le=1)] = 0.05
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: NonNegative = 0.0
     betas: tuple[Number, Number] = (0.9, 0.999)
@@ -192,9 +196,9 @@ class TrainSection(Section):
     """α of MixUp's Beta(α, α): a picture is blended with another, and learns both answers. 0 is off."""
     cutmix: NonNegative = 0.0
     """α of CutMix's: a rectangle of another picture. With both, each picture draws one of the two."""
-    mix_probability: Annotated[float, BeforeValidator(_number_from_text), Field(ge=0, le=1)] = 1.0
+    mix_probability: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, le=1)] = 1.0
     """Of a picture to be mixed, where `mixup` or `cutmix` is on."""
-    label_smoothing: Annotated[float, BeforeValidator(_number_from_text), Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, lt=1)] = 0.0
     """Share of the target that is spread evenly over all labels."""
     sampling: Literal["natural", "balanced"] = "natural"
     """`balanced` shows every label equally often in an epoch, which keeps its length."""
@@ -218,6 +222,8 @@ class EvaluateSection(Section):
     """How it is measured."""
 
     split: Literal["train", "validation", "test"] = "test"
+    checkpoint: str | None = None
+    """A checkpoint or run folder, or `base`. Default: the best of the experiment's own run, or the base without one."""
     mode: Literal["full", "argmax"] = "full"
     """`full` scores every label; `argmax` proves the winner only, and is faster."""
     batch_size: int | None = Field(default=None, ge=1)
@@ -230,6 +236,40 @@ class EvaluateSection(Section):
     """How often a calibrated label set should hold the true label."""
     wanted_precision: Fraction = 0.95
     """How often an answer should be right, where the model may abstain."""
+
+
+class TrackingSection(Section):
+    """Where figures go besides the run folder. A plain text or list in YAML stands for `to`."""
+
+    to: Annotated[list[Literal["wandb", "tensorboard"]], BeforeValidator(_as_list)] = Field(min_length=1)
+    """`tensorboard` writes RUN/tensorboard. `wandb` is Weights & Biases, for which the keys below are."""
+    project: str = "vlmtune"
+    entity: str | None = None
+    """Default: the account's own."""
+    group: str | None = None
+    tags: list[str] = Field(default_factory=list)
+    mode: Literal["online", "offline"] | None = None
+    """`offline` keeps everything in RUN/wandb, for `wandb sync`. Default: WANDB_MODE of the environment, or online."""
+
+
+class RangeSection(Section):
+    """Numbers from `low` to `high`, both included; whole ones where the key holds a whole number."""
+
+    low: Number
+    high: Number
+    log: bool = False
+    """Equal ratios are equally likely, as for a learning rate."""
+
+
+class SearchSection(Section):
+    """What `vlmtune search` varies, and how."""
+
+    space: dict[str, RangeSection | list[Any] | None] = Field(default_factory=dict)
+    """Key of adapter, train or task -> a list of values, or a range; nothing leaves the key as the experiment has it.
+    Laid over the default space (`search_space.default_space`). `adapter.alpha_per_rank` sets alpha by the rank."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    """Ends a trial whose validations fall behind: those of the median trial, or by successive halving."""
 
 
 class Experiment(Section):
@@ -245,3 +285,6 @@ class Experiment(Section):
     adapter: AdapterSection = Field(default_factory=AdapterSection)
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    tracking: TrackingSection | None = None
+    """Default: the run folder alone."""
+    search: SearchSection | None = None

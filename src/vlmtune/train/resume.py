@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "data.test_split",
     "evaluate",
     "tracking",
+    "search",
     "train.patience",
     "train.min_gain",
     "train.keep_checkpoints",
