@@ -88,6 +88,24 @@ def test_a_run_is_continued_only_as_the_same_experiment(tmp_path: Path) -> None:
     RunFolder.claim(experiment(tmp_path, max_steps=8, keep_checkpoints=7, patience=3), resume=True)
 
 
+def test_what_was_measured_before_a_run_does_not_stand_in_its_way(tmp_path: Path) -> None:
+    stored = experiment(tmp_path)
+    for name in ("evaluation/test-base", "ceilings", "charts"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / "ceilings.json").write_text("{}")
+    folder = RunFolder.claim(stored, resume=False)
+    folder.begin(stored)
+    with pytest.raises(RunFolderError, match="this run exists"):
+        RunFolder.claim(stored, resume=False)
+
+
+def test_a_folder_of_something_else_is_not_trained_into_and_its_content_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match=r"in use, it holds thesis\.tex"):
+        RunFolder.claim(experiment(tmp_path), resume=False)
+
+
 def test_a_run_is_continued_only_on_the_same_pictures(tmp_path: Path) -> None:
     def description(fingerprint: str) -> dict[str, object]:
         return {"splits": {"train": {"fingerprint": fingerprint, "used": 9}, "validation": {"fingerprint": "v"}}}

@@ -18,6 +18,8 @@ from vlmtune.errors import RunFolderError
 from vlmtune.train.resume import differing_keys, differing_pictures
 
 _PACKAGES = ("vlmtune", "torch", "safetensors", "tokenizers", "datasets", "numpy", "pillow")
+_MADE_BEFORE = ("evaluation", "ceilings", "ceilings.json", "charts", "report.html", "report.md", "report.json")
+"""What `evaluate`, `ceilings` and `report` write into the folder of an experiment that has no run yet."""
 
 
 class RunFolder:
@@ -33,7 +35,8 @@ class RunFolder:
         Args:
             data: `Splits.description`, to be compared with that of the run.
 
-        Raises RunFolderError if it exists (resuming: does not, or is of another experiment), or is not writable.
+        Raises RunFolderError if the run exists (resuming: does not, or is of another experiment), something else is in
+        its place, or it is not writable.
         """
         assert experiment.name is not None
         folder = cls(Path(experiment.output_dir) / experiment.name)
@@ -48,9 +51,14 @@ class RunFolder:
                 f"{path}: this run is finished; its report is {path / 'report.html'}. For another run choose another "
                 "name (--set name=NAME)."
             )
-        elif path.exists() and any(path.iterdir()):
+        elif has_run:
             raise RunFolderError(
                 f"{path}: this run exists. Continue it with --resume, or choose another name (--set name=NAME)."
+            )
+        elif foreign := folder._foreign():
+            raise RunFolderError(
+                f"{path}: this folder is in use, it holds {', '.join(foreign[:5])}{' …' * (len(foreign) > 5)}. Choose "
+                "another name (--set name=NAME), or move that away."
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -62,6 +70,10 @@ class RunFolder:
                 f"{path}: cannot write here ({error.strerror}). Choose another place: --set output_dir=FOLDER."
             ) from error
         return folder
+
+    def _foreign(self) -> list[str]:
+        """Names in the folder of what is not of an experiment before its run."""
+        return sorted({item.name for item in self.path.glob("*")} - set(_MADE_BEFORE))
 
     def _check_same(self, experiment: Experiment, data: Mapping[str, Any] | None) -> None:
         differing = differing_keys(load_experiment(self.path, must_exist=False), experiment)
