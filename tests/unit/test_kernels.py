@@ -234,6 +234,14 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_docstrings_say() -> None
     assert _saved_bytes(lambda: lora_linear(x, weight, None, a, b, 1.0), [x, weight, a, b]) == rows * rank * 4
 
 
+def test_lora_linear_under_autocast_keeps_no_copy_of_its_input_or_weight() -> None:
+    rows, wide, rank = 64, 32, 4
+    x, weight = _random(rows, wide, dtype=torch.float32), _random(wide, wide, dtype=torch.float32, grad=False)
+    a, b = _random(rank, wide, dtype=torch.float32), _random(wide, rank, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _saved_bytes(lambda: lora_linear(x, weight, None, a, b, 1.0), [x, weight, a, b]) == rows * rank * 2
+
+
 @pytest.mark.parametrize("gelu", [None, "none", "tanh"])
 def test_a_fused_linear_is_no_further_from_float32_than_its_steps_are(gelu: Literal["none", "tanh"] | None) -> None:
     torch.manual_seed(0)
@@ -256,3 +264,14 @@ def test_a_learning_linear_is_run_in_steps_and_has_gradients() -> None:
     torch.testing.assert_close(fused_linear(linear, x, gelu="none"), F.gelu(linear(x)), rtol=0, atol=0)
     fused_linear(linear, x, gelu="none").sum().backward()
     assert linear.weight.grad is not None and linear.weight.grad.abs().sum() > 0
+
+
+def test_a_frozen_linear_gives_in_training_what_it_gives_in_evaluation() -> None:
+    linear = torch.nn.Linear(96, 200).bfloat16().requires_grad_(False)
+    x = torch.randn(7, 96).bfloat16()
+    in_training = fused_linear(linear, x, gelu="tanh")
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = fused_linear(linear, x, gelu="tanh")
+    with torch.inference_mode():
+        expected = fused_linear(linear, x, gelu="tanh")
+    assert torch.equal(in_training, expected) and torch.equal(under_autocast, expected)

@@ -31,7 +31,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, one_offset: bool = False)
     Returns:
         [..., D] in x's type. For the backward pass x, weight and float32[..., 1] reciprocal roots are kept.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if _learns(x, weight):
         out: Tensor = _RmsNorm.apply(x, weight, eps, one_offset)  # type: ignore[no-untyped-call]
         return out
     return _rms_norm_forward(x, weight, eps, one_offset)[0]
@@ -39,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, one_offset: bool = False)
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, both [..., D] (arXiv 2002.05202); only the inputs are kept for the backward pass."""
-    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+    if _learns(gate, up):
         out: Tensor = _SwiGlu.apply(gate, up)  # type: ignore[no-untyped-call]
         return out
     return F.silu(gate).mul_(up)
@@ -47,7 +47,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """gelu(gate) · up, both [..., D] (arXiv 2002.05202), by the tanh approximation; keeps what `swiglu` keeps."""
-    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+    if _learns(gate, up):
         out: Tensor = _GeGlu.apply(gate, up)  # type: ignore[no-untyped-call]
         return out
     return F.gelu(gate, approximate="tanh").mul_(up)
@@ -56,7 +56,7 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
 def fused_linear(linear: nn.Module, x: Tensor, gelu: Literal["none", "tanh"] | None = None) -> Tensor:
     """linear(x), or gelu(linear(x)) by the approximation named, for x: [..., D_in].
 
-    In bfloat16 on the CPU, where nothing learns, bias and GELU are applied inside the matrix product (oneDNN, by the
+    In bfloat16 on the CPU, where nothing learns (a frozen tower in training too), bias and GELU are applied inside the matrix product (oneDNN, by the
     operator that torch's own compiler emits). On their own a bias costs a tenth of the product and a GELU a third of
     it. There the product is not rounded before the GELU.
     """
@@ -64,7 +64,7 @@ def fused_linear(linear: nn.Module, x: Tensor, gelu: Literal["none", "tanh"] | N
         type(linear) is nn.Linear
         and x.device.type == "cpu"
         and x.dtype == linear.weight.dtype == torch.bfloat16
-        and not torch.is_grad_enabled()
+        and not _learns(x, linear.weight, linear.bias)
         and _has_fused_linear()
     ):
         after, how = ("none", "") if gelu is None else ("gelu", gelu)
@@ -72,6 +72,11 @@ def fused_linear(linear: nn.Module, x: Tensor, gelu: Literal["none", "tanh"] | N
         return fused
     out: Tensor = linear(x)
     return out if gelu is None else F.gelu(out, approximate=gelu)
+
+
+def _learns(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass will want something of the operation on these."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 @cache
@@ -102,19 +107,13 @@ def lora_linear(
     Returns:
         [..., D_out] in x's type, or in autocast's. For the backward pass x, the mask and x Aᵀ ([..., R]) are kept.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        # What autocast does to a plain linear layer: the products run in its type.
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad)
-    frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
-    if needs_grad and frozen:
-        out: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, dropout_mask)  # type: ignore[no-untyped-call]
-        return out
-    if torch.is_grad_enabled() and not frozen:
+    if _learns(weight, bias):
         dropped = x if dropout_mask is None else x * dropout_mask
         low = F.linear(dropped, a.to(x.dtype))
         return F.linear(x, weight, bias) + F.linear(low, b.to(x.dtype)) * scale
+    if _learns(x, a, b):
+        out: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, dropout_mask)  # type: ignore[no-untyped-call]
+        return out
     return _lora_forward(x, weight, bias, a, b, scale, dropout_mask)[0]
 
 
