@@ -126,9 +126,11 @@ class TaskShelf:
             return self._kept[key]
 
     def _section(self, kind: _Kind, system: str | None, labels: Sequence[str] | None) -> TaskSection:
-        wanted: Literal["vqa", "classify"] = "vqa" if kind == "open" else "classify"
+        # A model that was trained on questions is asked in its own words also where the answers are given.
+        is_question = kind == "open" or (kind == "closed" and self.section.kind == "vqa")
+        wanted: Literal["vqa", "classify"] = "vqa" if is_question else "classify"
         section = self.section if self.section.kind == wanted else TaskSection(kind=wanted)
-        if kind == "closed" or (kind == "open" and system is not None):
+        if kind == "closed" and not is_question:
             section = section.model_copy(update={"user_prompt": "{question}"})
         if system is not None:
             section = section.model_copy(update={"system_prompt": system})
