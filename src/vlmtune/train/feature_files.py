@@ -74,7 +74,7 @@ class FeatureCache:
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        self._claim = _claim(folder)
+        self._claim = claim(folder)
         if not _has_header(folder, key):
             for name in ("header.json", "features.bin", "index.jsonl"):
                 (folder / name).unlink(missing_ok=True)
@@ -178,7 +178,7 @@ def _write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _claim(folder: Path) -> IO[bytes]:
+def claim(folder: Path) -> IO[bytes]:
     """Hold the folder for this process until the file is closed. Raises BlockingIOError where another holds it."""
     file = (folder / "lock").open("ab")
     try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vlmtune.config.load import dump, load_experiment
 from vlmtune.config.schema import Experiment
@@ -22,11 +22,20 @@ _MADE_BEFORE = ("evaluation", "ceilings", "ceilings.json", "charts", "report.htm
 """What `evaluate`, `ceilings` and `report` write into the folder of an experiment that has no run yet."""
 
 
+class MetricsWatcher(Protocol):
+    """Is told what is written to `metrics.jsonl` (see `tracking`)."""
+
+    def log(self, record: Mapping[str, Any]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+
 class RunFolder:
     """`runs/NAME/` with `config.yaml`, `run.json`, `preflight.json`, `metrics.jsonl`, `checkpoints/`, `evaluation/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.watchers: list[MetricsWatcher] = []
 
     @classmethod
     def claim(cls, experiment: Experiment, *, resume: bool, data: Mapping[str, Any] | None = None) -> RunFolder:
@@ -115,6 +124,8 @@ class RunFolder:
         """One line of `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+        for watcher in self.watchers:
+            watcher.log(values)
 
     def truncate_metrics(self, step: int) -> None:
         """Forget metrics after ``step``: a resumed run measures them again."""
@@ -123,6 +134,8 @@ class RunFolder:
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
             self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
+        for watcher in self.watchers:
+            watcher.rewind(step)
 
 
 def environment() -> dict[str, Any]:
