@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("small")
     runs = [write_run(root / name, name, num_steps=20) for name in ("tuned_10", "tuned_100")]
     return render_comparison(demo(root, (1.0, 1.5, 2.0), num=200), root / "out", "Digits", runs=runs)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classes whose names are hard on a page: markup, quotes, two spaces, emoji, one of 180 letters without a gap."""
+    root = tmp_path_factory.mktemp("odd")
+    names = ("<script>alert(1)</script>", 'it\'s "so"  called', "😀", "x" * 180)
+    table = replace(random_table(num=80, num_labels=4, skill=0.5), labels=names)
+    write_evaluation(root / "evaluation" / "test", "y" * 150, table)
+    return render_comparison([root / "evaluation" / "test"], root / "out", "z" * 200)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +180,23 @@ def test_a_cell_of_the_confusion_matrix_shows_its_pictures(browser: Any, small: 
     assert set(opened.texts(f"{visible} .guess")) == {f"taken for {guess}"}
 
 
+def test_pictures_of_oddly_named_classes_are_found_by_their_cells(browser: Any, odd: Path) -> None:
+    opened = Opened(browser, odd)
+    for cell in opened.page.locator("svg .cell.wrong").all():
+        told = cell.locator("title").text_content()
+        cell.click()
+        count = int(told.rpartition(": ")[2].split()[0])
+        assert opened.texts(".filters output") == [f"{count} picture{'s' if count > 1 else ''}"], told
+    assert opened.problems == []
+
+
+def test_without_scripts_a_page_shows_its_pictures_and_no_dead_controls(browser: Any, small: Path) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(small.as_uri())
+    assert page.locator(".gallery > li").last.is_visible()
+    assert not any(page.locator(control).is_visible() for control in (".filters", ".theme", ".more"))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_theme_follows_the_system_and_the_button_turns_it(browser: Any, small: Path, scheme: str) -> None:
     opened = Opened(browser, small, scheme=scheme)
@@ -182,9 +210,9 @@ def test_the_theme_follows_the_system_and_the_button_turns_it(browser: Any, smal
 
 @pytest.mark.parametrize("width", [360, 768, 1200])
 def test_the_page_never_scrolls_sideways(
-    browser: Any, small: Path, large: Path, questions: Path, study: Path, width: int
+    browser: Any, small: Path, large: Path, questions: Path, study: Path, odd: Path, width: int
 ) -> None:
-    for path in (small, large, questions, study):
+    for path in (small, large, questions, study, odd):
         opened = Opened(browser, path, width=width)
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -82,6 +83,18 @@ def test_labels_that_look_like_markup_stay_text(tmp_path: Path) -> None:
     assert "<script>" not in page.with_suffix(".md").read_text()
     for name in ("accuracy", "confusion"):
         ElementTree.fromstring(str(drawings(json_view(tmp_path / "e"))[name]))
+
+
+def test_names_read_as_themselves_in_markdown() -> None:
+    told = wording.plain("[a](http://b) | *c* `d` e_f\\ <g>\n1")
+    assert told == r"\[a\](http://b) \| \*c\* \`d\` e_f\\ &lt;g> 1"
+
+
+def test_a_very_long_class_name_leaves_room_for_the_charts(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    table = random_table(num=60, num_labels=3, skill=1.0)
+    write_evaluation(tmp_path / "e", "e", replace(table, labels=("x" * 180, "y" * 300, "z")))
+    render_comparison([tmp_path / "e"], tmp_path / "out", "T")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def json_view(folder: Path) -> dict:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from vlmtune.report.svg import Canvas, Plot, Point, smoothed, thinned
-from vlmtune.report.wording import count, interval, number, percent
+from vlmtune.report.wording import count, interval, number, percent, shortened
 
 MOST_CLASSES = 120
 SUBJECT_COLOUR = "s2"
@@ -43,7 +43,7 @@ def bars(entries: Sequence[dict[str, Any]], description: str, chance: float | No
     for row, entry in enumerate(entries):
         top = _ROW * row + 8
         accuracy, span = entry["accuracy"] or 0.0, entry["accuracy_interval"]
-        canvas.text(left, top + 12, _shortened(entry["name"], 40), "label")
+        canvas.text(left, top + 12, shortened(entry["name"], 40), "label")
         canvas.text(right, top + 12, percent(entry["accuracy"]), "value", "end")
         canvas.rect(left, top + 18, right - left, 16, "track", radius=3)
         title = f"{entry['name']}: {percent(accuracy)} ({interval(span)})"
@@ -215,11 +215,11 @@ def confusion_heatmap(confusion: NDArray[np.int64], labels: Sequence[str]) -> Ma
             )
     for index, label in enumerate(labels):
         middle = margin + (index + 0.5) * cell
-        canvas.text(margin - 5, middle + size * 0.36, _shortened(label, 18), "tick", "end", size=size)
+        canvas.text(margin - 5, middle + size * 0.36, shortened(label, 18), "tick", "end", size=size)
         if longest * size * 0.6 < cell:
             canvas.text(middle, margin - 6, label, "tick", "middle", size=size)
         else:
-            canvas.text(middle + size * 0.36, margin - 5, _shortened(label, 18), "tick", turn=-90, size=size)
+            canvas.text(middle + size * 0.36, margin - 5, shortened(label, 18), "tick", turn=-90, size=size)
     canvas.text(margin + side / 2, margin + side + 20, "predicted →  (truth in rows)", "name", "middle")
     return canvas.render()
 
@@ -239,7 +239,3 @@ def _round_range(shares: Sequence[float], step: float) -> tuple[float, float]:
     """A range of shares from one multiple of ``step`` to another that leaves a little room, inside 0 to 1."""
     low, high = (min(shares) - 0.01) / step, (max(shares) + 0.01) / step
     return max(0.0, math.floor(low) * step), min(1.0, math.ceil(high) * step)
-
-
-def _shortened(name: str, most: int) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"

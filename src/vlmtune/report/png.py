@@ -10,7 +10,7 @@ import numpy as np
 from vlmtune.report.charts import SUBJECT_COLOUR, heatmap_classes
 from vlmtune.report.files import palette
 from vlmtune.report.svg import smoothed, thinned
-from vlmtune.report.wording import count, percent
+from vlmtune.report.wording import count, percent, shortened
 
 _COLOURS = palette()
 _INK, _GRID = _COLOURS["soft"], _COLOURS["line"]
@@ -95,6 +95,49 @@ def study(path: Path, figures: dict[str, Any]) -> Path:
     axis.set_xlabel("training pictures (logarithmic)", fontsize=9, color=_INK)
     axis.set_ylabel("test accuracy", fontsize=9, color=_INK)
     axis.legend(frameon=False, fontsize=8.5)
+    return _save(figure, path)
+
+
+def search_history(path: Path, search: dict[str, Any]) -> Path:
+    """Validation accuracy of every trial in the order they ran, and the best so far."""
+    trials = sorted((t for t in search["trials"] if t["accuracy"] is not None), key=lambda trial: trial["number"])
+    figure, (axis,) = _figure(7.2, 4.0)
+    tint = _COLOURS[SUBJECT_COLOUR]
+    kinds = (("finished", "trained to the end", {"color": tint}), ("pruned", "pruned", {"mec": tint, "mfc": "white"}))
+    for outcome, name, style in kinds:
+        points = [(trial["number"], trial["accuracy"]) for trial in trials if trial["outcome"] == outcome]
+        if points:
+            axis.plot(*zip(*points, strict=True), "o", markersize=6, label=name, **style)
+    finished = [trial for trial in trials if trial["outcome"] == "finished"]
+    if finished:
+        numbers = [trial["number"] for trial in finished]
+        best = np.maximum.accumulate([trial["accuracy"] for trial in finished])
+        last = max(trial["number"] for trial in search["trials"])
+        axis.step(
+            [*numbers, last], [*best, best[-1]], where="post", color=_COLOURS["s3"], linewidth=1.4, label="best so far"
+        )
+        ring = next(trial for trial in finished if trial["number"] == search["best"])
+        axis.plot(ring["number"], ring["accuracy"], "o", markersize=12, fillstyle="none", color=tint)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axis.set_xlabel("trial", fontsize=9, color=_INK)
+    axis.set_ylabel(f"validation accuracy ({count(search['num_validation'])} pictures)", fontsize=9, color=_INK)
+    axis.legend(frameon=False, fontsize=8.5, loc="lower right")
+    return _save(figure, path)
+
+
+def search_importance(path: Path, importance: dict[str, float]) -> Path:
+    """The share that each key explains, the largest on top."""
+    ranked = sorted(importance.items(), key=lambda item: item[1], reverse=True)
+    figure, (axis,) = _figure(6.4, 0.42 * len(ranked) + 0.9)
+    axis.barh(range(len(ranked)), [share for _, share in ranked], 0.6, color=_COLOURS[SUBJECT_COLOUR])
+    for row, (_, share) in enumerate(ranked):
+        axis.text(share + 0.012, row, percent(share, 0), va="center", fontsize=9, color=_INK)
+    axis.set(xlim=(0, 1.12), yticks=range(len(ranked)), yticklabels=[_plain(key) for key, _ in ranked])
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    axis.set_xlabel("share of the variance of validation accuracy", fontsize=9, color=_INK)
     return _save(figure, path)
 
 
@@ -210,8 +253,8 @@ def _reliability(path: Path, view: dict[str, Any]) -> Path:
 
 
 def _plain(name: str) -> str:
-    """A dollar sign would start mathematics."""
-    return name.replace("$", r"\$")
+    """As much as there is room for; a dollar sign would start mathematics."""
+    return shortened(name, 32).replace("$", r"\$")
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -72,9 +73,14 @@ def per_picture(seconds: float | None) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
+def shortened(name: str, most: int) -> str:
+    """A name as a chart has room for."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def plain(value: str) -> str:
-    """Text that can neither break a Markdown table nor start a tag."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    """Text that reads as itself in Markdown: it can break no table and start no tag, link or emphasis."""
+    return re.sub(r"([\\|\[\]*`])", r"\\\1", " ".join(str(value).split())).replace("<", "&lt;")
 
 
 def counted(amount: int, one: str, many: str | None = None) -> str:
