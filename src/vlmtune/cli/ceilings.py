@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.cli.console import ProgressBar, print_json, print_table
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
-from vlmtune.config.load import load_experiment
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption, open_experiment
 
 if TYPE_CHECKING:
     from vlmtune.config.schema import Experiment
@@ -26,7 +25,7 @@ def ceilings(config: ConfigArgument, set_: SetOption = None, json_: JsonOption =
     from vlmtune.report.sources import is_baseline, read_evaluations
     from vlmtune.train.prepare import load_data, run_path
 
-    experiment, splits = load_data(load_experiment(config, set_ or ()))
+    experiment, splits = load_data(open_experiment(config, set_))
     run = config if config.is_dir() else run_path(experiment)
     result = measure_ceilings(experiment, splits, run)
     if (run / "config.yaml").exists():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetOption, open_experiment
 from vlmtune.config import recipes
 from vlmtune.config.load import InvalidExperimentError, dump, is_staged, load_experiment, load_stages
 from vlmtune.errors import ConfigError
@@ -22,13 +23,14 @@ def show(
     as_written: Annotated[
         bool, typer.Option("--as-written", help="Leave undecided what the file leaves out; reads no data.")
     ] = False,
+    faithful: FaithfulOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Print the experiment as it would run: overrides laid over, every left-out key decided.
 
     The data is counted for that, as the number of training pictures decides the number of epochs.
     """
-    experiment = load_experiment(config, set_ or ())
+    experiment = open_experiment(config, set_, faithful=faithful)
     if not as_written:
         from vlmtune.data.splits import load_splits
 
@@ -80,3 +82,30 @@ def validate(
             raise typer.Exit(1)
     elif errors:
         raise ConfigError("\n".join(str(error) for error in errors))
+
+
+@app.command()
+def convert(
+    config: Annotated[Path, typer.Argument(metavar="OLD", help="A fine-tuning or evaluation file of an older repo.")],
+    output: Annotated[Path | None, typer.Option(help="The file to write. Default: standard output.")] = None,
+    set_: SetOption = None,
+    faithful: FaithfulOption = False,
+) -> None:
+    """Write an older repo's file as one of vlmtune's, with what became of its keys as comments."""
+    notes: list[str] = []
+    experiment = load_experiment(config, set_ or (), must_exist=False, faithful=faithful, note=notes.append)
+    if not notes:
+        raise ConfigError(f"{config}: is one of vlmtune's own files, so there is nothing to convert.")
+    head = [
+        f"From {config.name} of an older repo{', faithfully' if faithful else ''}.",
+        *(f"- {note}" for note in notes),
+    ]
+    comments = [wrapped for line in head for wrapped in textwrap.wrap(line, 108, subsequent_indent="  ")]
+    text = "".join(f"# {line}\n" for line in comments) + dump(experiment, brief=True)
+    if output is None:
+        print(text, end="")
+        return
+    if output.exists():
+        raise ConfigError(f"{output}: exists already. Name another --output.")
+    output.write_text(text, encoding="utf-8")
+    print(output)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption, open_experiment
 
 if TYPE_CHECKING:
     from vlmtune.data.check import CheckReport, Copy
@@ -32,11 +32,10 @@ def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fa
     Exits 1, after the report, if a picture cannot be read.
     """
     from vlmtune.cli.console import ProgressBar, print_json
-    from vlmtune.config.load import load_experiment
     from vlmtune.data.check import check_data
     from vlmtune.errors import DataError
 
-    experiment = load_experiment(config, set_ or ())
+    experiment = open_experiment(config, set_)
     bar: list[ProgressBar] = []
 
     def start(total: int) -> None:
@@ -79,14 +78,13 @@ def show(
     Mixed pictures say with which other one, the weights of both answers, and λ.
     """
     from vlmtune.cli.console import print_json, print_table, stderr_console
-    from vlmtune.config.load import load_experiment
     from vlmtune.errors import DataError
     from vlmtune.models.registry import open_processor
     from vlmtune.train.contact_sheet import draw_sheet, exhibits
     from vlmtune.train.prepare import image_overrides, load_data
     from vlmtune.train.samples import SampleReader
 
-    experiment, splits = load_data(load_experiment(config, set_ or ()))
+    experiment, splits = load_data(open_experiment(config, set_))
     model = experiment.model
     processor = open_processor(model.base, model.revision, image_overrides(model))
     reader = SampleReader(experiment, processor, splits.train, splits.labels)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmtune.cli.console import print_json, print_table
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
-from vlmtune.config.load import load_experiment
+from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetOption, open_experiment
 from vlmtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,13 +20,14 @@ def estimate(
     image_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, if the data are not at hand.")] = None,
     measure: Annotated[bool, typer.Option(help="Step a slice of the model here for a moment.")] = True,
     set_: SetOption = None,
+    faithful: FaithfulOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Estimate a run: what learns, memory at each micro-batch, time and price on this machine and on named GPUs."""
     from vlmtune.train.estimate import estimate as run
     from vlmtune.train.sample_shape import describe
 
-    described = describe(load_experiment(config, set_ or ()), samples, _size(image_size))
+    described = describe(open_experiment(config, set_, faithful=faithful), samples, _size(image_size))
     found = run(described.experiment, described.config, described.shape, described.num_samples, measure=measure)
     if json_:
         print_json(found.to_dict())

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmtune.cli.console import ProgressBar, print_json, print_table, stderr_console
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
-from vlmtune.config.load import load_experiment
+from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetOption, open_experiment
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import UserError
 
@@ -25,7 +24,7 @@ def evaluate(
     config: ConfigArgument,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="A checkpoint or run folder, or 'base'. Default: the best checkpoint of the config's run."),
+        typer.Option(help="A checkpoint or run folder, or 'base'. Default: what the file says, or the run's best."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most this many pictures, stratified; every table says so.")
@@ -35,6 +34,7 @@ def evaluate(
         typer.Option("--calibrate", help="Also fit temperature, label sets and an abstention threshold on validation."),
     ] = False,
     set_: SetOption = None,
+    faithful: FaithfulOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Score every picture of a split and write an evaluation folder into the run's folder.
@@ -45,9 +45,12 @@ def evaluate(
 
     overrides = [*(set_ or ()), *([f"evaluate.limit={limit}"] if limit else [])]
     overrides += ["evaluate.calibrate=true"] if calibrate else []
-    resolved, splits = load_data(load_experiment(config, overrides))
+    overrides += ["evaluate.checkpoint="] if checkpoint is not None else []
+    resolved, splits = load_data(open_experiment(config, overrides, faithful=faithful))
     run = config if config.is_dir() else run_path(resolved)  # a run folder may have been moved
-    measured = run_evaluation(resolved, splits, checkpoint=_choose(checkpoint, run), folder=run)
+    measured = run_evaluation(
+        resolved, splits, checkpoint=_choose(checkpoint, resolved.evaluate.checkpoint, run), folder=run
+    )
     if json_:
         print_json({"folder": str(measured.folder), **measured.facts})
         return
@@ -195,13 +198,15 @@ def _print_calibration(found: dict[str, Any]) -> None:
     print_table([fitted, "measured on these pictures"], rows, title="calibration")
 
 
-def _choose(checkpoint: str | None, run: Path) -> Path | None:
-    if checkpoint == "base":
+def _choose(asked: str | None, written: str | None, run: Path) -> Path | None:
+    """The checkpoint of the command line, of the file, or the best of its run; None for the base."""
+    name, chosen = ("--checkpoint", asked) if asked is not None else ("evaluate.checkpoint:", written)
+    if chosen == "base":
         return None
-    if checkpoint is not None:
-        if not Path(checkpoint).exists():
-            raise UserError(f"--checkpoint {checkpoint}: not found. Give a checkpoint or run folder, or 'base'.")
-        return Path(checkpoint)
+    if chosen is not None:
+        if not Path(chosen).exists():
+            raise UserError(f"{name} {chosen}: not found. Give a checkpoint or run folder, or 'base'.")
+        return Path(chosen)
     if (run / "best").exists():
         return run / "best"
     stderr_console().print(f"{run}: no trained checkpoint there, so the base model is evaluated.", markup=False)

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmtune.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmtune.config.schema import Experiment
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment's YAML file, or a run folder.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, as in train.learning_rate=1e-3. Repeatable."),
 ]
+FaithfulOption = Annotated[
+    bool, typer.Option("--faithful", help="Of an older repo's file, keep its loss and its LoRA layers, for comparison.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LabelsOption = Annotated[
     str | None,
     typer.Option(metavar="A,B,C", help="The closed set, or @FILE with one a line. Default: those the model learned."),
 ]
+
+
+def open_experiment(
+    config: Path, overrides: Sequence[str] | None = None, *, faithful: bool = False, must_exist: bool = True
+) -> Experiment:
+    """`load_experiment`; of an older repo's file, what became of it is told on stderr."""
+    from vlmtune.config.load import load_experiment
+
+    notes: list[str] = []
+    experiment = load_experiment(config, overrides or (), faithful=faithful, must_exist=must_exist, note=notes.append)
+    if notes:
+        from vlmtune.cli.console import stderr_console
+
+        console = stderr_console()
+        console.print(f"{config} is a file of an older repo. What became of it:", markup=False, soft_wrap=True)
+        for text in notes:
+            console.print(f"- {text}", markup=False, soft_wrap=True, highlight=False)
+    return experiment
 
 
 def read_labels(labels: str | None) -> list[str] | None:

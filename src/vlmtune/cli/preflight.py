@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vlmtune.cli.console import print_json, stdout_console
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
-from vlmtune.config.load import load_experiment
+from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetOption, open_experiment
 
 if TYPE_CHECKING:
     from vlmtune.train.preflight import Preflight
@@ -17,13 +16,15 @@ if TYPE_CHECKING:
 _STYLE = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
-def preflight(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+def preflight(
+    config: ConfigArgument, set_: SetOption = None, faithful: FaithfulOption = False, json_: JsonOption = False
+) -> None:
     """Check an experiment: what LoRA reaches, what is learned, tokens, labels, pictures, time and memory."""
     from vlmtune.train.loop import Trainer
     from vlmtune.train.preflight import preflight as check
     from vlmtune.train.prepare import load_data, open_base
 
-    resolved, splits = load_data(load_experiment(config, set_ or ()))
+    resolved, splits = load_data(open_experiment(config, set_, faithful=faithful))
     findings = check(Trainer(resolved, open_base(resolved.model), splits))
     if json_:
         print_json(findings.to_dict())

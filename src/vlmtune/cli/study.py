@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmtune.cli.console import print_json, print_table, stderr_console
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
-from vlmtune.config.load import load_experiment
+from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption, open_experiment
 from vlmtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def study(
     """
     from vlmtune.report.study import findings, point_table, step_table
 
-    experiment = load_experiment(config, [*(set_ or ()), "evaluate.split=test"])
+    experiment = open_experiment(config, [*(set_ or ()), "evaluate.split=test"])
     shares = _shares(fractions, more_fractions or [])
     result, page = run_study(experiment, shares, [experiment.seed + offset for offset in range(seeds)])
     if json_:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlmtune.cli.console import ProgressBar, print_json, stderr_console
-from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption
-from vlmtune.config.load import load_experiment
+from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetOption, open_experiment
 from vlmtune.config.schema import Experiment
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlmtune.train.loop import Report, Trainer
+    from vlmtune.train.run_folder import RunFolder
 
 
 def train(
     config: ConfigArgument,
     set_: SetOption = None,
+    faithful: FaithfulOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -23,7 +30,7 @@ def train(
     Checks everything first (see `preflight`), then trains with validation by label accuracy, evaluates the best
     checkpoint on the test split, and renders the report. The run folder holds all of it.
     """
-    experiment = load_experiment(config, set_ or ())
+    experiment = open_experiment(config, set_, faithful=faithful)
     result = run_training(experiment, resume=resume)
     if json_:
         print_json(result)
@@ -37,13 +44,22 @@ def train(
         print(f"report: {result['report']}")
 
 
-def run_training(experiment: Experiment, *, resume: bool = False, with_base: bool = True) -> dict[str, Any]:
+def run_training(
+    experiment: Experiment,
+    *,
+    resume: bool = False,
+    with_base: bool = True,
+    with_test: bool = True,
+    on_step: Callable[[Trainer, Report], None] | None = None,
+) -> dict[str, Any]:
     """Preflight, training, evaluation of the best checkpoint and of the base, report. Returns what `--json` prints.
 
     Args:
         experiment: as loaded; left-out keys are decided here.
         resume: continue the run in its folder.
         with_base: also evaluate the base model, for the comparison in the report.
+        with_test: evaluate on the test split; a trial of a search does not look at it.
+        on_step: called after every optimizer step; it may set the trainer's `progress.is_stopped`.
     """
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.cli.preflight import print_findings
@@ -53,8 +69,10 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
     from vlmtune.train.preflight import preflight
     from vlmtune.train.prepare import load_data, open_base
     from vlmtune.train.run_folder import RunFolder, now
+    from vlmtune.train.tracking import Tracking, check_installed
 
     console = stderr_console()
+    check_installed(experiment.tracking)
     resolved, splits = load_data(experiment)
     folder = RunFolder.claim(resolved, resume=resume, data=splits.description)
     if (finished := folder.result()) is not None:
@@ -69,17 +87,50 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
     folder.write_json("preflight.json", checks.to_dict())
     started = folder.read_json("run.json")["started"] if (folder.path / "run.json").exists() else now()
     folder.write_json("run.json", describe_run(trainer, started))
-    with ProgressBar(f"train {resolved.name}", trainer.num_steps, unit="steps", console=console) as bar:
+    with Tracking(
+        folder, resolved, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True)
+    ) as tracking:
+        _learn(trainer, folder, console, resume=resume, on_step=on_step)
+        description = describe_run(trainer, started)
+        folder.write_json("run.json", description)
+        result = _result(trainer, folder)
+        del trainer, opened
+        if with_test and any(example.answers for example in splits.test):
+            tuned = run_evaluation(resolved, splits, checkpoint=folder.path / "best", folder=folder.path)
+            result["test_accuracy"] = tuned.accuracy
+            if with_base:
+                result["base_accuracy"] = run_evaluation(resolved, splits, checkpoint=None, folder=folder.path).accuracy
+        result["report"] = str(render(folder.path))
+        folder.write_json("run.json", {**description, "result": result})
+        tracking.finish(result)
+    return result
 
-        def watch(report: Any) -> None:
+
+def _learn(
+    trainer: Trainer,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool,
+    on_step: Callable[[Trainer, Report], None] | None,
+) -> None:
+    """All steps, with a progress bar."""
+    with ProgressBar(f"train {trainer.experiment.name}", trainer.num_steps, unit="steps", console=console) as bar:
+
+        def watch(report: Report) -> None:
             accuracy = "" if report.accuracy is None else f", validation {_percent(report.accuracy)}"
             bar.update(report.step, f"{report.samples_per_s:.0f} pictures/s, loss {report.loss:.3f}{accuracy}")
+            if on_step is not None:
+                on_step(trainer, report)
 
         trainer.watch = watch
-        progress = trainer.run(folder, resume=resume)
-    description = describe_run(trainer, started)
-    folder.write_json("run.json", description)
-    result: dict[str, Any] = {
+        trainer.run(folder, resume=resume)
+
+
+def _result(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
+    """What training came to; the test is still to be measured."""
+    progress = trainer.progress
+    return {
         "run": str(folder.path),
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
@@ -91,15 +142,6 @@ def run_training(experiment: Experiment, *, resume: bool = False, with_base: boo
         "base_accuracy": None,
         "unreadable": len(trainer.reader.unreadable),
     }
-    del trainer, opened
-    if any(example.answers for example in splits.test):
-        tuned = run_evaluation(resolved, splits, checkpoint=folder.path / "best", folder=folder.path)
-        result["test_accuracy"] = tuned.accuracy
-        if with_base:
-            result["base_accuracy"] = run_evaluation(resolved, splits, checkpoint=None, folder=folder.path).accuracy
-    result["report"] = str(render(folder.path))
-    folder.write_json("run.json", {**description, "result": result})
-    return result
 
 
 def _percent(value: float | None) -> str:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from yaml.nodes import ScalarNode
+from yaml.nodes import MappingNode, ScalarNode
 
-from vlmtune.config import yaml_source
+from vlmtune.config import legacy, yaml_source
 from vlmtune.config.checks import find_contradictions
+from vlmtune.config.legacy_schema import REQUIRED, OlderEvaluation, OlderFineTuning, kind_of
 from vlmtune.config.pretrain_schema import Stage, Stages
 from vlmtune.config.reader import SHORTHANDS, Problem, Reader, text_keys
 from vlmtune.config.schema import Experiment, Section
@@ -38,20 +39,36 @@ class InvalidExperimentError(ConfigError):
         super().__init__(lines[0] if len(lines) == 1 else many + "\n".join(f"  {line}" for line in lines))
 
 
-def load_experiment(path: Path | str, overrides: Sequence[str] = (), *, must_exist: bool = True) -> Experiment:
+def load_experiment(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    must_exist: bool = True,
+    faithful: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Experiment:
     """Read and check one experiment.
 
     Args:
-        path: a YAML file, or a run folder, which stands for its config.yaml.
-        overrides: `key=value` texts such as `train.learning_rate=1e-3`; the value is YAML.
+        path: a YAML file, or a run folder, which stands for its config.yaml. Also a file of the older repos.
+        overrides: `key=value` texts such as `train.learning_rate=1e-3`; the value is YAML. For an older file keys of
+            ours, which come last, and keys of its own.
         must_exist: whether a data source or base model that is a local path has to be there.
+        faithful: of an older file, keep what was a fault there.
+        note: called with every sentence about what became of an older file.
 
     Raises ConfigError (InvalidExperimentError for wrong values, all of them at once).
     """
     file = Path(path)
     if file.is_dir():
         file = file / "config.yaml"
-    experiment, reader = _read(file, Experiment, overrides)
+    top = yaml_source.read_mapping(file)
+    older = kind_of({key.value for key, _ in yaml_source.entries(top)}, Experiment)
+    if older is not None:
+        top, overrides = _translate(file, top, older, overrides, faithful, note)
+    elif faithful:
+        raise ConfigError(f"{file}: --faithful is for files of the older repos, and this is one of vlmtune's own.")
+    experiment, reader = _check(file, top, Experiment, overrides)
     _settle(experiment, reader, file.parent, must_exist)
     _raise_problems(file, reader)
     return experiment if experiment.name else experiment.model_copy(update={"name": file.stem})
@@ -86,9 +103,13 @@ def load_section(path: Path | str, schema: type[S], overrides: Sequence[str] = (
     return values
 
 
-def dump(experiment: Experiment) -> str:
-    """YAML that `load_experiment` reads back as the same experiment: the schema's order, unset (None) keys left out."""
-    values = experiment.model_dump(mode="json", exclude_none=True)
+def dump(experiment: Experiment, *, brief: bool = False) -> str:
+    """YAML that `load_experiment` reads back as the same experiment: the schema's order, unset (None) keys left out.
+
+    Args:
+        brief: leave out what the file left out, though it has a default.
+    """
+    values = experiment.model_dump(mode="json", exclude_none=True, exclude_unset=brief)
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -120,10 +141,11 @@ def _settle(
         (experiment.data, ("data", "source")),
         (experiment.model, ("model", "base")),
         (experiment.model.connector, ("model", "connector", "start")),
+        (experiment.evaluate, ("evaluate", "checkpoint")),
     ):
         value = None if owner is None else getattr(owner, path[-1])
         # What the file does not say so was decided here: the folder of a first stage that has yet to run.
-        if value in (None, "pretrained", "random") or reader.written.get(written(path)) != value:
+        if value in (None, "pretrained", "random", "base") or reader.written.get(written(path)) != value:
             continue
         try:
             located = locate(value, folder, must_exist)
@@ -133,9 +155,41 @@ def _settle(
             setattr(owner, path[-1], located)
 
 
+def _translate(
+    file: Path,
+    top: MappingNode,
+    kind: type[OlderFineTuning] | type[OlderEvaluation],
+    overrides: Sequence[str],
+    faithful: bool,
+    note: Callable[[str], None],
+) -> tuple[MappingNode, list[str]]:
+    """An older file as ours would say it, every value at the line of the key it came from; and overrides of our keys.
+
+    Raises InvalidExperimentError for what is wrong with the file in its own terms.
+    """
+    names = set(kind.model_fields) - set(Experiment.model_fields)
+    own = [override for override in overrides if override.partition("=")[0].strip() in names]
+    older, reader = _check(file, top, kind, own)
+    for key in (name for name in REQUIRED if getattr(older, name, "") is None):
+        reader.report_new([((key,), "is missing, or has no value.")])
+    _raise_problems(file, reader)
+    marks = {key.value: key.start_mark for key, _ in yaml_source.entries(top)}
+    translated = legacy.translate(older, faithful=faithful)
+    ours = MappingNode(top.tag, [], top.start_mark)
+    for key, value, older_key in translated.entries:
+        node = yaml_source.represent(value, marks.get(older_key or "", top.start_mark))
+        yaml_source.lay_over(ours, tuple(key.split(".")), node, SHORTHANDS)
+    for text in translated.notes:
+        note(text)
+    return ours, [override for override in overrides if override not in own]
+
+
 def _read(file: Path, schema: type[S], overrides: Sequence[str]) -> tuple[S, Reader]:
+    return _check(file, yaml_source.read_mapping(file), schema, overrides)
+
+
+def _check(file: Path, top: MappingNode, schema: type[S], overrides: Sequence[str]) -> tuple[S, Reader]:
     """The typed values, wrong ones replaced by their defaults so that the rest can be checked, and the problems."""
-    top = yaml_source.read_mapping(file)
     literal_keys = frozenset(text_keys(schema))
     for override in overrides:
         key, node = yaml_source.parse_override(override, literal_keys)

@@ -252,6 +252,23 @@ class TrackingSection(Section):
     """`offline` keeps everything in RUN/wandb, for `wandb sync`. Default: WANDB_MODE of the environment, or online."""
 
 
+class ModalSection(Section):
+    """Where `modal run -m vlmtune.scale.modal_app::train` rents a GPU, and what it finds there."""
+
+    app: str = "vlmtune"
+    gpu: str = "L40S"
+    """Modal's name of a GPU, as H100 or A100-80GB."""
+    timeout_hours: Annotated[float, BeforeValidator(number_from_text), Field(gt=0, le=24)] = 10
+    """Of one container. A run that is cut off, by this or by pre-emption, is resumed from its last checkpoint."""
+    retries: int = Field(default=3, ge=0, le=10)
+    models_volume: str = "vlmtune-models"
+    """Keeps what the hub sends, so that it is sent once."""
+    runs_volume: str = "vlmtune-runs"
+    """Keeps run folders while they grow."""
+    secrets: list[str] = Field(default_factory=list)
+    """Modal secrets put into the environment: HF_TOKEN for gated models, WANDB_API_KEY for tracking."""
+
+
 class RangeSection(Section):
     """Numbers from `low` to `high`, both included; whole ones where the key holds a whole number."""
 
@@ -285,6 +302,7 @@ class Experiment(Section):
     adapter: AdapterSection = Field(default_factory=AdapterSection)
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    modal: ModalSection | None = None
     tracking: TrackingSection | None = None
     """Default: the run folder alone."""
     search: SearchSection | None = None

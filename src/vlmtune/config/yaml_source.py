@@ -7,6 +7,7 @@ error can name `file:line` or the override.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -76,6 +77,20 @@ def parse_override(text: str, literal_keys: frozenset[str]) -> tuple[tuple[str, 
         node = _compose(value, name) or ScalarNode(NULL_TAG, "")
     node.start_mark = yaml.Mark(name, 0, 0, 0, None, 0)
     return path, node
+
+
+def represent(value: Any, mark: yaml.Mark) -> Node:
+    """A plain value as a node that was written at ``mark``, with everything in it."""
+    top: Node = yaml.representer.SafeRepresenter(sort_keys=False).represent_data(value)
+    waiting = [top]
+    while waiting:
+        node = waiting.pop()
+        node.start_mark = mark
+        if isinstance(node, MappingNode):
+            waiting.extend(child for pair in node.value for child in pair)
+        elif isinstance(node, SequenceNode):
+            waiting.extend(node.value)
+    return top
 
 
 def lay_over(top: MappingNode, path: tuple[str, ...], value: Node, shorthands: dict[str, str]) -> None:

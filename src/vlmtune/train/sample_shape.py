@@ -47,15 +47,16 @@ def describe(experiment: Experiment, num_samples: int | None, image_size: tuple[
 
     Args:
         experiment: as loaded.
-        num_samples: training examples, where the data are not at hand.
+        num_samples: training examples, where the data are not at hand; None is data.limit.
         image_size: width and height in pixels, likewise; None is 512 × 512.
 
     Raises UserError where neither the data nor ``num_samples`` say how many examples there are, or the base is not
     known.
     """
-    splits = _splits(experiment, num_samples)
+    assumed = num_samples if num_samples is not None else experiment.data.limit
+    splits = _splits(experiment, assumed)
     labels = splits.labels if splits else _labels(experiment)
-    count = num_samples if num_samples is not None else len(splits.train) if splits else 0
+    count = num_samples or (len(splits.train) if splits else assumed or 0)
     resolved = recipes.apply(experiment, num_train=count, num_labels=len(labels) if labels else 0)
     config, tokenizer, processor, origin = _base(resolved)
 
