@@ -145,13 +145,13 @@ def test_every_picture_feature_is_ours_where_nothing_is_resized(colours: Path, t
     assert _distance(ours, theirs) < 0.005
 
 
-def test_a_swapped_gate_is_caught(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_keys_and_values_are_caught(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vlmtune.export import gguf_names
 
-    w1 = "model.language_model.layers.{}.feed_forward.w1"
-    w3 = "model.language_model.layers.{}.feed_forward.w3"
+    keys = "model.language_model.layers.{}.self_attn.k_proj"
+    values = "model.language_model.layers.{}.self_attn.v_proj"
     swapped = dict(gguf_names.LANGUAGE_MODEL)
-    swapped[w1], swapped[w3] = swapped[w3], swapped[w1]
+    swapped[keys], swapped[values] = swapped[values], swapped[keys]
     monkeypatch.setattr(gguf_names, "LANGUAGE_MODEL", swapped)
     made = export(open_subject(digits, 30), find_format("gguf"), "F16", tmp_path / "gguf", 0.995)
     assert not made.verdict.is_accepted and made.folder.name == "gguf.rejected"
