@@ -9,6 +9,7 @@ import mmap
 import os
 import threading
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -59,18 +60,23 @@ class FeatureCache:
 
     Records are appended to `features.bin` and only then named, with their checksum, by a line of the index, which
     carries a checksum of its own. So whatever is torn by a crash is at the end of either file and is cut off when the
-    cache is opened next; a record damaged later fails its checksum and is made again. Safe to use from several
-    threads; a second process is refused.
+    cache is opened next; a record damaged later fails its checksum and is made again. Once its disk is full nothing
+    more is kept. Safe to use from several threads; a second process is refused.
 
     Args:
         folder: made if it is not there. A cache of other features there is thrown away.
         key: identifies what the features are of.
         level: whose output is kept; part of the key.
+
+    Attributes:
+        num_repaired: torn or damaged records that were found, and made again.
+        write_error: why nothing more is kept; None while all is well.
     """
 
     def __init__(self, folder: Path, key: str, level: Level = "connector") -> None:
         self.folder, self.key, self.level = folder, key, level
         self.num_repaired = 0
+        self.write_error: str | None = None
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +100,16 @@ class FeatureCache:
         """Of the features kept."""
         return sum(entry.num_bytes for entry in self._entries.values())
 
+    @property
+    def note(self) -> str:
+        """What a run says of its cache."""
+        note = "picture features are cached"
+        if self.num_repaired:
+            note += f"; {self.num_repaired} torn or damaged records were made again"
+        if self.write_error is not None:
+            note += f", but only {len(self)} of them: {self.folder} could not be written ({self.write_error})"
+        return note
+
     def get(self, digest: str) -> CachedPicture | None:
         """What was put under a digest (`ImageSource.digest`); None if nothing was, or if it is damaged."""
         with self._lock:
@@ -110,21 +126,25 @@ class FeatureCache:
         return CachedPicture(features, entry.text, entry.grids)
 
     def put(self, digest: str, picture: CachedPicture) -> None:
-        """Keep a picture. A second put of a digest is ignored."""
+        """Keep a picture. A second put of a digest is ignored, and so is one after the disk was full."""
         on_cpu = picture.features.detach().to("cpu").contiguous()
         content = on_cpu.view(torch.uint8).numpy().tobytes()
         with self._lock:
-            if digest in self._entries:
+            if digest in self._entries or self.write_error is not None:
                 return
             offset = self._features.seek(0, os.SEEK_END)
             shape = (on_cpu.shape[0], on_cpu.shape[1])
             checksum = zlib.crc32(content)
             entry = _Entry(offset, shape, str(on_cpu.dtype), checksum, picture.text, picture.grids)
-            self._features.write(content)
-            self._features.flush()
-            self._index.write(_to_line(digest, entry))
-            self._index.flush()
-            self._entries[digest] = entry
+            try:
+                self._features.write(content)
+                self._features.flush()
+                self._index.write(_to_line(digest, entry))
+                self._index.flush()
+            except OSError as error:  # what is torn now is cut off when the cache is opened next
+                self.write_error = error.strerror or str(error)
+            else:
+                self._entries[digest] = entry
 
     def close(self) -> None:
         """Give the folder back to other processes."""
@@ -132,7 +152,8 @@ class FeatureCache:
             self._map.close()
             self._map = None
         for file in (self._features, self._index, self._claim):
-            file.close()
+            with suppress(OSError):  # of what a full disk did not take, which close() would write once more
+                file.close()
 
     def _read(self, entry: _Entry) -> bytearray:
         end = entry.offset + entry.num_bytes

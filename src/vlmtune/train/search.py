@@ -72,6 +72,7 @@ class Search:
     def __init__(self, folder: Path, experiment: Experiment, resolved: Experiment) -> None:
         try:
             import optuna
+            from optuna.storages.journal import JournalFileBackend
         except ImportError as error:
             raise MissingExtraError("optuna", "search") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -86,9 +87,7 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         self._claim = _claim_search(folder)
         self._check_same()
-        storage = optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)),
-        )
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self._distributions = {key: _distribution(key, choices) for key, choices in self.space.items()}
         self._study = optuna.create_study(
             storage=storage,

@@ -11,6 +11,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -55,8 +56,7 @@ class Tracking:
         self._folder = folder
         self._sent: list[_InBackground] = []
         for name in experiment.tracking.to if experiment.tracking else ():
-            kind = _KINDS[name]
-            self._sent.append(_InBackground(name, lambda kind=kind: kind(folder, experiment, warn), warn))
+            self._sent.append(_InBackground(name, partial(_KINDS[name], folder, experiment, warn), warn))
         folder.watchers.extend(self._sent)
 
     def __enter__(self) -> Self:
@@ -146,6 +146,7 @@ class WandbTracker:
         except Exception as error:  # not logged in, no network, a service that answers nonsense
             if section.mode == "offline":
                 raise
+            wandb.teardown()  # its service still holds the run's id for the attempt
             self._run = wandb.init(mode="offline", **wanted)
             warn(
                 f"Warning: wandb cannot be reached ({_first_line(error)}). It is kept offline; "
