@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.synthetic_runs import facts, picture, random_table, write_evaluation
+from tests.synthetic_runs import facts, in_memory, picture, random_table, write_evaluation
 from vlmtune.errors import DataError, RunFolderError
+from vlmtune.evaluate.compare import compare, figures_of
 from vlmtune.evaluate.files import read_evaluation, thumbnail, thumbnail_rows
 from vlmtune.evaluate.files import write_evaluation as write_folder
+from vlmtune.evaluate.metrics import FIGURES, measure
 from vlmtune.evaluate.predictions import PredictionTable, top_positions
 from vlmtune.records import Prediction
 
@@ -107,6 +109,22 @@ def test_damage_is_named_with_its_file(tmp_path: Path, what: str, words: list[st
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_a_folder_of_another_version_with_less_in_it_still_has_all_its_figures(tmp_path: Path) -> None:
+    table = random_table(num=60, num_unreadable=2)
+    write_evaluation(tmp_path / "e", "older", table)
+    path = tmp_path / "e" / "predictions.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["image", "top", "num_tokens", "error"]), path)
+    (tmp_path / "e" / "timing.parquet").unlink()
+    stored = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    few = {key: stored["metrics"][key] for key in ("accuracy", "num_examples", "per_class")}
+    (tmp_path / "e" / "evaluation.json").write_text(json.dumps({**stored, "metrics": few}))
+    found = read_evaluation(tmp_path / "e")
+    assert found.predictions.num_tokens is None and found.predictions.images.tolist() == [None] * 60
+    assert figures_of(found) == {**measure(table), "seconds_per_example": None}
+    again = compare([found, in_memory("newer", table)])
+    assert [run["accuracy"] for run in again["runs"]] == [measure(table)["accuracy"]] * 2
+
+
 def test_records_become_columns_and_bad_ones_are_refused() -> None:
     good = Prediction("a", ("x",), "y", (-1.0, -0.5), 0.1)
     unread = Prediction("b", ("y",), None, error="truncated")
@@ -136,6 +154,10 @@ def test_thumbnails_are_small_and_taken_of_all_mistakes_up_to_the_cap() -> None:
     assert min(sure[capped]) >= max(sure[row] for row in wrong - set(capped))
     image = Image.open(io.BytesIO(thumbnail(Image.new("RGB", (600, 300), "red"))))
     assert (image.format, image.size) == ("JPEG", (96, 48))
+
+
+def test_the_list_of_figures_names_what_is_measured() -> None:
+    assert set(measure(random_table(num=20))) == FIGURES
 
 
 def test_top_positions_break_ties_by_label_order() -> None:

@@ -199,7 +199,9 @@ def read_calibration(run: Path) -> Calibration | None:
     found = [
         facts
         for facts in found
-        if facts.get("calibration") and facts.get("checkpoint") and plain.items() <= facts["scoring"].items()
+        if facts.get("calibration")
+        and facts.get("checkpoint")
+        and plain.items() <= (facts.get("scoring") or {}).items()
     ]
     if not found:
         return None

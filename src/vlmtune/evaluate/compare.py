@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vlmtune.errors import DataError
 from vlmtune.evaluate.files import Evaluation
-from vlmtune.evaluate.metrics import brier_scores, filled_log_probs, measure, negative_log_likelihoods
+from vlmtune.evaluate.metrics import FIGURES, brier_scores, filled_log_probs, measure, negative_log_likelihoods
 from vlmtune.evaluate.predictions import PredictionTable
 from vlmtune.evaluate.statistics import (
     SIGNIFICANCE,
@@ -49,7 +49,7 @@ def compare(evaluations: Sequence[Evaluation], num_resamples: int = 1000, seed: 
     which differ.
     """
     tables = align(evaluations)
-    figures = [dict(e.facts.get("metrics") or measure(e.predictions)) for e in evaluations]
+    figures = [figures_of(e) for e in evaluations]
     correct = np.column_stack([table.correct for table in tables])
     pairs = [
         _pair(evaluations[i].name, evaluations[j].name, tables[i], tables[j], correct[:, i], correct[:, j])
@@ -116,6 +116,12 @@ def align(evaluations: Sequence[Evaluation]) -> list[PredictionTable]:
                 f"{_listed(first.predictions.ids[changed])}. Evaluate both on the same data."
             )
     return tables
+
+
+def figures_of(evaluation: Evaluation) -> dict[str, Any]:
+    """What `measure` gives of an evaluation: as stored, or measured again where another version stored less."""
+    stored: dict[str, Any] = evaluation.facts.get("metrics") or {}
+    return stored if stored.keys() >= FIGURES else measure(evaluation.predictions)
 
 
 def same_examples(first: Evaluation, second: Evaluation) -> bool:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmtune.errors import DataError, RunFolderError
-from vlmtune.evaluate.predictions import COLUMNS, PredictionTable, from_arrow, to_arrow
+from vlmtune.evaluate.predictions import REQUIRED_COLUMNS, PredictionTable, from_arrow, to_arrow
 
 FACTS_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.parquet"
@@ -137,7 +137,7 @@ def write_folder(
 
 
 def read_evaluation(folder: Path | str) -> Evaluation:
-    """Read an evaluation folder strictly.
+    """Read an evaluation folder strictly; only columns that no figure needs, and times, may be missing.
 
     Raises RunFolderError naming the file for a missing or damaged file, a missing column or key, a label outside the
     list, a repeated id, or rows whose probabilities do not fit the labels.
@@ -145,9 +145,11 @@ def read_evaluation(folder: Path | str) -> Evaluation:
     folder = Path(folder)
     facts = read_facts(folder)
     labels = tuple(facts["labels"])
-    table = read_parquet(folder / PREDICTIONS_FILE, COLUMNS)
-    timing = read_parquet(folder / TIMING_FILE, ("id", "seconds"))
-    seconds = dict(zip(timing["id"].to_pylist(), timing["seconds"].to_pylist(), strict=True))
+    table = read_parquet(folder / PREDICTIONS_FILE, REQUIRED_COLUMNS)
+    seconds: dict[str, float] = {}
+    if (folder / TIMING_FILE).exists():
+        timing = read_parquet(folder / TIMING_FILE, ("id", "seconds"))
+        seconds = dict(zip(timing["id"].to_pylist(), timing["seconds"].to_pylist(), strict=True))
     try:
         predictions = from_arrow(table, labels, seconds)
     except DataError as error:

@@ -19,6 +19,11 @@ from vlmtune.evaluate.statistics import wilson_interval
 TOP_K = (1, 3, 5)
 NUM_BINS = 15
 NUM_CURVE_POINTS = 200
+_COUNTS = ("num_examples", "num_correct", "num_unreadable", "confusion", "unreadable_by_class", "per_class")
+_SHARES = ("accuracy", "accuracy_interval", "macro_f1", "weighted_f1", "balanced_accuracy", "seconds_per_example")
+_OF_PROBABILITIES = ("top_k", "nll", "brier", "ece", "reliability", "risk_coverage", "aurc", "mean_confidence")
+FIGURES = frozenset((*_COUNTS, *_SHARES, *_OF_PROBABILITIES))
+"""The keys of what `measure` gives."""
 Floats = NDArray[np.float64]
 
 
@@ -45,8 +50,7 @@ def measure(predictions: PredictionTable, labels: Sequence[str] | None = None) -
         "unreadable_by_class": counts[:, -1].tolist(),
         "seconds_per_example": _mean_or_none(predictions.seconds),
     }
-    probability_keys = ("top_k", "nll", "brier", "ece", "reliability", "risk_coverage", "aurc", "mean_confidence")
-    result.update(dict.fromkeys(probability_keys))
+    result.update(dict.fromkeys(_OF_PROBABILITIES))
     if predictions.log_probs is not None and num:
         result.update(_probability_figures(predictions, correct))
     return result

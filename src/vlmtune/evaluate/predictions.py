@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from vlmtune.errors import DataError
 from vlmtune.records import Prediction
 
-COLUMNS = ("id", "image", "truth", "prediction", "log_probs", "top", "num_tokens", "error")
+REQUIRED_COLUMNS = ("id", "truth", "prediction", "log_probs")
+"""What figures are computed from. The other columns that `to_arrow` writes may be missing in another version's file."""
 NUM_TOP = 5
 
 
@@ -172,6 +173,9 @@ def from_arrow(table: pa.Table, labels: tuple[str, ...], seconds: Mapping[str, f
 
     Raises DataError for a label outside ``labels``, a repeated id, or probabilities that do not fit the labels.
     """
+    for name, kind in (("image", pa.string()), ("error", pa.string()), ("num_tokens", pa.int64())):
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), kind))
     ids = table["id"].to_pylist()
     named = PredictionTable.from_columns(
         labels,

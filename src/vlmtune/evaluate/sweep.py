@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlmtune.evaluate.compare import align
+from vlmtune.evaluate.compare import align, figures_of
 from vlmtune.evaluate.files import Evaluation
-from vlmtune.evaluate.metrics import measure
 from vlmtune.evaluate.statistics import adjust, paired_test
 
 
@@ -33,7 +32,7 @@ def measure_sweep(evaluations: Sequence[tuple[int, Evaluation]], num_steps: int)
     correct = [table.correct for table in tables]
     points = []
     for step, evaluation in evaluations:
-        figures = evaluation.facts.get("metrics") or measure(evaluation.predictions)
+        figures = figures_of(evaluation)
         points.append(
             {
                 "step": step,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmtune.evaluate.compare import align, same_examples
+from vlmtune.evaluate.compare import align, figures_of, same_examples
 from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation
 from vlmtune.evaluate.statistics import adjust, paired_test
 from vlmtune.report import wording as w
@@ -41,7 +41,7 @@ def against(ceilings: dict[str, Any], run: Path, subject: Evaluation | None) -> 
             tested.append(row["pair"])
     adjust(tested)
     if subject is not None and tested:
-        figures = subject.facts["metrics"]
+        figures = figures_of(subject)
         keys = ("accuracy", "accuracy_interval", "num_correct", "num_unreadable", "nll")
         told = {"key": "subject", "name": subject.name, "kind": "subject", "series": SUBJECT_COLOUR, "pair": None}
         told |= {key: figures[key] for key in keys}

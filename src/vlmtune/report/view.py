@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.evaluate.compare import compare, describe
+from vlmtune.evaluate.compare import compare, describe, figures_of
 from vlmtune.evaluate.files import Evaluation
-from vlmtune.evaluate.metrics import measure
 from vlmtune.report import calibration, charts, gallery, tables, wording
 from vlmtune.report.ceilings import against
 from vlmtune.report.facts import experiment_facts
@@ -124,10 +123,7 @@ def drawings(view: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_view(series: str, evaluation: Evaluation) -> dict[str, Any]:
-    # Figures stored by an older version may lack keys that the page needs: measured again, they are the same.
-    figures = evaluation.facts.get("metrics") or {}
-    if "reliability" not in figures or "unreadable_by_class" not in figures:
-        figures = measure(evaluation.predictions)
+    figures = figures_of(evaluation)
     return {
         **describe(evaluation, figures),
         "series": series,
