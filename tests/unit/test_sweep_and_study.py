@@ -16,7 +16,7 @@ from vlmtune.evaluate.files import Evaluation
 from vlmtune.evaluate.statistics import wilson_interval
 from vlmtune.evaluate.study import StudyRun, measure_study
 from vlmtune.evaluate.sweep import measure_sweep
-from vlmtune.report import charts
+from vlmtune.report import charts, tables
 from vlmtune.report.files import palette, style
 from vlmtune.report.study import findings, write_study
 from vlmtune.report.svg import standalone
@@ -62,6 +62,22 @@ def test_stopping_advice_is_the_earliest_checkpoint_that_is_not_significantly_wo
     assert "not significant" in told
     alone = sweep_of(1.0, 2.0, 5.0)
     assert "Every earlier checkpoint is significantly worse" in " ".join(advice(alone))
+
+
+def test_an_average_of_checkpoints_is_tested_against_the_best_one_and_stands_in_table_and_chart(tmp_path: Path) -> None:
+    average = in_memory("average-of-3", random_table(num=400, skill=6.0, seed=9))
+    found = {**measure_sweep(checkpoints(1.0, 2.0, 3.0), 400, [average]), "run": "r", "during_training": []}
+    (told,) = found["averages"]
+    assert (found["best_step"], told["name"], told["is_best"]) == (300, "average-of-3", False)
+    assert told["difference"] == pytest.approx(told["accuracy"] - found["checkpoints"][2]["accuracy"])
+    assert "average-of-3, is right on" in " ".join(advice(found))
+    assert "significantly better than step 300" in " ".join(advice(found))
+    assert tables.checkpoints(found).texts()[-1][0] == "average-of-3"
+    assert "average-of-3" in charts.sweep(found)
+    write_sweep(tmp_path, {**found, "split": "validation"})
+    without = {**found}
+    del without["averages"]  # of an earlier version
+    assert len(tables.checkpoints(without).rows) == 3 and "average" not in " ".join(advice(without))
 
 
 def test_advice_warns_of_the_test_split_of_limits_and_of_a_single_checkpoint() -> None:

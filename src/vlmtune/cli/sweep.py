@@ -24,7 +24,8 @@ def sweep(
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many pictures, stratified by label.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Evaluate every checkpoint of a run: accuracy and loss against step, the best, and where to have stopped.
+    """Evaluate every checkpoint of a run: accuracy and loss against step, the best, and where to have stopped. An
+    averaged checkpoint (train.average_last) stands beside them.
 
     Writes RUN/sweep/SPLIT.json, .md, .svg and .png, and the chart into RUN/report.html. A checkpoint that was
     evaluated before is not evaluated again. Which checkpoints a run keeps is train.keep_checkpoints.
@@ -75,7 +76,7 @@ def _measure(run: Path, experiment: Experiment, splits: Splits) -> dict[str, Any
     from vlmtune.evaluate.sweep import measure_sweep
     from vlmtune.report.files import read_json
     from vlmtune.report.sweep import FOLDER
-    from vlmtune.train.checkpoints import list_checkpoints
+    from vlmtune.train.checkpoints import list_averages, list_checkpoints
     from vlmtune.train.prepare import image_overrides
 
     checkpoints = list_checkpoints(run)
@@ -85,11 +86,13 @@ def _measure(run: Path, experiment: Experiment, splits: Splits) -> dict[str, Any
     examples = measured_examples(experiment.evaluate, splits)
     if not examples:
         raise DataError(f"The {section.split} split has no pictures. Name another: --split test.")
-    folders = {path: run / FOLDER / "evaluation" / f"{section.split}-{path.name}" for path in checkpoints}
-    pending = [path for path in checkpoints if not _is_done(folders[path], path, examples)]
-    done = len(checkpoints) - len(pending)
+    averages = list_averages(run)
+    every = [*checkpoints, *averages]
+    folders = {path: run / FOLDER / "evaluation" / f"{section.split}-{path.name}" for path in every}
+    pending = [path for path in every if not _is_done(folders[path], path, examples)]
+    done = len(every) - len(pending)
     if done:
-        stderr_console().print(f"{done} of {len(checkpoints)} checkpoints are evaluated already.")
+        stderr_console().print(f"{done} of {len(every)} checkpoints are evaluated already.")
     opened = None
     for path in pending:
         if opened is None:
@@ -101,7 +104,8 @@ def _measure(run: Path, experiment: Experiment, splits: Splits) -> dict[str, Any
         with merged(opened.model):
             run_evaluation(experiment, splits, checkpoint=path, folder=run / FOLDER, name=path.name, opened=opened)
     steps = [(int(path.name.rpartition("-")[2]), read_evaluation(folders[path])) for path in checkpoints]
-    return measure_sweep(steps, int(read_json(run / "run.json").get("num_steps") or 0))
+    averaged = [read_evaluation(folders[path]) for path in averages]
+    return measure_sweep(steps, int(read_json(run / "run.json").get("num_steps") or 0), averaged)
 
 
 def _is_done(folder: Path, checkpoint: Path, examples: list[Example]) -> bool:

@@ -13,33 +13,29 @@ from vlmtune.evaluate.files import Evaluation
 from vlmtune.evaluate.statistics import adjust, paired_test
 
 
-def measure_sweep(evaluations: Sequence[tuple[int, Evaluation]], num_steps: int) -> dict[str, Any]:
+def measure_sweep(
+    evaluations: Sequence[tuple[int, Evaluation]], num_steps: int, averages: Sequence[Evaluation] = ()
+) -> dict[str, Any]:
     """Compare every checkpoint with the best one, picture by picture.
 
     Args:
         evaluations: (step, evaluation) of the same pictures, by step.
         num_steps: of the whole run, by which savings are counted.
+        averages: of averaged checkpoints, which belong to no step.
 
     Returns:
         ``checkpoints``, each with its figures and its paired test against the best (mid-p McNemar, Holm-adjusted over
-        the others); ``best_step``: highest accuracy, of equals the lowest loss, then the earlier; ``stop_step``: the
-        earliest that is not significantly worse than the best.
+        the others); ``averages``, the same with a ``name`` for a step; ``best_step``: highest accuracy, of equals the
+        lowest loss, then the earlier; ``stop_step``: the earliest that is not significantly worse than the best.
 
     Raises DataError for evaluations of different pictures.
     """
     steps = [step for step, _ in evaluations]
-    tables = align([e for _, e in evaluations]) if len(evaluations) > 1 else [evaluations[0][1].predictions]
+    every = [*(e for _, e in evaluations), *averages]
+    tables = align(every) if len(every) > 1 else [every[0].predictions]
     correct = [table.correct for table in tables]
-    points = []
-    for step, evaluation in evaluations:
-        figures = figures_of(evaluation)
-        points.append(
-            {
-                "step": step,
-                **{key: figures[key] for key in ("accuracy", "accuracy_interval", "num_correct", "nll", "ece")},
-                "seconds": evaluation.facts.get("seconds"),
-            }
-        )
+    points = [{"step": step, **_figures(evaluation)} for step, evaluation in evaluations]
+    averaged = [{"name": evaluation.name, **_figures(evaluation)} for evaluation in averages]
 
     def standing(index: int) -> tuple[float, float, int]:
         loss = points[index]["nll"]
@@ -48,7 +44,7 @@ def measure_sweep(evaluations: Sequence[tuple[int, Evaluation]], num_steps: int)
     best = max(range(len(points)), key=standing)
     tests = {index: paired_test(correct[best], right) for index, right in enumerate(correct) if index != best}
     adjust(list(tests.values()))
-    for index, point in enumerate(points):
+    for index, point in enumerate([*points, *averaged]):
         test = tests.get(index)
         point["is_best"] = test is None
         point |= {key: test and test[key] for key in ("difference", "difference_interval", "p_value", "p_holm")}
@@ -61,6 +57,13 @@ def measure_sweep(evaluations: Sequence[tuple[int, Evaluation]], num_steps: int)
         "num_examples": num,
         "num_steps": max([num_steps, *steps]),
         "checkpoints": points,
+        "averages": averaged,
         "best_step": steps[best],
         "stop_step": next(point["step"] for point in points if not point["is_worse"]),
     }
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    figures = figures_of(evaluation)
+    keys = ("accuracy", "accuracy_interval", "num_correct", "nll", "ece")
+    return {**{key: figures[key] for key in keys}, "seconds": evaluation.facts.get("seconds")}

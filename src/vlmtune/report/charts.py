@@ -90,15 +90,20 @@ def validation_curves(series: Sequence[dict[str, Any]]) -> Markup:
 
 
 def sweep(figures: dict[str, Any]) -> Markup:
-    """Accuracy and loss of every checkpoint against step; what training itself measured is dashed behind it."""
-    points, logged = figures["checkpoints"], figures["during_training"]
+    """Accuracy and loss of every checkpoint against step; what training itself measured is dashed behind it, and so is
+    an average of checkpoints, which belongs to no step.
+    """
+    points, logged, averages = figures["checkpoints"], figures["during_training"], figures.get("averages", [])
     canvas = Canvas(680, 440, "Accuracy and loss of each checkpoint against step")
     steps = (0.0, float(figures["num_steps"]))
     told = [(p["step"], p["accuracy"], *p["accuracy_interval"]) for p in points]
-    seen = [share for _, _, low, high in told for share in (low, high)] + [line["accuracy"] for line in logged]
+    seen = [share for _, _, low, high in told for share in (low, high)]
+    seen += [entry["accuracy"] for entry in (*logged, *averages)]
     upper = Plot("", steps, _round_range(seen, 0.05), canvas=canvas, band=(14, 236))
     upper.axes("", "accuracy", count, lambda v: percent(v, 0))
     upper.curve([(line["step"], line["accuracy"]) for line in logged], "curve dashed s0")
+    for average in averages:
+        upper.level(average["accuracy"], f"{average['name']}: {percent(average['accuracy'])}")
     upper.curve([(step, accuracy) for step, accuracy, *_ in told], f"curve {SUBJECT_COLOUR}")
     for step, accuracy, low, high in told:
         upper.whisker(step, low, high, f"error strong {SUBJECT_COLOUR}")
@@ -135,9 +140,7 @@ def study(figures: dict[str, Any]) -> Markup:
     plot = Plot("Accuracy against training pictures", x_range, _round_range(seen, 0.1), 680, 380)
     plot.axes("training pictures (logarithmic)", "test accuracy", lambda v: count(10**v), lambda v: percent(v, 0), nums)
     if base:
-        plot.canvas.line(plot.left, plot.y(base["accuracy"]), plot.right, plot.y(base["accuracy"]), "chance")
-        title = f"without training: {percent(base['accuracy'])}"
-        plot.canvas.text(plot.right, plot.y(base["accuracy"]) - 6, title, "tick", "end")
+        plot.level(base["accuracy"], f"without training: {percent(base['accuracy'])}")
     plot.curve([(x, p["accuracy"]) for x, p in zip(nums, points, strict=True)], f"curve {SUBJECT_COLOUR}")
     for x, point in zip(nums, points, strict=True):
         plot.whisker(x, point["interval"][0], point["interval"][1], f"error strong {SUBJECT_COLOUR}")

@@ -53,6 +53,9 @@ def sweep(path: Path, figures: dict[str, Any]) -> Path:
             axis.axvline(figures["stop_step"], color=_COLOURS["s3"], linewidth=0.8, linestyle=(0, (3, 3)))
         axis.set_xlim(0, 1.02 * figures["num_steps"])
         axis.set_ylabel(name, fontsize=9, color=_INK)
+    for average in figures.get("averages", []):
+        axes[0].axhline(average["accuracy"], color=_INK, linewidth=0.8, linestyle=(0, (3, 3)), label=average["name"])
+        axes[0].legend(frameon=False, fontsize=8.5)
     best = next(point for point in points if point["is_best"])
     axes[0].errorbar(steps, [p["accuracy"] for p in points], yerr=_errors(points), fmt="none", ecolor=tint, capsize=3)
     axes[0].plot(best["step"], best["accuracy"], "o", markersize=11, fillstyle="none", color=tint)

@@ -120,6 +120,11 @@ class Plot:
     def curve(self, points: Sequence[Point], css: str) -> None:
         self.canvas.path([(self.x(x), self.y(y)) for x, y in points], css)
 
+    def level(self, value: float, name: str) -> None:
+        """A value that belongs to no place on the x axis, as a dashed line with its name."""
+        self.canvas.line(self.left, self.y(value), self.right, self.y(value), "chance")
+        self.canvas.text(self.right, self.y(value) - 6, name, "tick", "end")
+
     def whisker(self, x: float, low: float, high: float, css: str) -> None:
         self.canvas.line(self.x(x), self.y(low), self.x(x), self.y(high), css)
 

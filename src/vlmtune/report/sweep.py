@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlmtune.evaluate.statistics import SIGNIFICANCE
 from vlmtune.report import charts, png, tables
 from vlmtune.report import wording as w
 from vlmtune.report.files import palette, read_json, style, write_json, write_text
@@ -76,6 +77,7 @@ def advice(sweep: dict[str, Any]) -> list[str]:
             f"The last checkpoint, step {w.count(last['step'])}, is {verdict} than the best: the last "
             f"{_saved(best, sweep)} of the steps brought nothing."
         )
+    sentences += [_average_sentence(average, best) for average in sweep.get("averages", [])]
     if len(points) > 1:
         sentences.append(
             "The best of several measurements is partly the luckiest one; not significant means that these pictures "
@@ -86,6 +88,18 @@ def advice(sweep: dict[str, Any]) -> list[str]:
     if sweep["limit"]:
         sentences.append(f"Only {w.count(sweep['limit'])} pictures were measured, by request (limit).")
     return sentences
+
+
+def _average_sentence(average: dict[str, Any], best: dict[str, Any]) -> str:
+    change, span = average["difference"], w.points_interval(average["difference_interval"])
+    verdict = "not significantly different from"
+    if average["p_holm"] < SIGNIFICANCE:
+        verdict = "significantly better than" if change > 0 else "significantly worse than"
+    return (
+        f"The averaged checkpoint, {average['name']}, is right on {w.percent(average['accuracy'])}: {verdict} step "
+        f"{w.count(best['step'])} ({w.points(change)} points, 95% interval {span}; {w.p_value(average['p_holm'])} "
+        "Holm-adjusted)."
+    )
 
 
 def _saved(point: dict[str, Any], sweep: dict[str, Any]) -> str:

@@ -141,14 +141,15 @@ def risk_coverage(evaluations: Sequence[dict[str, Any]], num_rows: int = 20) -> 
 
 
 def checkpoints(sweep: dict[str, Any]) -> Table:
-    """A sweep: every checkpoint, and its paired test against the best."""
+    """A sweep: every checkpoint and every average of some, each with its paired test against the best checkpoint."""
     columns = (
         "step | #pictures | #accuracy | ~95% interval | #NLL | #ECE | #points from the best | ~95% interval "
         "| #McNemar mid-p, Holm | worse than the best | #time"
     )
+    averages = sweep.get("averages", [])
     rows = [
         [
-            w.count(point["step"]),
+            w.count(point["step"]) if "step" in point else point["name"],
             limited(sweep["num_examples"], sweep["limit"]),
             w.percent(point["accuracy"]),
             w.interval(point["accuracy_interval"]),
@@ -160,7 +161,7 @@ def checkpoints(sweep: dict[str, Any]) -> Table:
             "–" if point["is_best"] else "significantly" if point["is_worse"] else "not significantly",
             w.duration(point["seconds"]),
         ]
-        for point in sweep["checkpoints"]
+        for point in [*sweep["checkpoints"], *averages]
     ]
     return table(columns, rows, main=[point["is_best"] for point in sweep["checkpoints"]].index(True))
 

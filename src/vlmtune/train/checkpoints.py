@@ -23,6 +23,7 @@ from vlmtune.errors import RunFolderError
 
 _FOLDER = "checkpoints"
 _PREFIX = "step-"
+_AVERAGE_PREFIX = "average-of-"
 
 
 @dataclass
@@ -72,6 +73,12 @@ def list_checkpoints(run: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
     found = (run / _FOLDER).glob(f"{_PREFIX}*") if (run / _FOLDER).is_dir() else []
     return sorted(path for path in found if path.name.removeprefix(_PREFIX).isdigit())
+
+
+def list_averages(run: Path) -> list[Path]:
+    """What `average_checkpoints` made of a run, fewest checkpoints first."""
+    by_num = {path.name.removeprefix(_AVERAGE_PREFIX): path for path in (run / _FOLDER).glob(f"{_AVERAGE_PREFIX}*")}
+    return [by_num[num] for num in sorted(filter(str.isdigit, by_num), key=int)]
 
 
 def save_checkpoint(
@@ -164,7 +171,7 @@ def average_checkpoints(run: Path, checkpoints: Sequence[Path]) -> Path:
     move apart, and the result stays a LoRA of the same rank. A folder like the others, but for what resuming needs.
     """
     assert checkpoints
-    target = run / _FOLDER / f"average-of-{len(checkpoints)}"
+    target = run / _FOLDER / f"{_AVERAGE_PREFIX}{len(checkpoints)}"
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
