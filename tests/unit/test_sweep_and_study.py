@@ -13,7 +13,7 @@ from scipy import stats
 
 from tests.synthetic_runs import in_memory, random_table
 from vlmtune.evaluate.files import Evaluation
-from vlmtune.evaluate.statistics import wilson_interval
+from vlmtune.evaluate.statistics import paired_difference_interval, wilson_interval
 from vlmtune.evaluate.study import StudyRun, measure_study
 from vlmtune.evaluate.sweep import measure_sweep
 from vlmtune.report import charts, tables
@@ -140,6 +140,23 @@ def test_a_step_is_significant_only_when_more_pictures_help() -> None:
     steps = measure_study(study_runs({0.01: [1.0, 1.1, 0.9], 0.1: [4.0, 4.1, 3.9], 1.0: [4.0, 4.2, 3.8]}))["steps"]
     assert [step["is_significant"] for step in steps] == [True, False]
     assert steps[0]["interval"][0] > 0 > steps[1]["interval"][0]
+
+
+def test_a_step_of_one_seed_has_the_paired_interval_of_its_pictures() -> None:
+    runs = study_runs({0.1: [1.0], 1.0: [2.0]})
+    first, second = (run.evaluation.predictions.correct for run in runs)
+    lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
+    expected = paired_difference_interval(lost, gained, len(first))
+    assert measure_study(runs)["steps"][0]["interval"] == pytest.approx(expected)
+
+
+def test_a_step_on_which_no_picture_changed_is_not_said_to_be_known_exactly() -> None:
+    (run,) = study_runs({1.0: [2.0]})
+    runs = [dataclasses.replace(run, fraction=fraction, seed=seed) for fraction in (0.1, 1.0) for seed in range(3)]
+    runs = [dataclasses.replace(each, folder=f"run-{number}") for number, each in enumerate(runs)]
+    (step,) = measure_study(runs)["steps"]
+    low, high = step["interval"]
+    assert step["difference"] == 0 and low < -0.001 and high > 0.001 and not step["is_significant"]
 
 
 def test_intervals_of_the_mean_hold_their_coverage() -> None:

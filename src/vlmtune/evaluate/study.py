@@ -20,7 +20,7 @@ from scipy import stats
 
 from vlmtune.evaluate.compare import align
 from vlmtune.evaluate.files import Evaluation
-from vlmtune.evaluate.statistics import SIGNIFICANCE, paired_difference_interval, wilson_interval
+from vlmtune.evaluate.statistics import SIGNIFICANCE, wilson_interval
 
 Floats = NDArray[np.float64]
 
@@ -122,14 +122,14 @@ def _step(first: Floats, second: Floats, num_steps: int) -> dict[str, Any]:
 
 
 def _difference_interval(first: Floats, second: Floats, confidence: float) -> tuple[float, float]:
-    """Over test pictures (paired) and, where there are several, over seeds (Welch's t)."""
-    num = first.shape[1]
-    difference = float(second.mean() - first.mean())
-    if len(first) == len(second) == 1:
-        lost, gained = int((first > second).sum()), int((second > first).sum())
-        return paired_difference_interval(lost, gained, num, confidence)
-    changes = second.mean(axis=0) - first.mean(axis=0)
-    over_pictures = stats.norm.isf((1 - confidence) / 2) * changes.std(ddof=1) / np.sqrt(num)
+    """Over test pictures (paired) and, where there are several, over seeds (Welch's t).
+
+    As Bonett and Price do for one seed (`statistics.paired_difference_interval`), a picture gained and one lost are
+    added: where no picture changed, the few that were looked at still do not show that none would.
+    """
+    changes = np.append(second.mean(axis=0) - first.mean(axis=0), [1.0, -1.0])
+    difference = float(changes.mean())
+    over_pictures = stats.norm.isf((1 - confidence) / 2) * changes.std() / np.sqrt(len(changes))
     several = [group.mean(axis=1) for group in (first, second) if len(group) > 1]
     parts = [(accuracies.var(ddof=1) / len(accuracies), len(accuracies) - 1) for accuracies in several]
     variance = sum(part for part, _ in parts)
