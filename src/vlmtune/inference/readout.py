@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vlmtune.errors import WeightsError
 from vlmtune.models.interface import VisionLanguageModel
 
 # float32 logits held at once: 64 MiB, whatever the vocabulary's size.
@@ -47,3 +48,12 @@ def token_log_probs(model: VisionLanguageModel, hidden: Tensor, rows: Tensor, to
 def _block_log_probs(model: VisionLanguageModel, hidden: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     # One kernel that is as fast where most of the vocabulary underflows; `logsumexp` then takes eight times as long.
     return model.logits(hidden).log_softmax(-1)[rows, tokens]
+
+
+def refuse_nan(values: Tensor) -> None:
+    """Raise WeightsError where logits or log-probabilities are not numbers: no answer could be told from them."""
+    if values.isnan().any():
+        raise WeightsError(
+            "The model's scores are not numbers (NaN). Its weights are damaged (a training that diverged?), or "
+            "overflow in the number format: try model.dtype float32."
+        )

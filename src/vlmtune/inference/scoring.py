@@ -15,14 +15,19 @@ import torch
 from torch import Tensor
 
 from vlmtune.inference.prompts import Question, prompt_levels, run_prefix
-from vlmtune.inference.readout import token_log_probs
+from vlmtune.inference.readout import refuse_nan, token_log_probs
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.tree import Rows, State
 from vlmtune.text.trie import LabelTrie
 
-# Rows that one wave of the best-first search may hold: below this a decoder call costs little more than reading the
-# weights once, so expanding several likely nodes a picture is nearly free.
-_WAVE_ROWS = 64
+# Nodes that the first wave of the best-first search expands: below this a decoder call costs little more than reading
+# the weights once, so expanding several likely nodes a picture is nearly free. Every later wave expands twice as many:
+# where the model is unsure, a few calls that share their rows rule out what many small ones would.
+_FIRST_WAVE = 64
+_LARGEST_WAVE = 4096
+# Rows of one group of trie nodes, about. A group's mask and its attention grow with the square of its rows, and each
+# group takes the picture's keys and values once more: a trie of a thousand labels is cheaper as several groups.
+_FOREST_ROWS = 512
 
 
 @dataclass
@@ -71,37 +76,29 @@ class LabelScorer:
     def score_forms(self, questions: Sequence[Question]) -> Tensor:
         """Every surface form's score: float64[B, F], in the order of `LabelTrie.forms`."""
         edges, num_inner = self._edges, len(self._edges.inner)
+        B = len(questions)
         levels, prompts = prompt_levels(self.model, questions)
-        before = [edges.before] * len(questions)
         if num_inner:
-            levels.append(Rows.tree(before, parent=range(len(questions))))
-        tokens = torch.tensor(edges.inner_tokens * len(questions), dtype=torch.int64, device=self.model.device)
+            parent = np.repeat(np.arange(B), len(edges.forests)).tolist()
+            levels.append(Rows.tree(edges.forests * B, parent=parent))
+        tokens = torch.tensor(edges.inner_tokens * B, dtype=torch.int64, device=self.model.device)
         embeddings = torch.cat([prompts, self.model.embed(tokens, [])])
         hidden = self.model.decode(embeddings, levels, self.prefix_state()).hidden
 
         # Packed order: every picture's last prompt row, then every picture's inner nodes. Node -1 is the root.
-        B = len(questions)
         picture = torch.arange(B)[:, None]
         parent_row = torch.tensor(edges.parent_row)[None, :]
         rows = torch.where(parent_row < 0, picture, B + picture * num_inner + parent_row)
-        order = rows.flatten().argsort(stable=True)
-        edge_tokens = torch.tensor(edges.tokens)[None, :].expand(B, -1)
-        log_probs = token_log_probs(
-            self.model,
-            hidden,
-            rows.flatten()[order].to(hidden.device),
-            edge_tokens.flatten()[order].to(hidden.device),
-        )
-        by_edge = torch.empty(B * len(edges.tokens))
-        by_edge[order] = log_probs.cpu()
-        return edges.form_scores(by_edge.view(B, -1))
+        log_probs = self._log_probs(hidden, rows.flatten(), torch.tensor(edges.tokens).repeat(B))
+        return edges.form_scores(log_probs.view(B, -1))
 
     @torch.inference_mode()
     def best(self, questions: Sequence[Question]) -> list[BestLabel]:
         """The exact arg-max of `score`, by best-first search.
 
         A label's score only falls as tokens are added, so a finished label that beats every open one's score so far
-        has won. Each wave expands the most promising open nodes of all pictures that are not decided.
+        has won. Each wave, twice as large as the last, expands the most promising open nodes of all pictures that are
+        not decided.
         """
         levels, prompts = prompt_levels(self.model, questions)
         decoded = self.model.decode(prompts, levels, self.prefix_state(), want_state=True)
@@ -111,12 +108,14 @@ class LabelScorer:
         search.expand(pictures, np.full(len(questions), -1), self._children(decoded.hidden, [-1] * len(questions)))
         state, in_state = decoded.state, pictures
         num_rows = np.zeros(len(questions), dtype=np.int64)
+        wave = _FIRST_WAVE
         while len(active := search.undecided()):
             if len(active) <= len(in_state) // 2:
                 state = state.select(torch.from_numpy(np.searchsorted(in_state, active)))
                 in_state = active
             # In node order, which is the order of the rows.
-            wanted = [sorted(search.most_promising(b, max(1, _WAVE_ROWS // len(active)))) for b in active]
+            wanted = [sorted(search.most_promising(b, max(1, wave // len(active)))) for b in active]
+            wave = min(2 * wave, _LARGEST_WAVE)
             paths = [self._edges.paths(nodes) for nodes in wanted]
             parent = np.searchsorted(in_state, active).tolist()
             before = [path_before for _, path_before, _ in paths]
@@ -141,23 +140,35 @@ class LabelScorer:
         children = [self.trie.children[node] for node in nodes]
         rows = torch.tensor([i for i, edges in enumerate(children) for _ in edges])
         tokens = torch.tensor([self._edges.tokens[edge] for edges in children for edge in edges])
-        log_probs = token_log_probs(self.model, hidden, rows.to(hidden.device), tokens.to(hidden.device))
-        return np.split(log_probs.cpu().numpy(), np.cumsum([len(edges) for edges in children])[:-1])
+        log_probs = self._log_probs(hidden, rows, tokens)
+        return np.split(log_probs.numpy(), np.cumsum([len(edges) for edges in children])[:-1])
+
+    def _log_probs(self, hidden: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """`token_log_probs`, on the CPU. Raises WeightsError where they are not numbers."""
+        log_probs = token_log_probs(self.model, hidden, rows.to(hidden.device), tokens.to(hidden.device)).cpu()
+        refuse_nan(log_probs)
+        return log_probs
 
 
 class _Edges:
     """The trie as flat arrays. Node i is also the edge that leads to it; -1 is the root.
 
     Inner nodes, which have children, are the only ones the decoder runs: an end token predicts nothing.
+
+    Attributes:
+        inner: the inner nodes in the order of their rows: forest by forest.
+        forests: groups of rows as `Rows.tree` takes them: for each row of a forest, the row before it in that forest.
+        parent_row: for each node, its parent's row; -1 for the root.
     """
 
     def __init__(self, trie: LabelTrie) -> None:
         self.trie = trie
         self.tokens = trie.token
-        self.inner = sorted(node for node in trie.children if node >= 0)
+        forests = _forests(trie)
+        self.inner = [node for forest in forests for node in forest]
+        self.forests = [_rows_before(trie, forest) for forest in forests]
         place = {node: row for row, node in enumerate(self.inner)} | {-1: -1}
         self.inner_tokens = [self.tokens[node] for node in self.inner]
-        self.before = [place[trie.parent[node]] for node in self.inner]
         self.parent_row = [place[parent] for parent in trie.parent]
 
         leaves = sorted(trie.leaf.items())
@@ -176,8 +187,8 @@ class _Edges:
     def paths(self, nodes: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
         """The rows that reach all of ``nodes``: (trie node of each row, row before each row or -1, rows of nodes)."""
         rows = sorted({step for node in nodes for step in self.trie.path(node)})  # parents have smaller numbers
-        place = {node: row for row, node in enumerate(rows)} | {-1: -1}
-        return rows, [place[self.trie.parent[node]] for node in rows], [place[node] for node in nodes]
+        place = {node: row for row, node in enumerate(rows)}
+        return rows, _rows_before(self.trie, rows), [place[node] for node in nodes]
 
     def combine_forms(self, form_scores: np.ndarray) -> np.ndarray:
         """float64[..., F] -> float64[..., L]: the log of the summed probabilities of each label's forms."""
@@ -192,6 +203,29 @@ class _Edges:
         """float32[B, N] log-probabilities of the edges -> float64[B, F] scores of the surface forms."""
         padded = torch.cat([by_edge.double(), torch.zeros(len(by_edge), 1, dtype=torch.float64)], dim=1)
         return padded[:, torch.from_numpy(self.form_path)].sum(-1)  # -1 picks the zero
+
+
+def _forests(trie: LabelTrie) -> list[list[int]]:
+    """The inner nodes, parents before children, in forests of about `_FOREST_ROWS` that share no first token."""
+    first: list[int] = []
+    trees: dict[int, list[int]] = {}
+    for node, parent in enumerate(trie.parent):
+        first.append(node if parent < 0 else first[parent])
+        if node in trie.children:
+            trees.setdefault(first[node], []).append(node)
+    forests: list[list[int]] = []
+    for tree in trees.values():
+        if forests and len(forests[-1]) + len(tree) <= _FOREST_ROWS:
+            forests[-1] += tree
+        else:
+            forests.append(tree)
+    return forests
+
+
+def _rows_before(trie: LabelTrie, nodes: Sequence[int]) -> list[int]:
+    """For each of ``nodes``, which hold their own ancestors: where among them its parent is; -1 for the root."""
+    place = {node: row for row, node in enumerate(nodes)} | {-1: -1}
+    return [place[trie.parent[node]] for node in nodes]
 
 
 class _Search:
@@ -214,12 +248,11 @@ class _Search:
                 self.bound[picture, forms] += float(log_prob)
                 self.reached[picture, forms] += 1
 
-    def _is_open(self) -> np.ndarray:
-        """bool[B, L]: labels with an unfinished form."""
-        is_open = np.concatenate(
-            [self.reached < self.edges.form_length, np.zeros((len(self.reached), 1), dtype=bool)], axis=1
-        )
-        return np.asarray(is_open[:, self.edges.label_forms].any(-1))
+    def _is_open(self, pictures: slice | int = slice(None)) -> np.ndarray:
+        """bool[B, L], or bool[L] of one picture: labels with an unfinished form."""
+        is_open = self.reached[pictures] < self.edges.form_length
+        padded = np.concatenate([is_open, np.zeros((*is_open.shape[:-1], 1), dtype=bool)], axis=-1)
+        return np.asarray(padded[..., self.edges.label_forms].any(-1))
 
     def undecided(self) -> np.ndarray:
         """int64[A]: pictures whose best label is not finished yet."""
@@ -229,7 +262,7 @@ class _Search:
     def most_promising(self, picture: int, count: int) -> list[int]:
         """About ``count`` open nodes of the labels that could still win, best first."""
         label_bound = self.edges.combine_forms(self.bound[picture])
-        is_open = self._is_open()[picture]
+        is_open = self._is_open(picture)
         finished = label_bound[~is_open].max(initial=-np.inf)
         nodes: list[int] = []
         is_likeliest = True
