@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.tiny_model import random_model
+from vlmtune.errors import WeightsError
 from vlmtune.inference.generation import Generation, Sampling, generate
 from vlmtune.inference.scoring import Question
 
@@ -60,6 +61,19 @@ def test_the_seed_decides_a_sampled_answer() -> None:
         return write(QUESTIONS[:1], [Sampling(temperature=2.0, max_new_tokens=12, seed=seed)])[0]
 
     assert answer(1) == answer(1) != answer(2)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=1e-42), Sampling(temperature=3.0, top_p=0.0)])
+def test_the_ends_of_what_sampling_allows_are_greedy(sampling: Sampling) -> None:
+    assert generate(MODEL, None, QUESTIONS, [], sampling) == generate(MODEL, None, QUESTIONS, [], Sampling())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_refused(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    logits = MODEL.logits
+    monkeypatch.setattr(MODEL, "logits", lambda hidden: logits(hidden).index_fill_(1, torch.tensor([7]), float("nan")))
+    with pytest.raises(WeightsError, match="not numbers"):
+        generate(MODEL, None, QUESTIONS, [], Sampling(temperature=temperature))
 
 
 def test_log_probabilities_come_from_the_logits_of_the_step() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.inference.prompts import Question, prompt_levels
+from vlmtune.inference.readout import refuse_nan
 from vlmtune.models.interface import Decoded, VisionLanguageModel
 from vlmtune.models.tree import Rows, State
 
@@ -23,7 +24,7 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_p: sample from the smallest set of tokens whose probabilities sum to at least this (arXiv 1904.09751).
-        max_new_tokens: an answer is cut there.
+        max_new_tokens: an answer is cut there; at least 1.
         seed: of the random draws. A question's draws depend on its own seed, not on what else is in the batch.
     """
 
@@ -141,16 +142,19 @@ def generate(
 
 
 def _choose(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[torch.Generator]) -> list[int]:
-    """float32[A, V] -> A tokens."""
+    """float32[A, V] -> A tokens. Raises WeightsError where logits are not numbers."""
+    refuse_nan(logits)
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, (sampling, draw) in enumerate(zip(samplings, draws, strict=True)):
         if sampling.temperature == 0:
             continue
-        probabilities = (logits[row] / sampling.temperature).softmax(-1)
+        # From the largest logit down, so that no temperature, however small, divides to infinity.
+        probabilities = ((logits[row] - logits[row].max()) / sampling.temperature).softmax(-1)
         if sampling.top_p < 1:
             ordered, index = probabilities.sort(descending=True)
-            # A token stays while the mass before it is below top_p: the first one always does.
+            # A token stays while the mass before it is below top_p; the first one always does.
             beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+            beyond[0] = False
             probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered.masked_fill(beyond, 0))
         tokens[row] = int(torch.multinomial(probabilities, 1, generator=draw))
     return tokens
