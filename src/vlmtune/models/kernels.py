@@ -56,9 +56,9 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
 def fused_linear(linear: nn.Module, x: Tensor, gelu: Literal["none", "tanh"] | None = None) -> Tensor:
     """linear(x), or gelu(linear(x)) by the approximation named, for x: [..., D_in].
 
-    In bfloat16 on the CPU, where nothing learns (a frozen tower in training too), bias and GELU are applied inside the matrix product (oneDNN, by the
-    operator that torch's own compiler emits). On their own a bias costs a tenth of the product and a GELU a third of
-    it. There the product is not rounded before the GELU.
+    In bfloat16 on the CPU, where nothing learns (a frozen tower in training too), bias and GELU are applied inside the
+    matrix product (oneDNN, by the operator that torch's own compiler emits). On their own a bias costs a tenth of the
+    product and a GELU a third of it. There the product is not rounded before the GELU.
     """
     if (
         type(linear) is nn.Linear

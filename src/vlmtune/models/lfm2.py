@@ -264,7 +264,8 @@ class Lfm2Model(nn.Module):
                 x, new_state = checkpoint(layer, x, rope, tree, rows, layer_state, use_reentrant=False)
             else:
                 x, new_state = layer(x, rope, tree, rows, layer_state)
-            layer_states.append(new_state)
+            if want_state:
+                layer_states.append(new_state)  # otherwise a layer's keys and values go with the layer
         hidden = self.embedding_norm(x[tree.read])
         if not want_state:
             return Decoded(hidden, None)

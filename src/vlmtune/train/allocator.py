@@ -23,3 +23,26 @@ def hold_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def held_bytes() -> int:
+    """Freed memory that the process keeps for reuse; 0 where the C library does not say (not glibc 2.33 or later)."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = _MallocInfo
+    return int(mallinfo2().fordblks)
+
+
+class _MallocInfo(ctypes.Structure):
+    """struct mallinfo2 (malloc.h)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]

@@ -8,20 +8,25 @@ from pathlib import Path
 import torch
 
 from vlmtune.models.interface import VisionLanguageModel
+from vlmtune.train.allocator import held_bytes
 
 # Of the free memory, what the decoder's activations may take: the rest is for pictures, logits and other processes.
 _SHARE = 0.6
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a process could still take on the device."""
+    """Memory that this process could still use on the device: what nobody has, and what its own allocator holds free.
+
+    Without the second part a step that fits would look, once it has run, as if there were no room for another.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024 + held_bytes()
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
