@@ -16,6 +16,7 @@ from vlmtune.config.schema import AdapterSection
 from vlmtune.data.augment import Augmentation
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import ImageSource
+from vlmtune.train import feature_cache
 from vlmtune.train.feature_cache import Refusal, connect, features_key, open_feature_cache
 from vlmtune.train.feature_files import CachedPicture, FeatureCache
 
@@ -188,3 +189,45 @@ def test_two_holders_of_one_folder_are_not_allowed(tmp_path: Path, opened: Opene
     refusal = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on")  # type: ignore[arg-type]
     assert isinstance(refusal, Refusal) and "another process" in refusal.reason
     holder.close()
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_run(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    features = filled(tmp_path, 2)
+    cache = FeatureCache(tmp_path, "key")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "features.bin").stat().st_size + 5, limits[1]))
+    try:
+        cache.put("d2", CachedPicture(torch.randn(100, 8), "<2>"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    cache.put("d3", CachedPicture(torch.randn(1, 8), "<3>"))
+    assert cache.get("d2") is None and cache.get("d3") is None and "only 2" in cache.note
+    cache.close()
+    again = FeatureCache(tmp_path, "key")
+    for number, tensor in enumerate(features):
+        found = again.get(f"d{number}")
+        assert found is not None and torch.equal(found.features, tensor)
+    again.put("d2", CachedPicture(features[0], "<2>"))
+    again.close()
+    last = FeatureCache(tmp_path, "key").get("d2")
+    assert last is not None and torch.equal(last.features, features[0])
+
+
+def test_a_repaired_cache_says_so(tmp_path: Path) -> None:
+    filled(tmp_path)
+    (tmp_path / "features.bin").write_bytes(b"\0" * (tmp_path / "features.bin").stat().st_size)
+    cache = FeatureCache(tmp_path, "key")
+    assert cache.note == "picture features are cached"
+    assert cache.get("d0") is None and cache.get("d1") is None
+    assert cache.note == "picture features are cached; 2 torn or damaged records were made again"
+
+
+def test_a_picture_that_many_questions_ask_about_needs_its_room_once(
+    tmp_path: Path, opened: OpenedModel, pictures: list[ImageSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+    monkeypatch.setattr(feature_cache, "_judge", lambda cache, opened, pictures, *rest: judged.append(len(pictures)))
+    cache = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on", pictures=pictures * 9)  # type: ignore[arg-type]
+    assert isinstance(cache, FeatureCache) and judged == [len(pictures)]
+    cache.close()

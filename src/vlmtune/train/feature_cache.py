@@ -77,7 +77,7 @@ def open_feature_cache(
         plan: what learns in it.
         augmentation: what changes pictures at random.
         mode: `train.feature_cache`. ``auto`` measures on a few of the pictures whether it pays.
-        pictures: those the run will learn from.
+        pictures: those the run will learn from; one may stand there several times.
         num_epochs: how often each will be seen.
         precision: `model.dtype` of the experiment, under which the features are made.
     """
@@ -103,7 +103,8 @@ def open_feature_cache(
         return Refusal(f"another process is using {folder / level}.")
     except OSError as error:
         return Refusal(f"{folder / level} cannot be written ({error.strerror or error}).")
-    refusal = _judge(cache, opened, pictures, num_epochs, precision, mode)
+    distinct = list(dict.fromkeys(pictures))  # several questions may ask about one
+    refusal = _judge(cache, opened, distinct, num_epochs, precision, mode)
     if refusal is not None:
         cache.close()
         return refusal

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,13 @@ class Trainer:
         if resume:
             self.progress = keeper.resume()
             folder.truncate_metrics(self.progress.step)
-        if not self.is_finished:
-            self._open_cache(folder.path.parent)
+        with self._feature_cache(folder.path.parent):
+            self._learn(folder, keeper)
+        self._average(folder, keeper)
+        return self.progress
+
+    def _learn(self, folder: RunFolder, keeper: CheckpointKeeper) -> None:
+        """Every step still to take, with validation and checkpoints between them."""
         started = time.perf_counter() - self.progress.seconds
         recent: list[tuple[float, int]] = []
         accuracy = self.progress.history[-1][1] if self.progress.history else None
@@ -147,10 +153,6 @@ class Trainer:
             self.watch(Report(self.progress.step, self.num_steps, rate, done.loss, accuracy))
             if self.progress.is_stopped:
                 break
-        if self.reader.cache is not None:
-            self.reader.cache.close()
-        self._average(folder, keeper)
-        return self.progress
 
     @property
     def is_finished(self) -> bool:
@@ -172,6 +174,18 @@ class Trainer:
                 break
         return seconds
 
+    @contextmanager
+    def _feature_cache(self, runs: Path) -> Iterator[None]:
+        """The feature cache for as long as the block lasts, however it ends: another run may be waiting for it."""
+        if not self.is_finished:
+            self._open_cache(runs)
+        try:
+            yield
+        finally:
+            if self.reader.cache is not None:
+                self.cache_note = self.reader.cache.note
+                self.reader.cache.close()
+
     def _open_cache(self, runs: Path) -> None:
         """Features of frozen towers are shared by all runs over the same base, beside their folders."""
         train = self.experiment.train
@@ -191,7 +205,7 @@ class Trainer:
                 precision=self.experiment.model.dtype,
             )
         if isinstance(found, FeatureCache):
-            self.reader.cache, self.cache_note = found, "picture features are cached"
+            self.reader.cache, self.cache_note = found, found.note
         elif train.feature_cache == "on":
             raise UserError(f"train.feature_cache is on, but features cannot be cached: {found.reason}")
         else:
