@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -50,6 +51,24 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     for row in cells:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     stdout_console().print(table)
+
+
+def print_figures(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of texts; where the terminal is too narrow for it, on its side, or row by row under its first cell."""
+    cells, width = [list(row) for row in rows], stdout_console().width
+    turned = [list(line) for line in zip(columns, *cells, strict=True)]
+    if _table_width([list(columns), *cells]) <= width:
+        print_table(columns, cells)
+    elif _table_width(turned) <= width:
+        print_table(turned[0], turned[1:])
+    else:
+        for row in cells:
+            told = [f"{name}: {text}" for name, text in zip(columns[1:], row[1:], strict=True) if text not in ("", "–")]
+            stdout_console().print("\n".join([row[0], *(f"  {line}" for line in told)]), markup=False, soft_wrap=True)
+
+
+def _table_width(lines: Sequence[Sequence[str]]) -> int:
+    return sum(3 + max(map(cell_len, column)) for column in zip(*lines, strict=True)) + 1
 
 
 class ProgressBar:
@@ -132,7 +151,7 @@ class ProgressBar:
         self._last_line = self._clock()
         rate = self.rate()
         parts = [f"{_count(self._done)}/{_count(self._total)}" if self._total is not None else _count(self._done)]
-        parts.append(f"{rate:.1f} {self._unit}/s")
+        parts.append(_rate(rate, self._unit))
         if self._total is not None and self._total > self._done and rate > 0:
             parts.append(f"{_duration((self._total - self._done) / rate)} left")
         else:
@@ -150,7 +169,12 @@ class _RateColumn(ProgressColumn):
         self._unit, self._rate = unit, rate
 
     def render(self, task: Task) -> Text:
-        return Text(f"{self._rate():.1f} {self._unit}/s")
+        return Text(_rate(self._rate(), self._unit))
+
+
+def _rate(rate: float, unit: str) -> str:
+    """A second, or a minute where a second would show nothing."""
+    return f"{60 * rate:.1f} {unit}/min" if 0 < rate < 0.1 else f"{rate:.1f} {unit}/s"
 
 
 def _count(number: float) -> str:

@@ -231,7 +231,7 @@ def _against_runner_up(search: Search, splits: Splits) -> dict[str, Any] | None:
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.config.schema import EvaluateSection
     from vlmtune.evaluate.compare import align
-    from vlmtune.evaluate.files import read_evaluation
+    from vlmtune.evaluate.files import read_evaluation, with_distinct_names
     from vlmtune.evaluate.statistics import paired_test
 
     ranked = _ranked(search)[:2]
@@ -244,7 +244,7 @@ def _against_runner_up(search: Search, splits: Splits) -> dict[str, Any] | None:
         experiment.evaluate = EvaluateSection(split="validation", batch_size=experiment.evaluate.batch_size)
         done = run_evaluation(experiment, splits, checkpoint=run / "best", folder=run)
         measured.append(read_evaluation(done.folder))
-    best, second = (each.correct for each in align(measured))
+    best, second = (each.correct for each in align(with_distinct_names(measured)))
     test = paired_test(second, best)
     return {
         "runner_up": ranked[1].number,

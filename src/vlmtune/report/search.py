@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmtune.evaluate.statistics import wilson_interval
+from vlmtune.evaluate.statistics import SIGNIFICANCE, wilson_interval
 from vlmtune.report import png
 from vlmtune.report import wording as w
 from vlmtune.report.files import write_json, write_text
@@ -80,15 +80,15 @@ def _against(search: dict[str, Any]) -> list[str]:
     against = search["against"]
     if against is None:
         return [warning]
-    span = (
-        f"trial {against['runner_up']} by {w.points(against['difference'])} points on these pictures (95% interval "
-        f"{w.points_interval(against['interval'])}; {w.p_value(against['p_value'])})"
+    told = (
+        f"Against trial {against['runner_up']}, the runner-up, it differs by {w.points(against['difference'])} points "
+        f"on the same pictures (95% interval {w.points_interval(against['interval'])}; {w.p_value(against['p_value'])})"
     )
-    if against["p_value"] < 0.05:
-        return [f"It is ahead of {span}.", warning]
+    if against["p_value"] < SIGNIFICANCE:
+        return [f"{told}: significantly better.", warning]
     few = search["num_validation"] < w.FEW_PICTURES
     more = " There are few: a larger data.validation_fraction would tell more." if few else ""
-    return [f"It is not significantly ahead of {span}: these pictures do not tell which is better.{more}", warning]
+    return [f"{told}: not significant, so these pictures do not tell which is better.{more}", warning]
 
 
 def _importance_sentence(search: dict[str, Any]) -> str:
@@ -116,7 +116,7 @@ def trial_table(search: dict[str, Any]) -> Table:
             ]
         )
     figures = ("#validation accuracy", "~95% interval", "#loss", "#steps", "#time", "outcome")
-    columns = " | ".join(["#rank", "#trial", *map(_short, search["keys"]), *figures])
+    columns = " | ".join(["#place", "#trial", *map(_short, search["keys"]), *figures])
     return without_empty(table(columns, rows, main=0 if search["best"] is not None else None))
 
 

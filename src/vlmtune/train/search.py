@@ -152,7 +152,7 @@ class Search:
         """Take a trial's validation after ``num_before`` others; whether the trial should end here."""
         trial = self._open[number]
         trial.report(accuracy, num_before + 1)
-        return trial.should_prune()
+        return bool(trial.should_prune())
 
     def finish(self, number: int, accuracy: float, details: Mapping[str, Any], *, is_pruned: bool) -> None:
         """A trial came to its end, or was ended."""

@@ -1,0 +1,206 @@
+"""Trials on disk: what comes first, what is repeated, what is pruned, who may open them; and what is told of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vlmtune.config import recipes
+from vlmtune.config.schema import Experiment
+from vlmtune.errors import RunFolderError
+from vlmtune.report.search import findings, trial_table, write_search
+from vlmtune.train.search import Search, TrialRecord, standing
+
+pytestmark = pytest.mark.unit
+
+
+def experiment(**search: Any) -> Experiment:
+    return Experiment.model_validate({"name": "e", "adapter": {"rank": 8}, "search": search or None})
+
+
+def open_search(folder: Path, wanted: Experiment | None = None) -> Search:
+    wanted = wanted or experiment()
+    return Search(folder, wanted, recipes.apply(wanted, num_train=129, num_labels=10))
+
+
+def run_trial(search: Search, accuracy: float) -> dict[str, Any]:
+    number, point = search.ask()
+    search.finish(number, accuracy, {"loss": 1.0, "steps": 4, "seconds": 2.0}, is_pruned=False)
+    return point
+
+
+def test_the_first_trial_is_the_experiment_as_it_is(tmp_path: Path) -> None:
+    search = open_search(tmp_path)
+    number, point = search.ask()
+    assert number == 0
+    assert point["adapter.rank"] == 8 and point["train.learning_rate"] == 2e-3
+    assert point["adapter.targets"] == ["attention", "mlp", "conv", "connector"]
+
+
+def test_a_trial_that_died_with_its_session_is_marked_and_repeated(tmp_path: Path) -> None:
+    search = open_search(tmp_path)
+    run_trial(search, 0.5)
+    number, lost = search.ask()
+    search.close()  # as a killed process leaves it
+    again = open_search(tmp_path)
+    assert [record.outcome for record in again.trials()] == ["finished", "killed", "waiting"]
+    assert again.num_done == 1
+    repeated, point = again.ask()
+    assert (repeated, point) == (2, lost)
+    again.finish(repeated, 0.6, {}, is_pruned=False)
+    assert again.trials()[2].details == {"repeat_of": number}
+    assert again.num_done == 2
+
+
+def test_a_search_that_is_continued_proposes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole = open_search(tmp_path / "whole")
+    expected = [run_trial(whole, 0.1 * index) for index in range(12)]
+    search = open_search(tmp_path / "cut")
+    found = [run_trial(search, 0.1 * index) for index in range(7)]
+    search.close()
+    search = open_search(tmp_path / "cut")
+    found += [run_trial(search, 0.1 * index) for index in range(7, 12)]
+    assert found == expected
+    assert len({str(point) for point in found}) > 10
+
+
+def test_a_failed_trial_counts_and_is_not_repeated_but_a_killed_one_is_a_few_times(tmp_path: Path) -> None:
+    search = open_search(tmp_path)
+    number, _ = search.ask()
+    search.fail(number, "The loss is not finite")
+    assert search.num_done == 1
+    point = None
+    for _ in range(3):
+        number, again = search.ask()
+        assert point in (None, again)
+        point = again
+        search.kill(number)
+    assert [record.outcome for record in search.trials()] == ["failed", "killed", "killed", "failed"]
+    assert "killed 3 times" in search.trials()[-1].details["error"]
+
+
+def test_a_trial_far_behind_the_others_is_pruned_and_a_good_one_is_not(tmp_path: Path) -> None:
+    search = open_search(tmp_path)
+
+    def validate(accuracy: float) -> list[bool]:
+        number, _ = search.ask()
+        verdicts = [search.report(number, accuracy, before) for before in range(5)]
+        search.finish(number, accuracy, {}, is_pruned=verdicts[-1])
+        return verdicts
+
+    for accuracy in (0.6, 0.7, 0.8, 0.7):
+        assert not any(validate(accuracy))
+    assert validate(0.1) == [False, True, True, True, True]  # not by the first validation
+    assert not any(validate(0.9))
+    assert [record.outcome for record in search.trials()][-2:] == ["pruned", "finished"]
+    assert search.trials()[-2].accuracy == 0.1
+
+
+def test_no_pruner_ends_nothing(tmp_path: Path) -> None:
+    search = open_search(tmp_path, experiment(pruner="none"))
+    for accuracy in (0.8, 0.8, 0.8, 0.8, 0.8, 0.0):
+        number, _ = search.ask()
+        assert not any(search.report(number, accuracy, before) for before in range(5))
+        search.finish(number, accuracy, {}, is_pruned=False)
+
+
+def test_a_folder_is_searched_by_one_process_and_for_one_experiment(tmp_path: Path) -> None:
+    search = open_search(tmp_path)
+    with pytest.raises(RunFolderError, match="another process is searching here"):
+        open_search(tmp_path)
+    search.close()
+    changed = experiment()
+    changed.train.epochs = 3
+    with pytest.raises(RunFolderError, match=r"train\.epochs: nothing in the run, 3\.0 now"):
+        open_search(tmp_path, changed)
+    with pytest.raises(RunFolderError, match=r"search\.space\.adapter\.rank"):
+        open_search(tmp_path, experiment(space={"adapter.rank": [2, 4]}))
+
+
+def test_whole_numbers_stay_whole_in_a_range(tmp_path: Path) -> None:
+    search = open_search(tmp_path, experiment(space={"adapter.rank": {"low": 2, "high": 64, "log": True}}))
+    ranks = [run_trial(search, 0.5)["adapter.rank"] for _ in range(6)]
+    assert all(isinstance(rank, int) and 2 <= rank <= 64 for rank in ranks) and len(set(ranks)) > 1
+
+
+def test_importance_goes_to_the_key_that_decides(tmp_path: Path) -> None:
+    search = open_search(tmp_path)
+    assert search.importance() == {}
+    for _ in range(12):
+        number, point = search.ask()
+        accuracy = {4: 0.2, 8: 0.5, 16: 0.6, 32: 0.9}[point["adapter.rank"]]
+        search.finish(number, accuracy, {}, is_pruned=False)
+    shares = search.importance()
+    assert max(shares, key=lambda key: shares[key]) == "adapter.rank"
+    assert shares["adapter.rank"] > 0.6 and sum(shares.values()) == pytest.approx(1)
+
+
+def test_of_equal_accuracies_the_lower_loss_wins_then_the_earlier() -> None:
+    first = TrialRecord(1, "finished", {}, 0.9, [], {"loss": 0.5})
+    lower = dataclasses.replace(first, number=2, details={"loss": 0.4})
+    later = dataclasses.replace(first, number=3)
+    assert sorted([later, first, lower], key=standing, reverse=True) == [lower, first, later]
+
+
+# ── what is told ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def trial(number: int, accuracy: float | None, outcome: str = "finished", **more: Any) -> dict[str, Any]:
+    point = {"adapter.rank": 4 * (number + 1), "train.learning_rate": 0.002}
+    blank = {"loss": 0.3, "steps": 10, "seconds": 4.0, "error": None, "repeat_of": None, "history": []}
+    return {"number": number, "outcome": outcome, "point": point, "accuracy": accuracy, **blank, **more}
+
+
+def figures(*trials: dict[str, Any], **more: Any) -> dict[str, Any]:
+    finished = [entry for entry in trials if entry["outcome"] == "finished"]
+    return {
+        "name": "digits",
+        "keys": ["adapter.rank", "train.learning_rate"],
+        "trials": list(trials),
+        "best": finished[0]["number"] if finished else None,
+        "baseline": 0,
+        "num_validation": 60,
+        "num_planned": len(trials),
+        "importance": {"adapter.rank": 0.7, "train.learning_rate": 0.3},
+        "against": {"runner_up": 0, "difference": 0.05, "interval": [-0.02, 0.12], "p_value": 0.2},
+        **more,
+    }
+
+
+def test_the_files_of_a_search_hold_table_charts_and_honest_words(tmp_path: Path) -> None:
+    search = figures(
+        trial(2, 0.95), trial(0, 0.9), trial(1, 0.4, "pruned"), trial(3, None, "failed", error="The loss is not finite")
+    )
+    page = write_search(tmp_path, search).read_text()
+    assert "trial 2, is right on 95.0% of 60 validation pictures (95% interval 86.3 to 98.3%): rank 12" in page
+    assert "The experiment as it was has 90.0% (+5.0 points)." in page
+    assert (
+        "Against trial 0, the runner-up, it differs by +5.0 points" in page
+        and "not significant" in page
+        and "no trial saw" in page
+    )
+    assert "validation_fraction" in page  # 60 pictures are few
+    assert "failed: The loss is not finite" in page
+    assert "With 2 finished trials these shares are rough" in page
+    for name in ("history", "importance"):
+        with Image.open(tmp_path / "charts" / f"{name}.png") as chart:
+            assert chart.width > 600
+    rows = trial_table(search).texts()
+    assert [row[:2] for row in rows] == [["1", "2"], ["2", "0"], ["–", "1"], ["–", "3"]]
+
+
+def test_a_search_without_a_finished_trial_says_so(tmp_path: Path) -> None:
+    search = figures(trial(0, None, "failed", error="no"), importance={}, against=None, num_planned=4)
+    told = findings(search)
+    assert "No trial was trained to the end" in told[-1]
+    assert not (write_search(tmp_path, search).parent / "charts" / "history.png").exists()
+
+
+def test_an_experiment_that_nothing_beats_and_what_is_left_are_told() -> None:
+    told = " ".join(findings(figures(trial(0, 0.95), trial(1, 0.9), num_planned=5)))
+    assert "That is the experiment as it was: nothing tried was better." in told
+    assert "3 trials of 5 left: run the command again" in told
