@@ -26,7 +26,7 @@ from tests.gguf.tiling_base import (
 from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
 from vlmtune.export.formats import find_format, lfm2_vl_parts
-from vlmtune.export.gate import held_out_prompts, judge
+from vlmtune.export.gate import Bounds, held_out_prompts, judge
 from vlmtune.export.gguf_files import write_gguf
 from vlmtune.export.gguf_limits import PictureRules
 from vlmtune.export.llama_runtime import LlamaCppRuntime
@@ -78,7 +78,7 @@ def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...], num: i
 def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
     digits: Path, tmp_path: Path, dtype: str, agreement: float, difference: float
 ) -> None:
-    made = export(open_subject(digits, NUM_PICTURES), find_format("gguf"), dtype, tmp_path / dtype, agreement)
+    made = export(open_subject(digits, NUM_PICTURES), find_format("gguf"), dtype, tmp_path / dtype, Bounds(agreement))
     assert made.verdict.runtime.startswith("llama.cpp") and made.verdict.num_pictures == NUM_PICTURES
     assert made.verdict.is_accepted, made.verdict.sentence()
     assert made.verdict.max_probability_difference < difference
@@ -89,7 +89,7 @@ def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
 def test_greedy_answers_are_the_same(digits: Path, tmp_path: Path) -> None:
     subject = open_subject(digits, 30)
     form = find_format("gguf")
-    made = export(subject, form, "F16", tmp_path / "gguf", 0.0)
+    made = export(subject, form, "F16", tmp_path / "gguf", Bounds(0.0, 1.0))
     trained = subject.open()
     theirs, own = form.runtime(subject, trained, made.folder), OwnRuntime(trained, "the trained model")
     prompt = PromptBuilder(trained.tokenizer, subject.task, subject.labels)
@@ -104,7 +104,7 @@ def test_pictures_in_one_tile_and_in_many_get_the_trained_models_labels(
     colours: Path, tmp_path: Path, name: str, sizes: tuple[tuple[int, int], ...]
 ) -> None:
     subject = held_out(colours, tmp_path, sizes, NUM_PICTURES)
-    made = export(subject, find_format("gguf"), "F16", tmp_path / name, 0.99)
+    made = export(subject, find_format("gguf"), "F16", tmp_path / name, Bounds(0.99))
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()  # the same tokens, tiles' names and thumbnail included
 
@@ -112,13 +112,15 @@ def test_pictures_in_one_tile_and_in_many_get_the_trained_models_labels(
 def test_photographs_get_the_trained_models_labels(colours: Path, tmp_path: Path) -> None:
     source = write_photographs(tmp_path / "data", NUM_PICTURES)
     subject = open_subject(colours, NUM_PICTURES, [f"data.source={source}"])
-    made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", 0.99)
+    made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.99))
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()
 
 
 def test_black_bars_are_counted(colours: Path, tmp_path: Path) -> None:
-    made = export(held_out(colours, tmp_path, LETTERBOXED, 8), find_format("gguf"), "F16", tmp_path / "gguf", 0.0)
+    made = export(
+        held_out(colours, tmp_path, LETTERBOXED, 8), find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.0, 1.0)
+    )
     assert any(note.startswith("8 of 8 pictures are cut into tiles with black bars") for note in made.verdict.notes)
 
 
@@ -153,7 +155,7 @@ def test_swapped_keys_and_values_are_caught(digits: Path, tmp_path: Path, monkey
     swapped = dict(gguf_names.LANGUAGE_MODEL)
     swapped[keys], swapped[values] = swapped[values], swapped[keys]
     monkeypatch.setattr(gguf_names, "LANGUAGE_MODEL", swapped)
-    made = export(open_subject(digits, 30), find_format("gguf"), "F16", tmp_path / "gguf", 0.995)
+    made = export(open_subject(digits, 30), find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.995))
     assert not made.verdict.is_accepted and made.folder.name == "gguf.rejected"
 
 
@@ -165,10 +167,10 @@ def test_open_answers_are_judged_too(digits: Path, tmp_path: Path) -> None:
     asking = dataclasses.replace(subject, labels=None, task=task)
     trained = asking.open()
     form = find_format("gguf")
-    made = export(asking, form, "F16", tmp_path / "gguf", 0.9)
+    made = export(asking, form, "F16", tmp_path / "gguf", Bounds(0.9))
     assert (made.verdict.judged, made.verdict.is_accepted) == ("answers", True)
     runtime = form.runtime(asking, trained, made.folder)
-    again = judge(asking, OwnRuntime(trained, "the trained model"), runtime, trained, 0.9)
+    again = judge(asking, OwnRuntime(trained, "the trained model"), runtime, trained, Bounds(0.9))
     assert again.num_agree == made.verdict.num_agree
     runtime.close()
 

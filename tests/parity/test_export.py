@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.export_runs import write_run
 from tests.tiny_paligemma import write_tiny_paligemma
 from vlmtune.export.formats import choose_dtype, find_format
-from vlmtune.export.gate import held_out_prompts
+from vlmtune.export.gate import Bounds, held_out_prompts
 from vlmtune.export.run import export
 from vlmtune.export.runtime import OwnRuntime
 from vlmtune.export.subject import Subject, open_subject
@@ -43,7 +43,7 @@ def test_an_export_gives_the_trained_models_labels_and_greedy_answers(
     subject: Subject, name: str, tmp_path: Path
 ) -> None:
     form = find_format(name)
-    made = export(subject, form, choose_dtype(form, None), tmp_path / name, threshold=1.0)
+    made = export(subject, form, choose_dtype(form, None), tmp_path / name, bounds=Bounds(1.0))
     assert "transformers" in made.verdict.runtime
     assert (made.verdict.num_pictures, made.verdict.num_agree) == (NUM_PICTURES, NUM_PICTURES)
     assert made.verdict.max_probability_difference < PROBABILITY
@@ -64,7 +64,7 @@ def test_an_export_gives_the_trained_models_labels_and_greedy_answers(
 def test_a_bfloat16_merge_is_rounded_once(subject: Subject, tmp_path: Path) -> None:
     form = find_format("merged")
     few = dataclasses.replace(subject, pictures=subject.pictures[:3])
-    made = export(few, form, "bfloat16", tmp_path / "merged", threshold=0.0)
+    made = export(few, form, "bfloat16", tmp_path / "merged", bounds=Bounds(0.0, 1.0))
     stored = load_file(made.folder / "model.safetensors")
     merged = subject.open(dtype="float32")
     for name, parameter in merged.model.named_parameters():

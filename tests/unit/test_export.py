@@ -17,7 +17,7 @@ from vlmtune.adapters.open import AdaptedModel
 from vlmtune.errors import DataError, RunFolderError, UserError
 from vlmtune.export import transformers_runtime
 from vlmtune.export.formats import Merged, choose_dtype, find_format
-from vlmtune.export.gate import judge
+from vlmtune.export.gate import Bounds, Verdict, judge
 from vlmtune.export.run import REJECTED_FILE, export
 from vlmtune.export.runtime import Asked, OwnRuntime, Runtime
 from vlmtune.export.subject import Subject, open_subject
@@ -71,15 +71,24 @@ class SkewedFormat(Merged):
 def test_the_gate_counts_labels_and_finds_the_largest_difference(subject: Subject) -> None:
     trained = subject.open()
     own = OwnRuntime(trained, "the trained model")
-    fair = judge(subject, own, own, trained, 1.0)
+    fair = judge(subject, own, own, trained, Bounds(1.0))
     assert (fair.num_agree, fair.max_probability_difference, fair.is_accepted) == (8, 0.0, True)
     assert subject.labels is not None
     answer = next(i for i, label in enumerate(subject.labels.stored) if label == _label_of_first(subject))
-    bent = judge(subject, own, Skewed(own, answer, 50.0), trained, 0.5)
+    bent = judge(subject, own, Skewed(own, answer, 50.0), trained, Bounds(0.5, difference=1.0))
     assert bent.num_agree < 8
     assert bent.max_probability_difference > 0.2
     assert bent.differences[0].trained == subject.labels.stored[answer] != bent.differences[0].exported
     assert bent.is_accepted == (bent.num_agree >= 4)
+
+
+def test_an_export_whose_labels_agree_by_chance_is_refused_by_its_probabilities() -> None:
+    facts = {"runtime": "r", "judged": "labels", "num_pictures": 30, "num_unreadable": 0, "num_agree": 30}
+    near, far = (
+        Verdict(**facts, max_probability_difference=d, bounds=Bounds(), differences=(), notes=())  # type: ignore[arg-type]
+        for d in (0.15, 0.49)
+    )
+    assert near.is_accepted and not far.is_accepted
 
 
 def _label_of_first(subject: Subject) -> str:
@@ -98,8 +107,8 @@ def test_open_answers_are_compared_word_by_word(subject: Subject) -> None:
     )
     trained = subject.open()
     own = OwnRuntime(trained, "the trained model")
-    assert judge(asking, own, own, trained, 1.0).num_agree == 3
-    verdict = judge(asking, own, Skewed(own, answer=40, by=0.0), trained, 1.0)
+    assert judge(asking, own, own, trained, Bounds(1.0)).num_agree == 3
+    verdict = judge(asking, own, Skewed(own, answer=40, by=0.0), trained, Bounds(1.0))
     assert (verdict.judged, verdict.num_agree, verdict.is_accepted) == ("answers", 0, False)
 
 
@@ -107,14 +116,15 @@ def test_unreadable_pictures_are_counted_and_not_judged(subject: Subject) -> Non
     broken = dataclasses.replace(subject.pictures[0], image=ImageSource(data=b"no picture", name="broken"))
     trained = subject.open()
     own = OwnRuntime(trained, "the trained model")
-    verdict = judge(dataclasses.replace(subject, pictures=[broken, subject.pictures[1]]), own, own, trained, 1.0)
+    half = dataclasses.replace(subject, pictures=[broken, subject.pictures[1]])
+    verdict = judge(half, own, own, trained, Bounds(1.0))
     assert (verdict.num_pictures, verdict.num_unreadable) == (1, 1)
     with pytest.raises(DataError, match="None of the 1 held-out pictures"):
-        judge(dataclasses.replace(subject, pictures=[broken]), own, own, trained, 1.0)
+        judge(dataclasses.replace(subject, pictures=[broken]), own, own, trained, Bounds(1.0))
 
 
 def test_a_merged_export_opens_as_MODEL_with_its_task_and_labels(subject: Subject, tmp_path: Path) -> None:  # noqa: N802
-    made = export(subject, find_format("merged"), "as trained", tmp_path / "merged", 1.0)
+    made = export(subject, find_format("merged"), "as trained", tmp_path / "merged", Bounds(1.0))
     assert made.verdict.is_accepted and "not installed" in " ".join(made.verdict.notes)
     predictor = open_predictor(str(made.folder))
     assert predictor.labels == subject.labels
@@ -128,7 +138,7 @@ def test_a_merged_export_opens_as_MODEL_with_its_task_and_labels(subject: Subjec
 
 def test_an_exported_adapter_opens_with_the_runs_image_settings(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", model={"max_image_tokens": 4, "min_image_tokens": 4})
-    made = export(open_subject(run, 2), find_format("peft"), "as trained", tmp_path / "peft", 1.0)
+    made = export(open_subject(run, 2), find_format("peft"), "as trained", tmp_path / "peft", Bounds(1.0))
     predictor = open_predictor(str(made.folder))
     assert predictor.opened.processor.process(open_subject(run, 1).pictures[0].image.open()).num_tokens == 4
 
@@ -141,22 +151,22 @@ def test_a_connector_of_our_own_is_for_peft_alone(name: str, tmp_path: Path) -> 
     subject = open_subject(run, 3)
     form = find_format(name)
     with pytest.raises(UserError, match=r"dense connector DCI.*--format peft holds it"):
-        export(subject, form, choose_dtype(form, None), tmp_path / name, 1.0)
+        export(subject, form, choose_dtype(form, None), tmp_path / name, Bounds(1.0))
     assert not (tmp_path / name).exists()
-    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", 1.0)
+    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", Bounds(1.0))
     assert made.verdict.num_agree == 3 and made.verdict.max_probability_difference == 0.0
     assert "no code for this model's connector" in made.verdict.notes[0]
 
 
 def test_what_the_gate_refuses_is_renamed_and_marked(subject: Subject, tmp_path: Path) -> None:
-    made = export(subject, SkewedFormat(), "as trained", tmp_path / "merged", 0.995)
+    made = export(subject, SkewedFormat(), "as trained", tmp_path / "merged", Bounds(0.995))
     assert not made.verdict.is_accepted
     assert made.folder == tmp_path / "merged.rejected" and not (tmp_path / "merged").exists()
     assert (made.folder / REJECTED_FILE).is_file()
     manifest = read_manifest(made.folder)
     assert manifest is not None and manifest.gate["accepted"] is False
     assert "REJECTED" in (made.folder / "README.md").read_text()
-    again = export(subject, SkewedFormat(), "as trained", tmp_path / "merged", 0.995)
+    again = export(subject, SkewedFormat(), "as trained", tmp_path / "merged", Bounds(0.995))
     assert again.folder == made.folder
     assert [path.name for path in tmp_path.iterdir()] == ["merged.rejected"]  # no half-made folder stays
 
@@ -165,12 +175,12 @@ def test_a_taken_folder_is_not_written_over(subject: Subject, tmp_path: Path) ->
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match=r"exists\. Choose another folder"):
-        export(subject, find_format("peft"), "as trained", tmp_path / "out", 1.0)
+        export(subject, find_format("peft"), "as trained", tmp_path / "out", Bounds(1.0))
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
 def test_the_card_holds_evaluation_and_verdict_as_the_hub_reads_them(subject: Subject, tmp_path: Path) -> None:
-    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", 0.9)
+    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", Bounds(0.9))
     card = ModelCard.load(made.folder / "README.md")
     results = {result.metric_type: result for result in card.data.eval_results or []}
     assert results["accuracy"].metric_value == 0.9806
@@ -182,7 +192,7 @@ def test_the_card_holds_evaluation_and_verdict_as_the_hub_reads_them(subject: Su
 
 
 def test_the_manifest_lists_what_the_gate_judged(subject: Subject, tmp_path: Path) -> None:
-    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", 1.0)
+    made = export(subject, find_format("peft"), "as trained", tmp_path / "peft", Bounds(1.0))
     manifest = read_manifest(made.folder)
     assert manifest is not None
     assert sorted(manifest.files) == ["adapter_config.json", "adapter_model.safetensors"]
@@ -203,7 +213,7 @@ def test_formats_and_types_are_named_when_they_are_unknown(tmp_path: Path) -> No
 
 
 def test_a_merge_in_bfloat16_is_stored_so(subject: Subject, tmp_path: Path) -> None:
-    made = export(subject, find_format("merged"), "bfloat16", tmp_path / "merged", 0.0)
+    made = export(subject, find_format("merged"), "bfloat16", tmp_path / "merged", Bounds(0.0))
     stored = open_predictor(str(made.folder)).opened.config["dtype"]
     assert stored == "bfloat16"
     assert torch.finfo(torch.bfloat16).eps > made.verdict.max_probability_difference / 10 > 0

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def write(folder: Path, *, is_accepted: bool = True) -> None:
     files = {"model.safetensors": sha256(folder / "model.safetensors")}
-    gate = {"accepted": is_accepted, "agreement": 0.9, "threshold": 0.995}
+    gate = {"accepted": is_accepted, "agreement": 0.9, "max_probability_difference": 0.2}
     write_manifest(folder, Manifest("merged", TaskSection(), ("a", "b"), gate=gate, files=files))
 
 

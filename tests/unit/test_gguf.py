@@ -15,6 +15,7 @@ from tests.parity.lfm2_peer import tiny_config
 from vlmtune.errors import UserError
 from vlmtune.export import llama_runtime, transformers_runtime
 from vlmtune.export.formats import find_format
+from vlmtune.export.gate import Bounds
 from vlmtune.export.gguf_files import import_gguf, read_gguf, write_gguf
 from vlmtune.export.gguf_limits import PictureRules, unsupported
 from vlmtune.export.gguf_names import LANGUAGE_MODEL, PROJECTOR, gguf_place
@@ -212,7 +213,7 @@ def test_without_llama_cpp_the_gate_reads_the_files_and_says_so(
     monkeypatch.setattr(llama_runtime, "is_installed", lambda: False)
     monkeypatch.setattr(transformers_runtime, "is_installed", lambda with_peft: False)
     subject = open_subject(write_run(tmp_path / "digits"), 5)
-    made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", 1.0)
+    made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", Bounds(1.0))
     assert made.verdict.num_agree == 5 and 0 < made.verdict.max_probability_difference < 0.01
     assert "llama-cpp-python is not installed" in made.verdict.notes[0]
     assert (

@@ -25,6 +25,9 @@ def export(
     agreement: Annotated[
         float, typer.Option(min=0, max=1, help="Share of held-out pictures on which the export must agree.")
     ] = 0.995,
+    max_difference: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest difference in probability that any picture may show.")
+    ] = 0.3,
     pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures that the gate asks about.")] = 200,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -35,6 +38,7 @@ def export(
     llama.cpp; by vlmtune itself where that is not installed, and the card says so) and by the trained model.
     """
     from vlmtune.export.formats import choose_dtype, find_format
+    from vlmtune.export.gate import Bounds
     from vlmtune.export.run import export as run_export
     from vlmtune.export.subject import open_subject
 
@@ -44,7 +48,7 @@ def export(
     suffix = "" if dtype is None else f"-{chosen}"
     target = output or subject.run / "export" / f"{form.name}{suffix}"
     with ProgressBar(f"gate {form.name}", len(subject.pictures), unit="pictures") as bar:
-        made = run_export(subject, form, chosen, target, agreement, bar.advance)
+        made = run_export(subject, form, chosen, target, Bounds(agreement, max_difference), bar.advance)
     verdict = made.verdict
     if json_:
         print_json({"folder": str(made.folder), "bytes": made.num_bytes, "notes": made.sentences, **verdict.as_dict()})
@@ -66,6 +70,7 @@ def export(
             print(f"written to {made.folder}")
     if not verdict.is_accepted:
         raise UserError(
-            f"The export gate refuses this export: {verdict.sentence()}; at least {100 * agreement:g} % must agree. "
-            f"The files are in {made.folder} to look at. Choose a finer --dtype, or accept less with --agreement."
+            f"The export gate refuses this export: {verdict.sentence()}; at least {100 * agreement:g} % must agree, "
+            f"and no probability may differ by more than {max_difference:g}. The files are in {made.folder} to look "
+            "at. Choose a finer --dtype, or accept less with --agreement and --max-difference."
         )

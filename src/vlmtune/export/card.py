@@ -155,7 +155,7 @@ def _gate(facts: CardFacts) -> str:
     rows = {
         f"same {verdict.judged}": f"{verdict.num_agree} of {verdict.num_pictures} ({100 * verdict.agreement:.2f} %)",
         "largest probability difference": f"{verdict.max_probability_difference:.3g}",
-        "accepted from": f"{100 * verdict.threshold:g} %",
+        "accepted from": f"{100 * verdict.bounds.agreement:g} %, differences up to {verdict.bounds.difference:g}",
         "verdict": "accepted" if verdict.is_accepted else "REJECTED",
     }
     if verdict.num_unreadable:

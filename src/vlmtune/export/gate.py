@@ -27,6 +27,21 @@ _PLACE = "\x00"
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What the gate accepts.
+
+    Attributes:
+        agreement: the least share of pictures on which both name the same label, or give the same answer.
+        difference: the largest difference in probability that any picture may show. Labels alone would let a model
+            pass whose winners happen to stay (two weights swapped: every label the same, probabilities 0.49 apart).
+            Four-bit weights differ by up to 0.15.
+    """
+
+    agreement: float = 0.995
+    difference: float = 0.3
+
+
+@dataclass(frozen=True)
 class Difference:
     """A picture on which the two disagree."""
 
@@ -47,7 +62,7 @@ class Verdict:
         num_agree: pictures on which both name the same label, or give the same answer.
         max_probability_difference: the largest difference in probability, over all pictures and labels; for open
             answers in the probability of the trained model's whole answer.
-        threshold: the least agreement that is accepted.
+        bounds: what was accepted.
         differences: the pictures on which they disagree.
         notes: what the runtime does otherwise.
     """
@@ -58,7 +73,7 @@ class Verdict:
     num_unreadable: int
     num_agree: int
     max_probability_difference: float
-    threshold: float
+    bounds: Bounds
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
 
@@ -68,7 +83,7 @@ class Verdict:
 
     @property
     def is_accepted(self) -> bool:
-        return self.agreement >= self.threshold
+        return self.agreement >= self.bounds.agreement and self.max_probability_difference <= self.bounds.difference
 
     def as_dict(self) -> dict[str, Any]:
         """For `vlmtune.json`, `--json` and the card."""
@@ -87,7 +102,7 @@ def judge(
     trained: Runtime,
     exported: Runtime,
     opened: OpenedModel,
-    threshold: float,
+    bounds: Bounds,
     on_picture: Callable[[], None] = lambda: None,
 ) -> Verdict:
     """Ask both about every held-out picture.
@@ -95,7 +110,7 @@ def judge(
     Args:
         trained: the reference. exported: the artefact in its own runtime.
         opened: whose tokenizer and image processor make the prompts.
-        threshold: see `Verdict`.
+        bounds: what is accepted.
         on_picture: called after each.
 
     Raises:
@@ -126,7 +141,7 @@ def judge(
         num_unreadable=num_unreadable,
         num_agree=num_agree,
         max_probability_difference=largest,
-        threshold=threshold,
+        bounds=bounds,
         differences=tuple(differences),
         notes=tuple(exported.notes),
     )

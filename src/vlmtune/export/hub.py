@@ -110,8 +110,9 @@ def _content(upload: Upload, name: str) -> str | bytes:
 def _refuse_rejected(folder: Path, manifest: Manifest) -> None:
     if (folder / REJECTED_FILE).exists() or not manifest.gate.get("accepted", False):
         raise UserError(
-            f"{folder}: the export gate refused this export (agreement {manifest.gate.get('agreement', 'unknown')}, at "
-            f"least {manifest.gate.get('threshold', 'unknown')} was asked for), so it is not pushed. Export again."
+            f"{folder}: the export gate refused this export (agreement {manifest.gate.get('agreement', 'unknown')}, "
+            f"largest difference {manifest.gate.get('max_probability_difference', 'unknown')}), so it is not pushed. "
+            "Export again."
         )
 
 

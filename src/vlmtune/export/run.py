@@ -21,7 +21,7 @@ from vlmtune.adapters.open import AdaptedModel
 from vlmtune.errors import UserError
 from vlmtune.export.card import CardFacts, write_card
 from vlmtune.export.formats import AS_TRAINED, Format
-from vlmtune.export.gate import Verdict, judge
+from vlmtune.export.gate import Bounds, Verdict, judge
 from vlmtune.export.runtime import OwnRuntime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import LOAD_OPTIONS
@@ -49,7 +49,7 @@ def export(
     form: Format,
     dtype: str,
     output: Path,
-    threshold: float,
+    bounds: Bounds,
     on_picture: Callable[[], None] = lambda: None,
 ) -> Export:
     """Export a run.
@@ -57,7 +57,7 @@ def export(
     Args:
         subject: the trained run. form, dtype: see `formats`.
         output: the folder to make.
-        threshold: the least agreement that is accepted, 0 to 1.
+        bounds: what the gate accepts.
         on_picture: called as the gate goes on.
 
     Returns:
@@ -71,7 +71,7 @@ def export(
     trained = subject.open()
     with _new_folder(output) as partial:
         sentences = form.write(subject, trained, partial, dtype)
-        verdict = _judge(subject, trained, form, partial, threshold, on_picture)
+        verdict = _judge(subject, trained, form, partial, bounds, on_picture)
         manifest = Manifest(
             format=form.name,
             task=subject.task,
@@ -108,14 +108,14 @@ def _judge(
     trained: AdaptedModel,
     form: Format,
     folder: Path,
-    threshold: float,
+    bounds: Bounds,
     on_picture: Callable[[], None],
 ) -> Verdict:
     runtime = form.runtime(subject, trained, folder)
     try:
         with torch.inference_mode():
             reference = OwnRuntime(trained, "the trained model")
-            return judge(subject, reference, runtime, trained, threshold, on_picture)
+            return judge(subject, reference, runtime, trained, bounds, on_picture)
     finally:
         runtime.close()
 
