@@ -48,7 +48,7 @@ from vlmtune.inference.prompts import Question
 from vlmtune.inference.scoring import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 from vlmtune.text.trie import LabelTrie
 from vlmtune.train.allocator import hold_memory
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tests.parity.tolerances import FULL_SIZE_GRADIENT, LOSS, MODEL
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 
 pytestmark = pytest.mark.parity
 

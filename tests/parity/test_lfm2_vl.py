@@ -17,7 +17,7 @@ from tests.parity.lfm2_peer import (
 )
 from tests.parity.tolerances import GRADIENT, LAYER, LOSS, MODEL
 from vlmtune.models.lfm2_vl import Lfm2VlConfig
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 
 pytestmark = pytest.mark.parity
 

@@ -23,7 +23,7 @@ from tests.parity.tolerances import LAYER, MODEL
 from vlmtune.inference.generation import Sampling, generate
 from vlmtune.inference.prompts import Question
 from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 
 pytestmark = pytest.mark.parity
 

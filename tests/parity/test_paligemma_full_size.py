@@ -11,7 +11,7 @@ from tests.parity.tolerances import LOSS, MODEL
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.paligemma import PaliGemma
 from vlmtune.models.registry import build_on_meta
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 from vlmtune.train.step import Answer, Sample, sample_loss
 
 pytestmark = pytest.mark.parity

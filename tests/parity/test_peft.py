@@ -19,7 +19,7 @@ from vlmtune.adapters.files import load_adapter, save_adapter
 from vlmtune.adapters.lora import AdapterPlan, apply_adapter
 from vlmtune.config.schema import AdapterSection, ConnectorSection
 from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 from vlmtune.train.step import Sample, sample_loss
 
 pytestmark = pytest.mark.parity

@@ -21,7 +21,7 @@ from vlmtune.inference.scoring import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.text.trie import LabelTrie
-from vlmtune.train.step import Answer, Sample, sample_loss
+from vlmtune.train.step import Answer, Sample, loss_weight, sample_loss
 
 pytestmark = pytest.mark.parity
 
@@ -93,6 +93,26 @@ def test_loss_on_everything_equals_the_older_recipe() -> None:
     assert step.weight == sum(len(prefix) + len(ids) + 1 for ids, _, _ in drawn)
 
 
+def test_loss_on_everything_sums_the_samples_also_where_pictures_and_prompts_are_shared() -> None:
+    """Nothing of a learned prompt is shared but the prefix, whose tokens are every sample's targets."""
+    _, ours = pair()
+
+    @relaxed
+    @given(batches(3))
+    def check(batch: RandomBatch) -> None:
+        prefix, drawn = batch
+        with torch.no_grad():
+            features = encoded(ours, [picture for _, picture, _ in drawn])
+            samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
+            together = sample_loss(ours, prefix, samples, "all")
+            alone = [sample_loss(ours, [], [Sample(prefix + s.ids, s.features, s.answers)], "all") for s in samples]
+        assert together.total.item() == pytest.approx(sum(loss.total.item() for loss in alone), rel=LOSS)
+        assert together.weight == pytest.approx(sum(loss.weight for loss in alone))
+        assert together.weight == pytest.approx(loss_weight(samples, prefix, "all"))
+
+    check()
+
+
 @st.composite
 def label_sets(draw: st.DrawFn) -> list[list[list[int]]]:
     """Labels that share first tokens, that prefix one another, of one token, and some with two surface forms."""
@@ -142,7 +162,7 @@ def test_a_label_that_prefixes_another_is_told_apart_by_its_end_token() -> None:
     question = Question([8, 9], [])
     scores = scorer.score([question])[0]
     with torch.no_grad():
-        from vlmtune.models.tree import Rows
+        from vlmtune.models.rows import Rows
 
         hidden = ours.decode(ours.embed_tokens(torch.tensor([7, 8, 9, 10])), [Rows.chains([4])]).hidden
         after_bee = ours.logits(hidden).log_softmax(-1)[0]

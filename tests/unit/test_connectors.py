@@ -24,7 +24,7 @@ from vlmtune.errors import AdapterError, ConfigError
 from vlmtune.models.connectors import STI_POOL, Connector, ConnectorShape, build_connector, default_groups
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import OpenedModel, build_on_meta, open_model
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from vlmtune.errors import WeightsError
 from vlmtune.inference import scoring
 from vlmtune.inference.prompts import Question
 from vlmtune.inference.scoring import LabelScorer
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 from vlmtune.text.trie import LabelTrie
 
 pytestmark = pytest.mark.unit

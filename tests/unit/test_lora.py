@@ -17,7 +17,7 @@ from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
 from vlmtune.models.known import KNOWN_CONFIGS
 from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 
 pytestmark = pytest.mark.unit
 

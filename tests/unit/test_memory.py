@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tests.tiny_model import random_model
 from vlmtune.models.lfm2 import Lfm2Layer
-from vlmtune.models.tree import AttentionState, ConvState, Rows
+from vlmtune.models.rows import Rows
+from vlmtune.models.state import AttentionState, ConvState
 from vlmtune.train.allocator import held_bytes, hold_memory
 from vlmtune.train.memory import free_bytes
 

@@ -22,7 +22,8 @@ from vlmtune.inference.predictor import Predictor
 from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
 from vlmtune.models.paligemma_images import PaliGemmaImageProcessor, PaliGemmaImageSettings
 from vlmtune.models.registry import build_on_meta, open_model
-from vlmtune.models.tree import Rows, Tree
+from vlmtune.models.rows import Rows
+from vlmtune.models.tree import Tree
 from vlmtune.records import LabelSet
 from vlmtune.text.formats import PALIGEMMA
 from vlmtune.text.prompt import PromptBuilder

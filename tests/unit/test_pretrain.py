@@ -17,7 +17,7 @@ from vlmtune.data.drawn import KINDS, draw
 from vlmtune.errors import ConfigError, RunFolderError
 from vlmtune.models.attention import attention
 from vlmtune.models.registry import open_model
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 from vlmtune.records import LabelSet
 from vlmtune.text import defaults
 from vlmtune.text.prompt import PromptBuilder

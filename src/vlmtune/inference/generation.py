@@ -14,7 +14,8 @@ from torch import Tensor
 from vlmtune.inference.prompts import Question, prompt_levels
 from vlmtune.inference.readout import refuse_nan
 from vlmtune.models.interface import Decoded, VisionLanguageModel
-from vlmtune.models.tree import Rows, State
+from vlmtune.models.rows import Rows
+from vlmtune.models.state import State
 
 
 @dataclass(frozen=True)

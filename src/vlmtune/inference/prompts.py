@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vlmtune.models.interface import VisionLanguageModel
-from vlmtune.models.tree import Rows, State
+from vlmtune.models.rows import Rows
+from vlmtune.models.state import State
 
 
 @dataclass

@@ -17,7 +17,8 @@ from torch import Tensor
 from vlmtune.inference.prompts import Question, prompt_levels, run_prefix
 from vlmtune.inference.readout import refuse_nan, token_log_probs
 from vlmtune.models.interface import VisionLanguageModel
-from vlmtune.models.tree import Rows, State
+from vlmtune.models.rows import Rows
+from vlmtune.models.state import State
 from vlmtune.text.trie import LabelTrie
 
 # Nodes that the first wave of the best-first search expands: below this a decoder call costs little more than reading

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vlmtune.models.attention import attention
-from vlmtune.models.tree import AttentionState, RowSet, Tree, gather_rows, pad, take_groups
+from vlmtune.models.state import AttentionState, take_groups
+from vlmtune.models.tree import RowSet, Tree, gather_rows, pad
 
 
 def rope_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,9 @@ from vlmtune.models.configuration import ModelConfig
 from vlmtune.models.decoder_attention import attend, rope_angles, rotate
 from vlmtune.models.interface import Decoded
 from vlmtune.models.kernels import geglu, rms_norm
-from vlmtune.models.tree import AttentionState, Rows, RowSet, State, Tree, gather_rows
+from vlmtune.models.rows import Rows
+from vlmtune.models.state import AttentionState, State
+from vlmtune.models.tree import RowSet, Tree, gather_rows
 
 # What a Gemma 2 checkpoint means by a field that it leaves out, where Gemma means something else.
 _GEMMA2: dict[str, Any] = {

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vlmtune.models.connectors import Connector
 from vlmtune.models.images import ProcessedImage, VisionFeatures
-from vlmtune.models.tree import Rows, State
+from vlmtune.models.rows import Rows
+from vlmtune.models.state import State
 
 CONNECTOR = "model.multi_modal_projector"
 """Name of the connector's module."""

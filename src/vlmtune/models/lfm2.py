@@ -20,15 +20,9 @@ from vlmtune.models.configuration import ModelConfig
 from vlmtune.models.decoder_attention import attend, rope_angles, rotate
 from vlmtune.models.interface import Decoded
 from vlmtune.models.kernels import rms_norm, swiglu, tree_conv
-from vlmtune.models.tree import (
-    AttentionState,
-    ConvState,
-    Rows,
-    RowSet,
-    State,
-    Tree,
-    gather_rows,
-)
+from vlmtune.models.rows import Rows
+from vlmtune.models.state import AttentionState, ConvState, State
+from vlmtune.models.tree import RowSet, Tree, gather_rows
 
 
 @dataclass(frozen=True)

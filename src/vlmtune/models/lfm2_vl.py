@@ -19,8 +19,9 @@ from vlmtune.models.connectors import ConnectorShape, build_connector
 from vlmtune.models.images import ProcessedImage, VisionFeatures, group_by_grid
 from vlmtune.models.interface import Decoded, VisionLanguageModel
 from vlmtune.models.lfm2 import Lfm2Config, Lfm2Model
+from vlmtune.models.rows import Rows
 from vlmtune.models.siglip2 import Siglip2Config, Siglip2VisionModel, encode_tiles
-from vlmtune.models.tree import Rows, State
+from vlmtune.models.state import State
 
 
 @dataclass(frozen=True)

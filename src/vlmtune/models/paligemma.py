@@ -19,8 +19,9 @@ from vlmtune.models.connectors import ConnectorShape, build_connector
 from vlmtune.models.gemma import GemmaConfig, GemmaModel
 from vlmtune.models.images import ProcessedImage, VisionFeatures
 from vlmtune.models.interface import Decoded, VisionLanguageModel
+from vlmtune.models.rows import Rows
 from vlmtune.models.siglip import SiglipConfig, SiglipVisionModel
-from vlmtune.models.tree import Rows, State
+from vlmtune.models.state import State
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from vlmtune.inference.prompts import run_prefix
 from vlmtune.inference.scoring import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
-from vlmtune.models.tree import State
+from vlmtune.models.state import State
 from vlmtune.serve.refusals import RefusedError
 
 _Kind = Literal["classification", "closed", "open"]

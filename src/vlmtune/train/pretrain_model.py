@@ -18,8 +18,8 @@ from vlmtune.data.drawn.facts import Facts
 from vlmtune.data.drawn.vocabulary import CLASSES, COLORS
 from vlmtune.models.lfm2 import DepthwiseConv, Lfm2Config
 from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.rows import Rows
 from vlmtune.models.siglip2 import Siglip2Config
-from vlmtune.models.tree import Rows
 from vlmtune.text.tokenizer import Tokenizer
 from vlmtune.train.pretrain_text import Lesson
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlmtune.inference.prompts import PromptTree, Question
 from vlmtune.inference.readout import token_log_probs
 from vlmtune.models.interface import VisionLanguageModel
-from vlmtune.models.tree import Rows
+from vlmtune.models.rows import Rows
 
 
 @dataclass
