@@ -203,7 +203,7 @@ lora_r: 8
 """
 
 
-def actions_evaluation() -> str:
+def actions_evaluation(names: tuple[str, ...] = ACTIONS) -> str:
     """Human actions, zero-shot: a hub model on the train split, names of several words, quoted values."""
     return f"""\
 seed: 23
@@ -218,12 +218,10 @@ user_prompt: |
   What action is it?
 
   Pick one from the following list:
-  - calling
-  - clapping
-  - listening to music
+{bullets(tuple(name.replace("_", " ") for name in names))}
 
 image_column: "image"
 label_column: "labels"
 label_mapping:
-{mapping(ACTIONS)}
+{mapping(names)}
 """

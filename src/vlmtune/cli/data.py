@@ -114,6 +114,48 @@ def show(
     print(f"written to {file}")
 
 
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="stanford-cars.")],
+    output: Annotated[Path | None, typer.Option(help="The folder to write. Default: data/RECIPE.")] = None,
+    source: Annotated[str | None, typer.Option(help="A hub id or local copy. Default: the recipe's own.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the source on the hub.")] = None,
+    jpeg_only: Annotated[
+        bool, typer.Option("--jpeg-only", help="Leave pictures of other formats out, as the older repo did.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Make a data set ready that is not so on the hub.
+
+    stanford-cars: columns make ("Aston Martin"), model, year and car from the 196 full names of the hub's copy.
+    """
+    from vlmtune.cli.console import print_json, print_table, stderr_console
+    from vlmtune.data import stanford_cars
+    from vlmtune.errors import UserError, unknown_name
+
+    if name != "stanford-cars":
+        raise UserError(unknown_name("recipe", name, ["stanford-cars"]))
+    console = stderr_console()
+    prepared = stanford_cars.prepare(
+        output or Path("data") / name,
+        source or stanford_cars.HUB_SOURCE,
+        revision,
+        jpeg_only=jpeg_only,
+        on_split=lambda split, total: console.print(f"{split}: {total:,} pictures", markup=False),
+    )
+    if json_:
+        print_json(prepared)
+        return
+    rows = [
+        (split, found.pictures, _counts_text(found.formats), found.left_out, len(found.unreadable))
+        for split, found in prepared.splits.items()
+    ]
+    title = f"{prepared.folder}: {len(prepared.makes)} makes, {len(prepared.classes)} cars"
+    print_table(["split", "written", "formats found", "left out by --jpeg-only", "unreadable"], rows, title=title)
+    for row in [row for found in prepared.splits.values() for row in found.unreadable][:MOST_ROWS]:
+        console.print(f"left out, not readable: {row}", markup=False)
+
+
 def _print_report(report: CheckReport) -> None:
     from vlmtune.cli.console import print_table
 

@@ -77,9 +77,19 @@ def read_hub(name: str, data: DataSection, *, ask: bool = False) -> Source:
     )  # fmt: skip
 
 
-def _open(
-    load: Callable[[Any], Any], data: DataSection, name: str, kind: str, folder: Path | None, ask: bool
-) -> Source:
+def load_data_set(name: str, revision: str | None = None) -> dict[str, Any]:
+    """The splits of a hub data set, or of a local folder in the hub's layout, as `datasets` has them.
+
+    For recipes that make another set of one. Raises DataError.
+    """
+    folder = Path(name).expanduser()
+    data = DataSection(source=name, revision=revision)
+    if folder.is_dir():
+        return _load(lambda datasets: datasets.load_dataset(str(folder)), data, name, "datasets folder")
+    return _load(lambda datasets: datasets.load_dataset(name, revision=revision), data, name, "hub")
+
+
+def _load(load: Callable[[Any], Any], data: DataSection, name: str, kind: str) -> dict[str, Any]:
     import datasets
 
     try:
@@ -87,7 +97,15 @@ def _open(
     # datasets raises ValueError, OSError, Arrow's, pandas' and the hub's errors, by what is wrong with the files.
     except Exception as error:
         raise DataError(_why(error, data, name, kind)) from error
-    splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "all"): loaded}
+    return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "all"): loaded}
+
+
+def _open(
+    load: Callable[[Any], Any], data: DataSection, name: str, kind: str, folder: Path | None, ask: bool
+) -> Source:
+    import datasets
+
+    splits = _load(load, data, name, kind)
     first = next(iter(splits.values()), None)
     if first is None:
         raise DataError(f"{name}: this data set has no splits.")

@@ -9,6 +9,7 @@ from typing import Literal
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data import text_table
+from vlmtune.data.cifar_binary import is_cifar_binary, read_cifar_binary
 from vlmtune.data.image_folder import class_folders, is_image_name, read_image_folder, sub_folders
 from vlmtune.data.rows import Source
 from vlmtune.data.split_names import SPLIT_ROLES, split_names
@@ -21,9 +22,9 @@ BUILT_IN: dict[str, Literal["classify", "vqa"]] = {
     "builtin:drawn-captions": "vqa",
 }
 KINDS = (
-    "a folder of class folders, a .csv, .tsv, .jsonl or .parquet file, a `datasets` folder, a hub id (owner/name), "
-    "or builtin:digits; for questions also a folder with VQA's official JSON files, a .json list of conversations, "
-    "builtin:drawn-vqa or builtin:drawn-captions"
+    "a folder of class folders, a .csv, .tsv, .jsonl or .parquet file, a `datasets` folder, CIFAR-100's binary "
+    "version, a hub id (owner/name), or builtin:digits; for questions also a folder with VQA's official JSON files, "
+    "a .json list of conversations, builtin:drawn-vqa or builtin:drawn-captions"
 )
 
 
@@ -116,6 +117,8 @@ def _open_folder(folder: Path, data: DataSection, ask: bool) -> Source:
         from vlmtune.data.arrow import read_hub_folder
 
         return read_hub_folder(folder, data, ask=ask)
+    if is_cifar_binary(folder) and not ask:
+        return read_cifar_binary(folder, data)
     asked = split_names(data)
     tables = _tables(folder, asked)
     if tables:
