@@ -139,6 +139,21 @@ def test_a_comparison_pairs_questions_whatever_their_order() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("answer", ["yes", "no"])
+def test_answers_all_alike_have_an_interval_that_narrows_with_pictures_alone(answer: str) -> None:
+    widths = []
+    for num in (12, 120):
+        examples = many(num)
+        found = measure_vqa(table(examples, [answer] * num))
+        low, high = found["accuracy_interval"]
+        assert (low, high) == tuple(map(float, wilson_interval(found["accuracy"] * num // 3, num // 3)))
+        unchanged = compare_vqa([evaluation(name, examples, [answer] * num) for name in "ab"])["pairs"][0]
+        below, above = unchanged["difference_interval"]
+        assert below < 0 < above and unchanged["p_value"] == 1.0
+        widths += [high - low, above - below]
+    assert widths[2] < widths[0] and widths[3] < widths[1]
+
+
 def test_evaluations_of_other_questions_are_refused() -> None:
     examples = many()
     first = evaluation("base", examples, ["yes"] * 120)

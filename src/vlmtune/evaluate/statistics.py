@@ -62,7 +62,7 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def paired_difference_interval(
-    only_first: int, only_second: int, num_pairs: int, confidence: float = 0.95
+    only_first: float, only_second: float, num_pairs: int, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Interval of accuracy(second) - accuracy(first) on the same pictures (Bonett and Price 2012, eq. 6).
 

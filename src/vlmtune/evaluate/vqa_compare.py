@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmtune.errors import DataError
-from vlmtune.evaluate.statistics import adjust, clustered_bootstrap, percentile_interval, sign_flip_test
+from vlmtune.evaluate.statistics import (
+    adjust,
+    clustered_bootstrap,
+    paired_difference_interval,
+    percentile_interval,
+    sign_flip_test,
+)
 from vlmtune.evaluate.vqa_metrics import NUM_RESAMPLES, measure_vqa
 from vlmtune.evaluate.vqa_predictions import VqaEvaluation, VqaTable
 
@@ -48,7 +54,7 @@ def compare_vqa(
                 "name": name,
                 "num": int(rows.sum()),
                 "difference": float(change[rows].mean()),
-                "difference_interval": list(percentile_interval(drawn[~np.isnan(drawn)])),
+                "difference_interval": _interval(drawn, len(np.unique(clusters[rows]))),
             }
             for (name, rows), drawn in zip(groups.items(), samples.T, strict=True)
         ]
@@ -75,6 +81,15 @@ def compare_vqa(
         "num_resamples": num_resamples,
         "confidence": 0.95,
     }
+
+
+def _interval(samples: NDArray[np.float64], num_pictures: int) -> list[float]:
+    low, high = percentile_interval(samples[~np.isnan(samples)])
+    if high - low < 1e-12:
+        # No question changed, or all alike: resampling says nothing of the next. Each picture then counts as a pair.
+        lost, gained = max(0.0, -low) * num_pictures, max(0.0, low) * num_pictures
+        low, high = paired_difference_interval(lost, gained, num_pictures)
+    return [low, high]
 
 
 def list_changes(evaluations: Sequence[VqaEvaluation]) -> list[dict[str, Any]]:

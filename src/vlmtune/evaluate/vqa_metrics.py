@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmtune.evaluate.statistics import clustered_bootstrap, percentile_interval
+from vlmtune.evaluate.statistics import clustered_bootstrap, percentile_interval, wilson_interval
 from vlmtune.evaluate.vqa_predictions import VqaTable
 
 NUM_RESAMPLES = 1_000
@@ -76,4 +76,7 @@ def _interval(samples: NDArray[np.float64], num_pictures: int) -> list[float] | 
     if num_pictures < 2:
         return None
     low, high = percentile_interval(samples[~np.isnan(samples)])
+    if high - low < 1e-12:
+        # All answers alike: resampling them says nothing of the next one. Each picture then counts as one trial.
+        low, high = (float(end) for end in wilson_interval(low * num_pictures, num_pictures))
     return [low, high]

@@ -198,7 +198,9 @@ def _calibration_sentence(figures: dict[str, Any]) -> str:
     if figures.get("ece") is None:
         return ""
     if figures["ece"] <= GOOD_CALIBRATION:
-        return f"Its probabilities can be taken at face value (calibration error {percent(figures['ece'])})."
+        return (
+            f"What it states as probabilities fits how often it is right (calibration error {percent(figures['ece'])})."
+        )
     gap = figures["mean_confidence"] - figures["accuracy"]
     if abs(gap) < figures["ece"] / 3:
         return f"Its probabilities are off in both directions (calibration error {percent(figures['ece'])})."
