@@ -184,7 +184,7 @@ def test_pictures_of_oddly_named_classes_are_found_by_their_cells(browser: Any, 
     opened = Opened(browser, odd)
     for cell in opened.page.locator("svg .cell.wrong").all():
         told = cell.locator("title").text_content()
-        cell.click()
+        cell.dispatch_event("click")  # a click would hit the page while it still scrolls to the pictures
         count = int(told.rpartition(": ")[2].split()[0])
         assert opened.texts(".filters output") == [f"{count} picture{'s' if count > 1 else ''}"], told
     assert opened.problems == []

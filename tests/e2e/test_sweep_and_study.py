@@ -112,6 +112,8 @@ def test_a_sweep_of_the_test_split_warns_and_one_of_no_run_is_refused(
     done = vlmtune("sweep", run, "--split", "test", "--limit", "6")
     assert done.returncode == 0, done.stderr
     assert "Choose on validation" in done.stderr and "(limit)" in done.stdout
+    no_run = vlmtune("sweep", tmp_path)
+    assert no_run.returncode == 1 and "not a run folder" in no_run.stderr
     (tmp_path / "config.yaml").write_text("data: builtin:digits\n")
     refused = vlmtune("sweep", tmp_path)
     assert refused.returncode == 1 and "no checkpoint yet" in refused.stderr

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from vlmtune.cli.console import ProgressBar, print_json, print_table
+from vlmtune.cli.console import ProgressBar, print_figures, print_json, print_table
 
 pytestmark = pytest.mark.unit
 
@@ -83,3 +83,14 @@ def test_a_table_shows_markup_as_written(capsys: pytest.CaptureFixture[str]) -> 
     print_table(["label", "n"], [["[red]", 3], [None, 10]])
     printed = capsys.readouterr().out
     assert "[red]" in printed and "None" not in printed
+
+
+@pytest.mark.parametrize(("width", "first"), [(60, "┏"), (36, "┏"), (16, "zero-shot")])
+def test_figures_keep_their_numbers_whole_at_any_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, first: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_figures(["run", "accuracy", "95% interval", "note"], [["zero-shot", "54.0%", "50.1 to 57.9%", "–"]])
+    printed = capsys.readouterr().out
+    assert printed.startswith(first)
+    assert "54.0%" in printed and "50.1 to 57.9%" in printed

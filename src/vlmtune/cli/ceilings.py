@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmtune.cli.console import ProgressBar, print_json, print_table
+from vlmtune.cli.console import ProgressBar, print_figures, print_json
 from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption, open_experiment
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def ceilings(config: ConfigArgument, set_: SetOption = None, json_: JsonOption =
     tuned = [evaluation for evaluation in read_evaluations(run)[0] if not is_baseline(evaluation)]
     shown = against(result, run, tuned[-1] if tuned else None)
     rows = tables.ceilings(shown)
-    print_table(rows.head(), rows.texts())
+    print_figures(rows.head(), rows.texts())
     print("\n".join(shown["summary"]))
     print(f"written to {run}: ceilings.json, ceilings/")
 

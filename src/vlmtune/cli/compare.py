@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmtune.cli.console import print_json, print_table, stderr_console, stdout_console
+from vlmtune.cli.console import print_figures, print_json, print_table, stderr_console
 from vlmtune.cli.options import JsonOption
 
 NUM_CLASSES_SHOWN = 5
@@ -76,7 +76,7 @@ def _print_labels(result: dict[str, Any]) -> None:
     from vlmtune.report import tables
 
     for shown in (tables.runs(result["runs"]), tables.pairs(result)):
-        _print_within_width(shown.head(), shown.texts())
+        print_figures(shown.head(), shown.texts())
     _print_other_metrics(result["pairs"])
     for pair in result["pairs"]:
         for word in ("gained", "lost"):
@@ -95,7 +95,7 @@ def _print_vqa(result: dict[str, Any]) -> None:
     from vlmtune.report import wording as w
 
     for shown in (vqa_tables.runs(result["runs"]), vqa_tables.pairs(result)):
-        _print_within_width(shown.head(), shown.texts())
+        print_figures(shown.head(), shown.texts())
     if "flips" in result:
         keys = ("pair", "id", "question", "first", "second")
         rows = [[*(flip[key] or "–" for key in keys), w.points(flip["change"])] for flip in result["flips"]]
@@ -115,15 +115,7 @@ def _print_other_metrics(pairs: list[dict[str, Any]]) -> None:
     rows = [[f"{p['first']} → {p['second']}", *(change(p["bootstrap"][metric]) for metric in metrics)] for p in pairs]
     names = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "nll": "NLL", "brier": "Brier"}
     heads = [names.get(metric, metric.replace("_", " ")) for metric in metrics]
-    _print_within_width(["from → to (95% by bootstrap; * without 0)", *heads], rows)
-
-
-def _print_within_width(columns: list[str], rows: list[list[str]]) -> None:
-    """A table, turned on its side where the terminal is too narrow for it."""
-    widest = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    if sum(widest) + 3 * len(widest) + 1 > stdout_console().width:
-        columns, *rows = [list(line) for line in zip(columns, *rows, strict=True)]
-    print_table(columns, rows)
+    print_figures(["from → to (95% by bootstrap; * without 0)", *heads], rows)
 
 
 def _changes(classes: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmtune.cli.console import print_json, print_table, stderr_console
+from vlmtune.cli.console import print_figures, print_json, stderr_console
 from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption, open_experiment
 from vlmtune.errors import UserError
 
@@ -47,7 +47,7 @@ def study(
         print_json({**result, "findings": findings(result), "page": page})
         return
     for shown in (point_table(result), step_table(result)):
-        print_table(shown.head(), shown.texts())
+        print_figures(shown.head(), shown.texts())
     print("\n".join(findings(result)))
     print(f"page: {page}")
 

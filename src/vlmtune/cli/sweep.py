@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmtune.cli.console import print_json, print_table, stderr_console
+from vlmtune.cli.console import print_figures, print_json, stderr_console
 from vlmtune.cli.options import JsonOption
 from vlmtune.config.load import load_experiment
 from vlmtune.errors import DataError, RunFolderError, UserError
@@ -42,6 +42,8 @@ def sweep(
             "Warning: a checkpoint chosen on the test split makes its test accuracy too high. Choose on validation.",
             style="yellow",
         )
+    if not (run / "config.yaml").exists():
+        raise RunFolderError(f"{run} is not a run folder: it has no config.yaml. Give one that `vlmtune train` wrote.")
     changes = [f"evaluate.split={split}", "evaluate.mode=full", *([f"evaluate.limit={limit}"] if limit else [])]
     experiment, splits = load_data(load_experiment(run, changes))
     if splits.labels is None:
@@ -60,7 +62,7 @@ def sweep(
         print_json({**figures, "advice": advice(figures), "chart": path.with_suffix(".png")})
         return
     shown = tables.checkpoints(figures)
-    print_table(shown.head(), shown.texts())
+    print_figures(shown.head(), shown.texts())
     print("\n".join(advice(figures)))
     print(f"chart: {path.with_suffix('.png')}")
 
