@@ -19,7 +19,7 @@ from tests.pictures import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
-from vlmtune.errors import UserError
+from vlmtune.errors import DataError, UserError
 from vlmtune.evaluate.checkpoint import evaluate_checkpoint, refuse_trained_pictures
 from vlmtune.evaluate.files import read_evaluation
 from vlmtune.evaluate.journal import Journal
@@ -187,6 +187,26 @@ def test_a_limit_is_kept_to_and_recorded(base: Path, pictures: Path, tmp_path: P
     facts = evaluate_base(experiment(base, pictures, tmp_path, evaluate={"limit": 7}), tmp_path).facts
     assert facts["metrics"]["num_examples"] == facts["data"]["limit"] == 7
     assert all(entry["support"] >= 2 for entry in facts["metrics"]["per_class"])  # stratified
+
+
+def test_a_smaller_evaluation_takes_the_place_of_a_larger_one_only_aloud(
+    base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    for limit, told in ((7, 0), (9, 0), (4, 1)):
+        evaluate_base(experiment(base, pictures, tmp_path, evaluate={"limit": limit}), tmp_path, said)
+        assert len(said) == told, said
+    assert "measured on 9 examples, by one of 4" in said[0]
+
+
+@pytest.mark.parametrize("section", [{"calibrate": True}, {"scoring": {"form": "auto"}}])
+def test_what_validation_decides_is_refused_before_any_work_where_there_is_none(
+    base: Path, tmp_path: Path, section: dict[str, object]
+) -> None:
+    pictures = write_class_folders(tmp_path / "pictures", 4, splits=("test",))
+    with pytest.raises(DataError, match="need validation pictures, found none"):
+        evaluate_base(experiment(base, pictures, tmp_path, evaluate=section), tmp_path)
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_a_model_is_not_measured_on_pictures_it_was_trained_on(base: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from vlmtune.config.schema import EvaluateSection, Experiment
 from vlmtune.data.duplicates import group_identical_files
 from vlmtune.data.splits import TEST_SEED, Splits, fingerprint, load_splits, subset
 from vlmtune.errors import DataError, UserError
+from vlmtune.evaluate.files import is_evaluation, read_facts
 from vlmtune.evaluate.journal import Watch, unwatched
 from vlmtune.evaluate.run import Measured, evaluate
 from vlmtune.evaluate.vqa_run import evaluate_vqa
@@ -67,6 +68,8 @@ def evaluate_checkpoint(
     }
     predictor = Predictor(opened, task, splits.labels, section.batch_size)
     target = folder / "evaluation" / f"{section.split}-{name}"
+    if is_evaluation(target) and (before := int(read_facts(target)["data"].get("num_examples", 0))) > len(examples):
+        say(f"This replaces {target}, which was measured on {before} examples, by one of {len(examples)}.")
     if task.kind == "vqa":
         return evaluate_vqa(predictor, examples, target, name=name, section=section, facts=facts, watch=watch, say=say)
     return evaluate(

@@ -94,14 +94,19 @@ def evaluate(
     if not examples:
         raise DataError("There is nothing to evaluate: the split is empty. Check data.source and evaluate.split.")
     assert predictor.labels is not None
-    section = section or EvaluateSection()
+    section, splits = section or EvaluateSection(), splits or Splits([], [], [], predictor.labels)
+    if (section.calibrate or len(options(section.scoring)) > 1) and not splits.validation:
+        raise DataError(
+            "evaluate.scoring: auto and evaluate.calibrate need validation pictures, found none. Name some "
+            "(data.validation_split), or leave both away."
+        )
     hold_memory()
     facts = {"data": {"num_examples": len(examples), "fingerprint": fingerprint(examples)}, **(facts or {})}
     key = journal_key(predictor, {"data": facts["data"]["fingerprint"], "mode": section.mode})
     journal = Journal(folder, key, say=say, block_size=block_size(predictor.batch_size))
     scorer = _Scorer(predictor, section.mode, journal, watch)
     scored = scorer.score(section.split, examples, name)
-    method = _Method(scorer, section, splits or Splits([], [], [], predictor.labels), examples)
+    method = _Method(scorer, section, splits, examples)
     table = method.predictions(scored)
     thumbnails = {examples[row].id: thumbnail(examples[row].image.open()) for row in thumbnail_rows(table)}
     all_facts = {
@@ -245,12 +250,7 @@ class _Method:
         self.facts = {**self.option._asdict(), **self.facts}
 
     def validation(self) -> _Scored:
-        """The validation split's scores, computed once. Raises DataError if there is none."""
-        if not self.splits.validation:
-            raise DataError(
-                "evaluate.scoring: auto and evaluate.calibrate need validation pictures, found none. Raise "
-                "data.validation_fraction, or leave both away."
-            )
+        """The validation split's scores, computed once."""
         if self._validation is None:
             self._validation = self.scorer.score("validation", self.splits.validation, "validation")
         return self._validation
