@@ -175,7 +175,7 @@ class Predictor:
         self.opened.model.eval()
         outcomes: list[UnreadableImageError | None] = []
         asked: list[tuple[ImageSource, ProcessedImage, list[int]]] = []
-        for query, result in read_ahead(self.process, queries):
+        for query, result in read_ahead(self.process, queries, size_of=lambda picture: picture.num_bytes):
             if isinstance(result, UnreadableImageError):
                 outcomes.append(result)
             else:

@@ -24,6 +24,11 @@ class ProcessedImage:
     text: str
     num_tokens: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the patches."""
+        return sum(patches.nbytes for patches, _ in self.tiles)
+
 
 @dataclass(frozen=True)
 class VisionFeatures:
