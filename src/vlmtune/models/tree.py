@@ -177,7 +177,7 @@ class Tree:
             levels=levels,
             positions=positions[kept].to(self.device),
             previous=[rows.to(self.device) for rows in before],
-            ends=torch.stack(ends, dim=1).to(self.device) if ends else torch.empty(len(end), 0, dtype=torch.int64),
+            ends=(torch.stack(ends, dim=1) if ends else end.new_empty(len(end), 0)).to(self.device),
         )
 
     def _level_rows(self, level: int, cell: Tensor, where: slice) -> LevelRows:
