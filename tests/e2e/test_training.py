@@ -98,6 +98,16 @@ def test_accumulated_micro_batches_learn_what_one_batch_learns(base: Path, pictu
         assert torch.allclose(expected, tensors[1][name], atol=2e-5), name
 
 
+def test_a_run_that_is_cut_short_gives_its_feature_cache_back(base: Path, pictures: Path, tmp_path: Path) -> None:
+    stopped, cut = start(experiment(base, pictures, tmp_path, "cut", feature_cache="on"), stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(cut)
+    # While the first trainer still stands, as it does in a search whose trial was pruned.
+    other, folder = start(experiment(base, pictures, tmp_path, "other", feature_cache="on", max_steps=1))
+    other.run(folder)
+    assert other.cache_note == "picture features are cached"
+
+
 def test_the_base_weights_do_not_move(base: Path, pictures: Path, tmp_path: Path) -> None:
     trainer, folder = start(experiment(base, pictures, tmp_path, "frozen", max_steps=2))
     trainer.run(folder)
