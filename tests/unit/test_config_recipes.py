@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmtune.config import recipes
-from vlmtune.config.schema import AdapterSection, Experiment, ModelSection, TaskSection, TrainSection
+from vlmtune.config.schema import AdapterSection, ConnectorSection, Experiment, ModelSection, TaskSection, TrainSection
 
 pytestmark = pytest.mark.unit
 
@@ -78,6 +78,35 @@ def test_whole_parts_without_targets_are_trained_alone_at_a_lower_rate() -> None
     assert parts.adapter.targets == []
     assert parts.train.learning_rate is not None and lora.train.learning_rate is not None
     assert parts.train.learning_rate < lora.train.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("connector", "factors"),
+    [
+        (ConnectorSection(kind="dense"), {"connector": 0.1}),
+        (ConnectorSection(kind="dense", start="random"), {}),
+        (ConnectorSection(kind="linear"), {}),
+        (ConnectorSection(kind="linear", start="runs/aligned"), {"connector": 0.1}),
+        (None, {}),
+    ],
+)
+def test_an_aligned_connector_beside_lora_takes_a_tenth_of_its_rate_and_a_random_one_all(
+    connector: ConnectorSection | None, factors: dict[str, float]
+) -> None:
+    model = REAL.model_copy(update={"connector": connector})
+    for adapter in (AdapterSection(), AdapterSection(targets=["mlp"])):
+        decided = recipes.apply(Experiment(model=model, adapter=adapter), num_train=100, num_labels=2)
+        assert decided.adapter.learning_rate_factors == factors
+    own = AdapterSection(learning_rate_factors={"connector": 0.5, "mlp": 2.0})
+    decided = recipes.apply(Experiment(model=model, adapter=own), num_train=100, num_labels=2)
+    assert decided.adapter.learning_rate_factors == {"connector": 0.5, "mlp": 2.0}
+
+
+def test_the_base_s_own_connector_trained_whole_beside_lora_takes_a_tenth_too_and_alone_the_whole_rate() -> None:
+    for targets, factors in (["mlp"], {"connector": 0.1}), ([], {}):
+        adapter = AdapterSection(targets=targets, parts=["connector"])
+        decided = recipes.apply(Experiment(model=REAL, adapter=adapter), num_train=100, num_labels=2)
+        assert decided.adapter.learning_rate_factors == factors
 
 
 def test_a_long_class_list_is_left_out_of_the_prompt_and_open_answers_have_none() -> None:

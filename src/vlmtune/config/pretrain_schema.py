@@ -115,8 +115,6 @@ class Pretraining(Section):
 
 ALIGN_LEARNING_RATE = 1e-3
 """Of the connector alone (LLaVA, arXiv 2304.08485; Dense Connector, arXiv 2405.13800)."""
-ALIGNED_FACTOR = 0.1
-"""Of the learning rate, for an aligned connector beside LoRA (LLaVA's own script: LoRA at 2e-4, projector at 2e-5)."""
 INSTRUCT_TARGETS = ("attention", "mlp", "conv")
 """Every linear layer of the decoder. The connector learns beside them as a whole."""
 
@@ -141,7 +139,7 @@ class Stages(Section):
     align: Stage | None = None
     """First, by default: the connector alone (`adapter.parts: [connector]`) at 1e-3, without augmentation."""
     instruct: Stage | None = None
-    """Then, by default: LoRA on the decoder, and the connector from the first stage whole, at a tenth of the rate."""
+    """Then, by default: LoRA on the decoder, and the first stage's connector whole (`recipes` decides its rate)."""
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
 
     def experiments(self) -> dict[str, Experiment]:
@@ -155,8 +153,7 @@ class Stages(Section):
                 model.connector = model.connector or ConnectorSection()
                 # Absolute: the run's file is read again from elsewhere.
                 model.connector.start = os.path.join(os.path.abspath(self.output_dir), f"{self.name}-align")  # noqa: PTH100, PTH118
-            stage = self._instructing(self.instruct, is_aligned=self.align is not None)
-            found["instruct"] = self._experiment(stage, model, str(self.name))
+            found["instruct"] = self._experiment(self._instructing(self.instruct), model, str(self.name))
         return found
 
     @staticmethod
@@ -171,13 +168,11 @@ class Stages(Section):
         return stage
 
     @staticmethod
-    def _instructing(stage: Stage, *, is_aligned: bool) -> Stage:
+    def _instructing(stage: Stage) -> Stage:
         stage = stage.model_copy(deep=True)
         adapter = stage.adapter
         if adapter.parts is None and adapter.targets is None:
             adapter.parts, adapter.targets = ["connector"], list(INSTRUCT_TARGETS)
-            if is_aligned and "connector" not in adapter.learning_rate_factors:
-                adapter.learning_rate_factors["connector"] = ALIGNED_FACTOR
         return stage
 
     def _experiment(self, stage: Stage, model: ModelSection, name: str) -> Experiment:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vlmtune.config.schema import Experiment
+from vlmtune.config.schema import ConnectorSection, Experiment
 
 Kind = Literal["tiny", "lora"]
 """Of the base model: `tiny` learns in a few hundred steps at a high rate, the real ones (`lora`) need a low one."""
@@ -91,6 +91,9 @@ QUESTIONS: tuple[Choice, ...] = (
 )
 # fmt: on
 
+ALIGNED_FACTOR = 0.1
+"""Of the learning rate, for a connector that is trained whole beside LoRA and already fits the decoder (LLaVA's own
+script: LoRA at 2e-4, projector at 2e-5; ten points in docs/LOG.md). One that starts at random has to move further."""
 ALPHA_PER_RANK = 2
 """LoRA's alpha when only the rank is known: α = 2r scales the update by 2 at every rank."""
 VALIDATIONS_PER_RUN = 10
@@ -126,6 +129,9 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
         _decide(decided, choice, column, counts)
     if decided.model.connector is not None and is_open:
         _let_connector_learn(decided)
+    is_beside_lora = bool(decided.adapter.targets) and "connector" in (decided.adapter.parts or [])
+    if is_beside_lora and _is_aligned(decided.model.connector):
+        decided.adapter.learning_rate_factors.setdefault("connector", ALIGNED_FACTOR)
     questions = QUESTIONS if decided.task.kind == "vqa" else ()
     for choice in (*questions, *(() if decided.adapter.targets else WHOLE_PARTS), *TABLE):
         _decide(decided, choice, column, counts)
@@ -145,6 +151,19 @@ def _let_connector_learn(decided: Experiment) -> None:
     decided.adapter.targets = [target for target in decided.adapter.targets or [] if target != "connector"]
     if not {"connector", "everything"} & set(decided.adapter.parts or []):
         decided.adapter.parts = ["connector", *(decided.adapter.parts or [])]
+
+
+def _is_aligned(connector: ConnectorSection | None) -> bool:
+    """Whether a connector starts from weights that fit the decoder: the base's, or those of a run.
+
+    `linear` and `mlp` count as random where the file does not say what they start from: in a base that has the other
+    kind they are.
+    """
+    if connector is None:
+        return True
+    if connector.start is not None:
+        return connector.start != "random"
+    return connector.kind in ("own", "dense")
 
 
 def steps_per_epoch(experiment: Experiment, num_train: int) -> int:
