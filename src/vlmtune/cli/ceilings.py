@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmtune.cli.console import ProgressBar, print_figures, print_json
 from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption, open_experiment
+from vlmtune.errors import UserError
 
 if TYPE_CHECKING:
     from vlmtune.config.schema import Experiment
@@ -56,6 +57,8 @@ def measure_ceilings(experiment: Experiment, splits: Splits, run: Path, base: Pa
     from vlmtune.report.files import write_json
     from vlmtune.train.prepare import open_base, open_checkpoint
 
+    if experiment.task.kind != "classify":
+        raise UserError("Floors and ceilings are for classification, not for questions (task.kind: classify).")
     opened = open_base(experiment.model)
     examples = measured_examples(experiment.evaluate, splits)
     folder = base or run / "evaluation" / f"{experiment.evaluate.split}-base"

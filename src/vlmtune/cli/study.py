@@ -76,8 +76,10 @@ def run_study(experiment: Experiment, fractions: Sequence[float], seeds: Sequenc
     console = stderr_console()
     folder = Path(experiment.output_dir) / f"{experiment.name}-study"
     resolved, splits = load_data(experiment)
-    if not splits.test or splits.labels is None:
-        raise UserError("A study needs a test split and a label set. Check data.test_split and data.test_fraction.")
+    if experiment.task.kind != "classify":
+        raise UserError("A study compares label accuracy, so it is for classification (task.kind: classify).")
+    if not splits.test:
+        raise UserError("A study needs test pictures. Check data.test_split and data.test_fraction.")
     if not (folder / "evaluation" / "test-base" / "evaluation.json").exists():
         run_evaluation(resolved, splits, checkpoint=None, folder=folder)
     base = read_evaluation(folder / "evaluation" / "test-base")

@@ -46,8 +46,8 @@ def sweep(
         raise RunFolderError(f"{run} is not a run folder: it has no config.yaml. Give one that `vlmtune train` wrote.")
     changes = [f"evaluate.split={split}", "evaluate.mode=full", *([f"evaluate.limit={limit}"] if limit else [])]
     experiment, splits = load_data(load_experiment(run, changes))
-    if splits.labels is None:
-        raise UserError(f"{run} answers open questions; sweep compares label accuracy, so it needs a label set.")
+    if experiment.task.kind != "classify":
+        raise UserError(f"{run} answers questions; sweep compares label accuracy, so it is for classification.")
     figures = _measure(run, experiment, splits)
     record = read_run(run)
     figures["run"] = record.name
