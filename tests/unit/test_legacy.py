@@ -57,7 +57,9 @@ def test_the_cifar_file_becomes_our_recipe(tmp_path: Path) -> None:
     # 4 × 4 is one tree of 16: as many steps, and the prompt is paid once.
     assert (train.batch_size, train.gradient_accumulation) == (16, 1)
     assert found.tracking is None
-    assert found.modal is not None and found.modal.app == "cifar100-finetune"
+    assert (
+        "without effect here: max_seq_length, preprocessing_workers, logging_steps, skip_eval, modal_app_name" in notes
+    )
     assert "o_proj, gate_proj, up_proj, down_proj match nothing in LFM2-VL" in notes
     assert "8 attention layers of the decoder and the 27 of the vision tower only" in notes
     assert "loss: on the answer only" in notes

@@ -74,13 +74,12 @@ def _fine_tuning(older: OlderFineTuning, faithful: bool, out: Translated) -> Non
     _adapter(older, faithful, out)
     _train(older, faithful, out)
     _tracking(older, out)
-    out.put("modal.app", older.modal_app_name, "modal_app_name")
     if older.checkpoint_path is not None:
         out.notes.append(
             f"checkpoint_path: {older.checkpoint_path} is a state of the older repo's trainer, which cannot be gone on "
             "from: training starts from the base model. (Runs of vlmtune go on with --resume.)"
         )
-    unused = ["max_seq_length", "preprocessing_workers", "logging_steps", "skip_eval"]
+    unused = ["max_seq_length", "preprocessing_workers", "logging_steps", "skip_eval", "modal_app_name"]
     written = [key for key in unused if key in older.model_fields_set]
     if written:
         out.notes.append(f"without effect here: {', '.join(written)} (nothing is cut off, and every step is logged).")

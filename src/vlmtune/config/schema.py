@@ -255,7 +255,6 @@ class TrackingSection(Section):
 class ModalSection(Section):
     """Where `modal run -m vlmtune.scale.modal_app::train` rents a GPU, and what it finds there."""
 
-    app: str = "vlmtune"
     gpu: str = "L40S"
     """Modal's name of a GPU, as H100 or A100-80GB."""
     timeout_hours: Annotated[float, BeforeValidator(number_from_text), Field(gt=0, le=24)] = 10

@@ -13,6 +13,7 @@ MAY_CHANGE = (
     "data.limit_test",
     "data.test_split",
     "evaluate",
+    "modal",
     "tracking",
     "search",
     "train.patience",

@@ -1,0 +1,1 @@
+"""OUTGROW this machine: rented GPUs."""
