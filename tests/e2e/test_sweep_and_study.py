@@ -158,6 +158,8 @@ def test_a_killed_study_keeps_what_is_finished_and_ends_the_same(experiment: Exp
     del described["result"]
     (second / "run.json").write_text(json.dumps({**described, "finished": None}))
     page.unlink()
+    base = tmp_path / "run-study" / "evaluation" / "test-base" / "evaluation.json"
+    base.write_text(json.dumps({**read_json(base), "data": {"fingerprint": "of other pictures"}}))
 
     found, page = run_study(own, [0.5, 1.0], [0])
     assert (first / "run.json").stat().st_mtime_ns == before
@@ -165,6 +167,7 @@ def test_a_killed_study_keeps_what_is_finished_and_ends_the_same(experiment: Exp
         [run["accuracy"] for run in point["runs"]] for point in expected["points"]
     ]
     assert [point["num_train"] for point in found["points"]] == [16, 32]
+    assert read_json(base)["data"]["fingerprint"] != "of other pictures"
     assert page.exists() and read_json(page.with_suffix(".json"))["num_planned"] == 2
     assert len(list(page.parent.glob("fraction-*/report.html"))) == 2
 

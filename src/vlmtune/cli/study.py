@@ -68,7 +68,9 @@ def run_study(experiment: Experiment, fractions: Sequence[float], seeds: Sequenc
     """Run what is not finished, smallest share first; the figures and the page, written anew after every run."""
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.cli.train import run_training
-    from vlmtune.evaluate.files import read_evaluation
+    from vlmtune.data.splits import fingerprint
+    from vlmtune.evaluate.checkpoint import measured_examples
+    from vlmtune.evaluate.files import facts_if_of, read_evaluation
     from vlmtune.evaluate.study import measure_study
     from vlmtune.report.study import write_study
     from vlmtune.train.prepare import load_data
@@ -80,7 +82,9 @@ def run_study(experiment: Experiment, fractions: Sequence[float], seeds: Sequenc
         raise UserError("A study compares label accuracy, so it is for classification (task.kind: classify).")
     if not splits.test:
         raise UserError("A study needs test pictures. Check data.test_split and data.test_fraction.")
-    if not (folder / "evaluation" / "test-base" / "evaluation.json").exists():
+    measured = fingerprint(measured_examples(resolved.evaluate, splits))
+    # One of other pictures is of an earlier study with other data or another limit.
+    if facts_if_of(folder / "evaluation" / "test-base", measured) is None:
         run_evaluation(resolved, splits, checkpoint=None, folder=folder)
     base = read_evaluation(folder / "evaluation" / "test-base")
     planned = [(fraction, seed) for fraction in fractions for seed in seeds]

@@ -95,11 +95,7 @@ def evaluate(
         raise DataError("There is nothing to evaluate: the split is empty. Check data.source and evaluate.split.")
     assert predictor.labels is not None
     section, splits = section or EvaluateSection(), splits or Splits([], [], [], predictor.labels)
-    if (section.calibrate or len(options(section.scoring)) > 1) and not splits.validation:
-        raise DataError(
-            "evaluate.scoring: auto and evaluate.calibrate need validation pictures, found none. Name some "
-            "(data.validation_split), or leave both away."
-        )
+    _require_validation(section, splits)
     hold_memory()
     facts = {"data": {"num_examples": len(examples), "fingerprint": fingerprint(examples)}, **(facts or {})}
     key = journal_key(predictor, {"data": facts["data"]["fingerprint"], "mode": section.mode})
@@ -131,6 +127,15 @@ def evaluate(
     write_evaluation(folder, all_facts, table, thumbnails)
     journal.discard()
     return Measured(folder, all_facts)
+
+
+def _require_validation(section: EvaluateSection, splits: Splits) -> None:
+    """Before any picture is scored. Raises DataError."""
+    if (section.calibrate or len(options(section.scoring)) > 1) and not splits.validation:
+        raise DataError(
+            "evaluate.scoring: auto and evaluate.calibrate need validation pictures, found none. Name some "
+            "(data.validation_split), or leave both away."
+        )
 
 
 def journal_key(predictor: Predictor, more: Mapping[str, Any]) -> dict[str, Any]:
