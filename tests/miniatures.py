@@ -68,13 +68,13 @@ def _split(names: Sequence[str], each: int, column: str, image: str, first: int 
     return {image: [{"bytes": data, "path": None} for data in pictures], column: labels}
 
 
-def cifar100(root: Path, each: int = 3) -> Path:
-    """As uoft-cs/cifar100: img, fine_label, coarse_label; ``each`` pictures of all 100 classes in train and in test."""
+def cifar100(root: Path, each: int = 3, names: Sequence[str] = CIFAR_FINE) -> Path:
+    """As uoft-cs/cifar100: img, fine_label, coarse_label; ``each`` pictures of every class in train and in test."""
     splits = {}
     for number, split in enumerate(("train", "test")):
-        columns = _split(CIFAR_FINE, each, "fine_label", "img", first=1000 * number)
+        columns = _split(names, each, "fine_label", "img", first=1000 * number)
         splits[split] = columns | {"coarse_label": [label // 5 for label in columns["fine_label"]]}
-    fine, coarse = datasets.ClassLabel(names=CIFAR_FINE), datasets.ClassLabel(names=CIFAR_COARSE)
+    fine, coarse = datasets.ClassLabel(names=list(names)), datasets.ClassLabel(names=CIFAR_COARSE)
     return write_hub_folder(root, splits, {"img": datasets.Image(), "fine_label": fine, "coarse_label": coarse})
 
 
@@ -83,11 +83,11 @@ def cifar100_binary(root: Path, each: int = 3) -> Path:
     root.mkdir(parents=True)
     (root / "fine_label_names.txt").write_text("\n".join(CIFAR_FINE) + "\n")
     (root / "coarse_label_names.txt").write_text("\n".join(CIFAR_COARSE) + "\n")
-    for split in ("train", "test"):
+    for first, split in ((0, "train"), (1000, "test")):
         records = bytearray()
         for label in range(len(CIFAR_FINE)):
             for number in range(each):
-                pixels = np.asarray(Image.open(io.BytesIO(picture(label, number))))
+                pixels = np.asarray(Image.open(io.BytesIO(picture(label, first + label * each + number))))
                 records += bytes([label // 5, label]) + pixels.transpose(2, 0, 1).tobytes()
         (root / f"{split}.bin").write_bytes(records)
     return root

@@ -73,12 +73,12 @@ def test_an_older_cifar_file_trains_resumes_and_is_evaluated(
     tmp_path: Path, faithful: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "finetune_cifar.yaml"
-    file.write_text(older_files.cifar_fine_tuning(tuple(miniatures.CIFAR_FINE)))
-    source = miniatures.cifar100(tmp_path / "cifar100")
+    file.write_text(older_files.cifar_fine_tuning())
+    source = miniatures.cifar100(tmp_path / "cifar100", each=6, names=older_files.CIFAR_NAMES)
     runs = tmp_path / "runs"
     arguments = [
         *("train", file, *TWO_STEPS, "--set", f"dataset_name={source}", "--set", f"output_dir={runs}"),
-        *("--set", "dataset_samples=40", "--set", "data.limit_test=6", "--set", "eval_steps=1"),
+        *("--set", "dataset_samples=24", "--set", "data.limit_test=6", "--set", "eval_steps=1"),
         *(["--faithful"] if faithful else []),
     ]
     vlmtune(*arguments, "--json")
@@ -108,7 +108,7 @@ def test_an_older_cifar_file_trains_resumes_and_is_evaluated(
     # And the older repo's evaluation file measures the checkpoint.
     evaluation = tmp_path / "eval_cifar.yaml"
     checkpoint = (run / "best").resolve()
-    evaluation.write_text(older_files.cifar_evaluation(str(checkpoint), "builtin:tiny", tuple(miniatures.CIFAR_FINE)))
+    evaluation.write_text(older_files.cifar_evaluation(str(checkpoint), "builtin:tiny"))
     vlmtune("evaluate", evaluation, "--set", f"dataset={source}", "--limit", 6, "--set", f"output_dir={runs}", "--json")
     measured = json.loads(capsys.readouterr().out)
     assert measured["checkpoint"] == checkpoint.name and measured["metrics"]["num_examples"] == 6
@@ -119,7 +119,9 @@ def test_an_older_cars_file_takes_labels_from_its_column(tmp_path: Path, capsys:
     file.write_text(older_files.cars_fine_tuning())
     source = miniatures.cars_of_text_003(tmp_path / "cars")
     place = ("--set", f"output_dir={tmp_path / 'runs'}")
-    vlmtune("train", file, *TWO_STEPS, *place, "--set", f"dataset_name={source}", "--set", "batch_size=4", "--json")
+    vlmtune(
+        "train", file, *TWO_STEPS, *place, "--set", f"dataset_name={source}", "--set", "data.limit_test=8", "--json"
+    )
     out = capsys.readouterr()
     run = Path(json.loads(out.out)["run"])
     assert "labels are what the column 'maker' holds" in out.err and "checkpoint-500" in out.err
@@ -136,7 +138,8 @@ def test_older_files_of_pets_and_actions_run(tmp_path: Path, capsys: pytest.Capt
     pets = tmp_path / "finetune_pets.yaml"
     pets.write_text(older_files.pets_fine_tuning())
     source = miniatures.cats_vs_dogs(tmp_path / "pets", ("train", "test"), each=8)
-    vlmtune("train", pets, *TWO_STEPS, *place, "--set", f"dataset_name={source}", "--set", "batch_size=4", "--json")
+    small = ("--set", "batch_size=4", "--set", "gradient_accumulation_steps=1")
+    vlmtune("train", pets, *TWO_STEPS, *place, *small, "--set", f"dataset_name={source}", "--json")
     assert json.loads(capsys.readouterr().out)["steps"] == 2
     actions = tmp_path / "actions.yaml"
     actions.write_text(older_files.actions_evaluation(tuple(miniatures.ACTIONS)))
