@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -175,7 +176,7 @@ class Predictor:
         self.opened.model.eval()
         outcomes: list[UnreadableImageError | None] = []
         asked: list[tuple[ImageSource, ProcessedImage, list[int]]] = []
-        for query, result in read_ahead(self.process, queries, size_of=lambda picture: picture.num_bytes):
+        for query, result in self._prepared(queries):
             if isinstance(result, UnreadableImageError):
                 outcomes.append(result)
             else:
@@ -190,6 +191,13 @@ class Predictor:
                 outcomes, asked = [], []
         if outcomes:
             yield outcomes, self._questions(asked)
+
+    def _prepared(self, queries: Iterable[Query]) -> Iterator[tuple[Query, ProcessedImage | UnreadableImageError]]:
+        """Every query with its picture, which is opened and prepared once for the questions about it in a row."""
+        groups = (list(group) for _, group in groupby(queries, key=lambda query: query.image))
+        for group, result in read_ahead(lambda group: self.process(group[0]), groups, size_of=lambda p: p.num_bytes):
+            for query in group:
+                yield query, result
 
     def _questions(self, asked: list[tuple[ImageSource, ProcessedImage, list[int]]]) -> list[Question]:
         """Encode each picture once, however many questions there are about it."""
