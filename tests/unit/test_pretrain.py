@@ -150,6 +150,8 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
     with pytest.raises(InterruptedHereError):
         pretrain(small(tmp_path, "cut"), on_report=stop_late)
     assert (tmp_path / "cut" / "checkpoints" / "step-000006").is_dir()
+    with pytest.raises(RunFolderError, match=r"seed: \d+ in the run, 9 now"):
+        pretrain(small(tmp_path, "cut").model_copy(update={"seed": 9}), resume=True)
     resumed = pretrain(small(tmp_path, "cut"), resume=True)
     expected, found = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert expected.keys() == found.keys()

@@ -24,6 +24,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlmtune.config.load import load_section
 from vlmtune.config.pretrain_schema import Pretraining, TowerStage, WholeStage
 from vlmtune.data.drawn.corpus import Corpus, draw_corpus
 from vlmtune.data.drawn.facts import Facts
@@ -33,6 +34,7 @@ from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.train.precision import autocast
 from vlmtune.train.pretrain_model import LessonRunner, NamingHeads, build_model, export_model
 from vlmtune.train.pretrain_text import Lesson, lessons, texts
+from vlmtune.train.resume import differing_keys
 from vlmtune.train.run_folder import RunFolder, environment, now
 from vlmtune.train.schedule import learning_rate_factor
 
@@ -310,6 +312,12 @@ def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
     if not resume and path.exists() and any(path.iterdir()):
         raise RunFolderError(
             f"{path}: this run exists. Continue it with --resume, or choose another name (--set name=NAME)."
+        )
+    if resume and (differing := differing_keys(load_section(path / "config.yaml", Pretraining), config)):
+        raise RunFolderError(
+            f"{path}: --resume continues the same pretraining, but this differs:\n  "
+            + "\n  ".join(differing)
+            + "\nTake the changes back, or start another run (--set name=NAME)."
         )
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)

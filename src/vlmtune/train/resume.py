@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlmtune.config.schema import Experiment
+from vlmtune.config.schema import Section
 
 MAY_CHANGE = (
     "output_dir",
@@ -27,8 +27,11 @@ MAY_CHANGE = (
 """Keys and sections that decide nothing about a step: what is kept, when to stop, where and how to measure."""
 
 
-def differing_keys(stored: Experiment, wanted: Experiment) -> list[str]:
-    """`key: VALUE in the run, VALUE now` for every key that forbids to continue ``stored`` as ``wanted``."""
+def differing_keys(stored: Section, wanted: Section) -> list[str]:
+    """`key: VALUE in the run, VALUE now` for every key that forbids to continue ``stored`` as ``wanted``.
+
+    Both are whole files: an `Experiment`, or a `Pretraining`.
+    """
     before, now = _flat(stored.model_dump()), _flat(wanted.model_dump())
     return [
         f"{key}: {_written(before.get(key))} in the run, {_written(now.get(key))} now"
