@@ -11,6 +11,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -144,14 +145,14 @@ class WandbTracker:
         try:
             self._run = wandb.init(mode=section.mode, **wanted)
         except Exception as error:  # not logged in, no network, a service that answers nonsense
-            if section.mode == "offline":
-                raise
-            wandb.teardown()  # its service still holds the run's id for the attempt
+            with suppress(Exception):
+                wandb.teardown()  # its service holds the run's id for the attempt, or died in an earlier run
             self._run = wandb.init(mode="offline", **wanted)
-            warn(
-                f"Warning: wandb cannot be reached ({_first_line(error)}). It is kept offline; "
-                f"afterwards: wandb sync {Path(self._run.dir).parent}"
-            )
+            if section.mode != "offline":
+                warn(
+                    f"Warning: wandb cannot be reached ({_first_line(error)}). It is kept offline; "
+                    f"afterwards: wandb sync {Path(self._run.dir).parent}"
+                )
         self._run.define_metric("*", step_metric="step")
 
     def log(self, record: Mapping[str, Any]) -> None:

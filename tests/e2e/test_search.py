@@ -1,0 +1,168 @@
+"""A search for real: killed and continued, trials that are runs, a best configuration that trains."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vlmtune.cli.main import main
+from vlmtune.cli.search import run_search, train_trial
+from vlmtune.config.load import load_experiment
+from vlmtune.config.schema import Experiment
+from vlmtune.errors import DataError, UserError
+
+pytestmark = pytest.mark.e2e
+
+SPACE = {
+    "adapter.targets": [["attention"], ["attention", "mlp"]],
+    "train.learning_rate": {"low": 5e-4, "high": 8e-3, "log": True},
+    "train.augment": None,
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """Sixty drawn digits, a step or four a trial."""
+    values = {
+        "output_dir": str(folder / "runs"),
+        "data": {"source": "builtin:digits", "limit": 24, "limit_validation": 30, "limit_test": 10},
+        "model": {"base": "builtin:tiny", "dtype": "float32"},
+        "adapter": {"targets": ["attention"]},
+        "train": {"batch_size": 6, "max_steps": 4, "eval_every": 1},
+        "search": {"space": SPACE},
+        **changes,
+    }
+    path = folder / "digits.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def searched(config: Path, trials: int, jobs: int, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["search", str(config), "--trials", str(trials), "--jobs", str(jobs), "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes at work in the folder's logs: trials."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/1"):
+        try:
+            if str(link.readlink()).startswith(str(folder / "logs")):
+                found.append(int(link.parts[2]))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_killed_search_goes_on_and_repeats_the_trial_that_was_cut_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write(tmp_path)
+    folder = tmp_path / "runs" / "digits-search"
+    command = [sys.executable, "-m", "vlmtune.cli.main", "search", str(config), "--trials", "3"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    while not (folder / "trials" / "trial-001" / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while processes_of(folder) and time.monotonic() < deadline:  # a trial does not outlive its search
+        time.sleep(0.1)
+    assert processes_of(folder) == []
+    first = (folder / "trials" / "trial-000" / "run.json").stat().st_mtime_ns
+
+    found = searched(config, 3, 2, capsys)
+    assert (folder / "trials" / "trial-000" / "run.json").stat().st_mtime_ns == first
+    by_number = {trial["number"]: trial for trial in found["trials"]}
+    assert sorted(by_number) == [0, 1, 2, 3]
+    assert [by_number[number]["outcome"] for number in range(4)] == ["finished", "killed", "finished", "finished"]
+    repeat = next(trial for trial in found["trials"] if trial["repeat_of"] == 1)
+    assert repeat["point"] == by_number[1]["point"]
+
+    best = by_number[found["best"]]
+    assert best["accuracy"] == max(trial["accuracy"] for trial in found["trials"] if trial["outcome"] == "finished")
+    assert found["against"]["runner_up"] != found["best"]
+    assert by_number[0]["point"]["adapter.targets"] == "attention"  # the experiment as it was
+    run = json.loads((Path(best["folder"]) / "run.json").read_text())
+    assert run["result"]["best_accuracy"] == best["accuracy"]
+    for chart in ("history", "importance"):
+        path = folder / "charts" / f"{chart}.png"
+        assert path.exists() == (chart == "history" or bool(found["importance"]))
+    with Image.open(folder / "charts" / "history.png") as chart:
+        assert chart.width > 600
+
+    # Validation decided: no trial looked at the test split.
+    assert not list(folder.rglob("evaluation/test-*"))
+    assert all(json.loads(path.read_text())["result"]["test_accuracy"] is None for path in folder.rglob("run.json"))
+
+    # The best configuration is an experiment, and gives what the trial gave.
+    again = load_experiment(folder / "best.yaml")
+    assert again.search is None and again.name == "digits-best"
+    main(["train", str(folder / "best.yaml"), "--json"])
+    assert json.loads(capsys.readouterr().out)["best_accuracy"] == best["accuracy"]
+
+    # The same command again has nothing left to do; more trials go on.
+    assert searched(config, 3, 1, capsys)["trials"] == found["trials"]
+    assert (folder / "trials" / "trial-004").exists() is False
+
+
+class Verdict:
+    """A trial's link to a search that ends it at a validation."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.accuracies: list[float] = []
+
+    def step(self, share: float) -> None:
+        assert 0 < share <= 1
+
+    def validated(self, accuracy: float) -> bool:
+        self.accuracies.append(accuracy)
+        return len(self.accuracies) == self.last
+
+
+@pytest.mark.parametrize(("last", "steps", "is_pruned"), [(2, 2, True), (4, 4, False)])
+def test_a_trial_that_falls_behind_is_ended_at_once(tmp_path: Path, last: int, steps: int, is_pruned: bool) -> None:
+    """And one that has come to its end anyway is not called pruned."""
+    link = Verdict(last)
+    experiment = load_experiment(write(tmp_path, search=None))
+    result = train_trial(link, {"experiment": experiment.model_dump()})  # type: ignore[arg-type]
+    assert (result["details"]["steps"], result["is_pruned"]) == (steps, is_pruned)
+    assert result["accuracy"] == max(link.accuracies) and len(link.accuracies) == last
+    assert result["details"]["loss"] > 0
+
+
+def test_an_experiment_that_cannot_train_stops_the_search_with_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmtune.cli.search.MOST_FAILURES_IN_A_ROW", 1)
+    config = write(tmp_path, adapter={"targets": ["q_projj"]}, search={"space": {"adapter.targets": None}})
+    with pytest.raises(UserError, match=r"trials failed, the last with: .*q_projj"):
+        run_search(load_experiment(config), num_trials=5)
+    assert not list((tmp_path / "runs").rglob("run.json"))
+
+
+def test_a_search_without_validation_pictures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = Experiment.model_validate(json.loads(write(tmp_path).read_text()) | {"name": "digits"})
+    monkeypatch.setattr("vlmtune.train.prepare.load_splits", _without_validation)
+    with pytest.raises(DataError, match="needs validation pictures"):
+        run_search(experiment, num_trials=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.yaml"]
+
+
+def _without_validation(*arguments: Any) -> Any:
+    from vlmtune.data.splits import load_splits
+
+    splits = load_splits(*arguments)
+    splits.validation.clear()
+    return splits
