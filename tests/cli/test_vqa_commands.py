@@ -72,6 +72,19 @@ def test_one_picture_one_question(workplace: Path) -> None:
     assert done.returncode == 0 and picture.name in done.stdout, done.stderr
 
 
+def test_a_run_with_a_closed_list_of_answers_chooses_among_them_when_it_is_asked(workplace: Path) -> None:
+    done = run(workplace, "train", "mini.yaml", "--set", "name=closed", "--set", "task.labels=['yes', 'no', '2']",
+               "--set", "train.max_steps=1", "--set", "adapter.targets=[q_proj]")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    picture = str(next((workplace / "vqa" / "val2014").iterdir()))
+    done = run(workplace, "predict", "runs/closed", picture, "--question", "Is it red?", "--json")
+    (result,) = json.loads(done.stdout)
+    assert set(result["probabilities"]) == {"yes", "no", "2"} and result["label"] in result["probabilities"]
+    assert sum(result["probabilities"].values()) == pytest.approx(1)
+    done = run(workplace, "predict", "runs/closed", picture)
+    assert done.returncode == 1 and "trained to answer questions" in done.stderr and not done.stdout
+
+
 def test_a_bad_row_is_one_message_with_its_place(workplace: Path) -> None:
     table = workplace / "asked.csv"
     table.write_text("image,question,answer\nvqa/missing.jpg,What?,red\n")

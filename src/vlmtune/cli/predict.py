@@ -44,14 +44,17 @@ def predict(
 ) -> None:
     """Classify images by exact label probability, or ask a question about them.
 
-    Probabilities are over the whole label set and sum to 1. Results are printed as they come, in the order of the
-    images, so ten thousand need no more memory than a hundred. Exit code 0: every image was answered; 1: some could
-    not be read (they are listed with the reason, the others are answered).
+    Probabilities are over the whole label set and sum to 1; a run that was trained with a closed list of answers gives
+    theirs. Results are printed as they come, in the order of the images, so ten thousand need no more memory than a
+    hundred. Exit code 0: every image was answered; 1: some could not be read (they are listed with the reason, the
+    others are answered).
     """
     if json_ and csv_:
         raise UserError("--json and --csv: choose one.")
-    if question is not None and (labels or top or abstain_below is not None):
-        raise UserError("--question: an open answer has no --labels, --top or --abstain-below.")
+    if question is not None and labels:
+        raise UserError(
+            "--question: no --labels. A run that was trained with task.labels chooses among those by itself."
+        )
     from vlmtune.data.picture_names import measure, pictures
 
     total, width = measure(images, allow_urls=allow_urls)
@@ -60,15 +63,18 @@ def predict(
     predictor = open_predictor(
         model, labels=read_labels(labels), is_question=question is not None, batch_size=batch_size
     )
-    if predictor.labels is None and question is None:
+    if predictor.task.kind == "vqa" and question is None:
         raise UserError(f"{model}: trained to answer questions. Ask one: --question 'What is it?'")
+    if predictor.labels is None and (top or abstain_below is not None):
+        raise UserError("--question: an open answer has no --top or --abstain-below.")
     found = pictures(images, allow_urls=allow_urls)
-    stored = None if question is not None or predictor.labels is None else predictor.labels.stored
-    if question is not None:
+    stored = None if predictor.labels is None else predictor.labels.stored
+    if predictor.labels is None:
+        assert question is not None
         results = _answers(predictor, found, question)
     else:
         shown = top if json_ or csv_ else top or _LABELS_SHOWN
-        results = _labels(predictor, found, shown, abstain_below)
+        results = _labels(predictor, found, question, shown, abstain_below)
     if json_:
         printed = _print_json(results)
     elif csv_:
@@ -89,14 +95,18 @@ def predict(
 
 
 def _labels(
-    predictor: Predictor, found: Iterable[ImageSource], top: int | None, abstain_below: float | None
+    predictor: Predictor,
+    found: Iterable[ImageSource],
+    question: str | None,
+    top: int | None,
+    abstain_below: float | None,
 ) -> Iterator[Result]:
     from vlmtune.inference.predictor import Query
     from vlmtune.records import LabelScores
 
     assert predictor.labels is not None
     names: deque[str] = deque()
-    for scores in predictor.classify(Query(picture) for picture in _noting(found, names)):
+    for scores in predictor.classify(Query(picture, question) for picture in _noting(found, names)):
         name = names.popleft()
         if not isinstance(scores, LabelScores):
             yield {"image": name, "error": scores.reason}

@@ -25,15 +25,16 @@ def open_predictor(
     Args:
         model: see `adapters.open.open_adapted`.
         labels: a label set; default: the one the run was trained with.
-        is_question: the pictures will be asked questions, so no label set is needed.
+        is_question: the pictures will be asked questions, so no label set is needed. Of a run that learned questions
+            with a closed list of answers, that list is the label set.
 
     Raises:
         UserError: nothing says which labels there are.
     """
     task, stored = read_task(model)
     if is_question and task.kind != "vqa":
-        task = TaskSection(kind="vqa")
-    if labels is None and not is_question:
+        task, stored = TaskSection(kind="vqa"), None
+    if labels is None:
         labels = stored
     if labels is None and task.kind == "classify":
         raise UserError(f"{model}: no run folder, so nothing says which labels there are. Name them: --labels a,b,c")
