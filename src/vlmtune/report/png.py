@@ -110,7 +110,7 @@ def search_history(path: Path, search: dict[str, Any]) -> Path:
     for outcome, name, style in kinds:
         points = [(trial["number"], trial["accuracy"]) for trial in trials if trial["outcome"] == outcome]
         if points:
-            axis.plot(*zip(*points, strict=True), "o", markersize=6, label=name, **style)
+            axis.plot(*zip(*points, strict=True), "o", markersize=6, label=name, zorder=3, **style)
     finished = [trial for trial in trials if trial["outcome"] == "finished"]
     if finished:
         numbers = [trial["number"] for trial in finished]
@@ -122,10 +122,12 @@ def search_history(path: Path, search: dict[str, Any]) -> Path:
         ring = next(trial for trial in finished if trial["number"] == search["best"])
         axis.plot(ring["number"], ring["accuracy"], "o", markersize=12, fillstyle="none", color=tint)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    low, high = axis.get_ylim()
+    digits = 1 if high - low < 0.05 else 0
+    axis.yaxis.set_major_formatter(lambda value, _: percent(value, digits))
     axis.set_xlabel("trial", fontsize=9, color=_INK)
     axis.set_ylabel(f"validation accuracy ({count(search['num_validation'])} pictures)", fontsize=9, color=_INK)
-    axis.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axis.legend(frameon=False, fontsize=8.5, loc="best")
     return _save(figure, path)
 
 
