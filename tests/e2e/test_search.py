@@ -45,8 +45,15 @@ def write(folder: Path, **changes: Any) -> Path:
 
 
 def searched(config: Path, trials: int, jobs: int, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return vlmtune(["search", str(config), "--trials", str(trials), "--jobs", str(jobs), "--json"], capsys)
+
+
+def vlmtune(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What a command prints as JSON; run in this process, which has torch loaded already."""
     capsys.readouterr()
-    main(["search", str(config), "--trials", str(trials), "--jobs", str(jobs), "--json"])
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert not stop.value.code
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -108,8 +115,7 @@ def test_a_killed_search_goes_on_and_repeats_the_trial_that_was_cut_off(
     # The best configuration is an experiment, and gives what the trial gave.
     again = load_experiment(folder / "best.yaml")
     assert again.search is None and again.name == "digits-best"
-    main(["train", str(folder / "best.yaml"), "--json"])
-    assert json.loads(capsys.readouterr().out)["best_accuracy"] == best["accuracy"]
+    assert vlmtune(["train", str(folder / "best.yaml"), "--json"], capsys)["best_accuracy"] == best["accuracy"]
 
     # The same command again has nothing left to do; more trials go on.
     assert searched(config, 3, 1, capsys)["trials"] == found["trials"]
