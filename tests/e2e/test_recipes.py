@@ -147,3 +147,26 @@ def test_older_files_of_pets_and_actions_run(tmp_path: Path, capsys: pytest.Capt
     vlmtune("evaluate", actions, *place, "--set", "model.base=builtin:tiny", "--set", f"dataset={source}", "--json")
     measured = json.loads(capsys.readouterr().out)
     assert measured["checkpoint"] is None and measured["metrics"]["num_examples"] == 15
+
+
+def test_a_job_on_a_rented_machine_is_an_ordinary_run_and_is_gone_on_with(tmp_path: Path) -> None:
+    from vlmtune.scale.jobs import make_job, run_job
+
+    overrides = [
+        "train.max_steps=2",
+        "train.save_every=1",
+        "data.limit=8",
+        "data.limit_validation=4",
+        "data.limit_test=4",
+    ]
+    job = make_job("train", load_experiment(CONFIGS / "digits.yaml", overrides), "/data")
+    runs = tmp_path / "runs"
+    outcome = run_job(job, runs)
+    assert outcome.exit_code == 0 and outcome.result["steps"] == 2
+    assert outcome.links["best"].startswith("checkpoints/step-")
+    told = json.loads((runs / "digits" / "run.json").read_text())
+    (runs / "digits" / "run.json").write_text(json.dumps({**told, "result": None}))
+    again = run_job(job, runs).result
+    assert again["test_accuracy"] == outcome.result["test_accuracy"] and again["steps"] == 2
+    wrong = make_job("evaluate", load_experiment(CONFIGS / "digits.yaml"), "/data", ["--checkpoint", "/nowhere"])
+    assert run_job(wrong, runs).exit_code == 1
