@@ -168,5 +168,3 @@ def test_a_job_on_a_rented_machine_is_an_ordinary_run_and_is_gone_on_with(tmp_pa
     (runs / "digits" / "run.json").write_text(json.dumps({**told, "result": None}))
     again = run_job(job, runs).result
     assert again["test_accuracy"] == outcome.result["test_accuracy"] and again["steps"] == 2
-    wrong = make_job("evaluate", load_experiment(CONFIGS / "digits.yaml"), "/data", ["--checkpoint", "/nowhere"])
-    assert run_job(wrong, runs).exit_code == 1
