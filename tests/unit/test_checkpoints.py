@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,3 +129,11 @@ def test_a_written_experiment_reads_back_without_a_difference(tmp_path: Path) ->
     stored = experiment(tmp_path, augment=["flip", {"randaugment": {"magnitude": 5}}], betas=[0.9, 0.95])
     (tmp_path / "config.yaml").write_text(dump(stored))
     assert differing_keys(load_experiment(tmp_path / "config.yaml"), stored) == []
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_is_resumed_from_the_start(tmp_path: Path) -> None:
+    from vlmtune.train.checkpoints import Progress
+    from vlmtune.train.keeping import CheckpointKeeper
+
+    nothing: Any = None  # what a keeper of an empty run never looks at
+    assert CheckpointKeeper(tmp_path, nothing, nothing, nothing, nothing).resume() == Progress()

@@ -14,7 +14,6 @@ from torch import nn
 from vlmtune.adapters.files import load_adapter
 from vlmtune.adapters.lora import AdapterPlan
 from vlmtune.config.schema import Experiment
-from vlmtune.errors import RunFolderError
 from vlmtune.train.checkpoints import (
     Progress,
     average_checkpoints,
@@ -43,10 +42,10 @@ class CheckpointKeeper:
         self.model, self.plan, self.optimizer = model, plan, optimizer
 
     def resume(self) -> Progress:
-        """Restore the newest checkpoint. Raises RunFolderError if there is none."""
+        """Restore the newest checkpoint. A run that was cut off before its first one begins again: it lost nothing."""
         found = list_checkpoints(self.run)
         if not found:
-            raise RunFolderError(f"{self.run}: the run has no checkpoint to resume from. Delete it and start again.")
+            return Progress()
         return load_checkpoint(found[-1], self.model, self.optimizer.adamw, self.optimizer.names)
 
     def save(self, progress: Progress, *, is_validated: bool | None) -> None:
