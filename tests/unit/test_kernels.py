@@ -258,6 +258,19 @@ def test_a_fused_linear_is_no_further_from_float32_than_its_steps_are(gelu: Lite
     assert (fused.float() - exact).abs().max() <= (stepwise.float() - exact).abs().max() + 1e-6
 
 
+@pytest.mark.parametrize("num_rows", [3, 200])
+def test_a_fused_linear_in_float32_is_the_plain_one(num_rows: int) -> None:
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(96, 200), torch.randn(num_rows, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused_linear(linear, x), linear(x), rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            fused_linear(linear, x, gelu="tanh"), F.gelu(linear(x), approximate="tanh"), rtol=0, atol=2e-6
+        )
+        with torch.autocast("cpu", torch.bfloat16):  # asks for bfloat16 products, which are the faster ones
+            assert fused_linear(linear, x).dtype == torch.bfloat16
+
+
 def test_a_learning_linear_is_run_in_steps_and_has_gradients() -> None:
     linear = torch.nn.Linear(8, 8).bfloat16()
     x = torch.randn(3, 8).bfloat16()

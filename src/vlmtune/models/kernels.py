@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+# Rows from which oneDNN's float32 product is the faster one.
+_FUSED_ROWS = 64
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, one_offset: bool = False) -> Tensor:
     """Root-mean-square norm over the last dimension (arXiv 1910.07467), rounded as transformers' Lfm2RMSNorm.
@@ -56,16 +59,17 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
 def fused_linear(linear: nn.Module, x: Tensor, gelu: Literal["none", "tanh"] | None = None) -> Tensor:
     """linear(x), or gelu(linear(x)) by the approximation named, for x: [..., D_in].
 
-    In bfloat16 on the CPU, where nothing learns (a frozen tower in training too), bias and GELU are applied inside the
-    matrix product (oneDNN, by the operator that torch's own compiler emits). On their own a bias costs a tenth of the
-    product and a GELU a third of it. There the product is not rounded before the GELU.
+    On the CPU, where nothing learns (a frozen tower in training too), bias and GELU are applied inside the matrix
+    product (oneDNN, by the operator that torch's own compiler emits). In bfloat16 a bias on its own costs a tenth of
+    the product and a GELU a third of it; there the product is not rounded before the GELU. In float32 torch's own
+    product is MKL's, which on AMD's processors runs at half of oneDNN's rate (docs/LOG.md).
     """
     if (
         type(linear) is nn.Linear
         and x.device.type == "cpu"
-        and x.dtype == linear.weight.dtype == torch.bfloat16
+        and x.dtype == linear.weight.dtype
         and not _learns(x, linear.weight, linear.bias)
-        and _has_fused_linear()
+        and _is_fused_faster(x)
     ):
         after, how = ("none", "") if gelu is None else ("gelu", gelu)
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, after, [], how)
@@ -79,8 +83,15 @@ def _learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def _is_fused_faster(x: Tensor) -> bool:
+    if x.dtype == torch.float32:  # of a few rows, the call itself costs more than the product
+        is_large = x.numel() >= _FUSED_ROWS * x.shape[-1]
+        return torch._C._has_mkldnn and is_large and not torch.is_autocast_enabled("cpu")
+    return x.dtype == torch.bfloat16 and _has_fused_bfloat16()
+
+
 @cache
-def _has_fused_linear() -> bool:
+def _has_fused_bfloat16() -> bool:
     return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -19,7 +19,7 @@ from vlmtune.errors import WeightsError
 from vlmtune.models.configuration import ModelConfig
 from vlmtune.models.decoder_attention import attend, rope_angles, rotate
 from vlmtune.models.interface import Decoded
-from vlmtune.models.kernels import rms_norm, swiglu, tree_conv
+from vlmtune.models.kernels import fused_linear, rms_norm, swiglu, tree_conv
 from vlmtune.models.rows import Rows
 from vlmtune.models.state import AttentionState, ConvState, State
 from vlmtune.models.tree import RowSet, Tree, gather_rows
@@ -121,12 +121,12 @@ class Lfm2ShortConv(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.conv_bias)
 
     def forward(self, x: Tensor, rows: RowSet, state: ConvState) -> tuple[Tensor, ConvState]:
-        B, C, x = self.in_proj(x).chunk(3, dim=-1)
+        B, C, x = fused_linear(self.in_proj, x).chunk(3, dim=-1)
         # The state is what the convolution reads: the *gated* input, after B.
         gated = B * x
         inputs = torch.cat([state.inputs.flatten(0, 1).to(gated.dtype), gated])  # [G0 * (K-1) + R, D]
         mixed = tree_conv(inputs, rows.previous, self.conv.weight.squeeze(1), self.conv.bias)
-        out: Tensor = self.out_proj(C * mixed)
+        out: Tensor = fused_linear(self.out_proj, C * mixed)
         return out, ConvState(inputs[rows.ends])
 
 
@@ -149,14 +149,14 @@ class Lfm2Attention(nn.Module):
     ) -> tuple[Tensor, AttentionState]:
         """Keys and values of every row of the tree; queries, and so outputs, of the rows in ``queries`` only."""
         heads = (-1, self.head_dim)
-        k = rotate(self.k_layernorm(self.k_proj(x).unflatten(-1, heads)), *rope)
-        v = self.v_proj(x).unflatten(-1, heads)
+        k = rotate(self.k_layernorm(fused_linear(self.k_proj, x).unflatten(-1, heads)), *rope)
+        v = fused_linear(self.v_proj, x).unflatten(-1, heads)
         if queries is not tree.full:
             assert tree.kept is not None
             x, rope = gather_rows(x, tree.kept), (rope[0][tree.kept], rope[1][tree.kept])
-        q = rotate(self.q_layernorm(self.q_proj(x).unflatten(-1, heads)), *rope)
+        q = rotate(self.q_layernorm(fused_linear(self.q_proj, x).unflatten(-1, heads)), *rope)
         mixed, state = attend(q, k, v, tree, queries, state)
-        out: Tensor = self.out_proj(mixed)
+        out: Tensor = fused_linear(self.out_proj, mixed)
         return out, state
 
 
@@ -168,7 +168,7 @@ class Lfm2MLP(nn.Module):
         self.w2 = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.w2(swiglu(self.w1(x), self.w3(x)))
+        out: Tensor = fused_linear(self.w2, swiglu(fused_linear(self.w1, x), fused_linear(self.w3, x)))
         return out
 
 
