@@ -148,13 +148,12 @@ class Lfm2Attention(nn.Module):
         self, x: Tensor, rope: tuple[Tensor, Tensor], tree: Tree, queries: RowSet, state: AttentionState
     ) -> tuple[Tensor, AttentionState]:
         """Keys and values of every row of the tree; queries, and so outputs, of the rows in ``queries`` only."""
-        heads = (-1, self.head_dim)
-        k = rotate(self.k_layernorm(fused_linear(self.k_proj, x).unflatten(-1, heads)), *rope)
-        v = fused_linear(self.v_proj, x).unflatten(-1, heads)
+        k = rotate(self.k_layernorm(fused_linear(self.k_proj, x).view(-1, self.num_kv_heads, self.head_dim)), *rope)
+        v = fused_linear(self.v_proj, x).view(-1, self.num_kv_heads, self.head_dim)
         if queries is not tree.full:
             assert tree.kept is not None
             x, rope = gather_rows(x, tree.kept), (rope[0][tree.kept], rope[1][tree.kept])
-        q = rotate(self.q_layernorm(fused_linear(self.q_proj, x).unflatten(-1, heads)), *rope)
+        q = rotate(self.q_layernorm(fused_linear(self.q_proj, x).view(-1, self.num_heads, self.head_dim)), *rope)
         mixed, state = attend(q, k, v, tree, queries, state)
         out: Tensor = fused_linear(self.out_proj, mixed)
         return out, state
