@@ -137,15 +137,16 @@ def _settle(
         return (stage, *path) if stage is not None and path[0] in Stage.model_fields else path
 
     reader.report_new((written(path), message) for path, message in find_contradictions(experiment))
-    for owner, path in (
-        (experiment.data, ("data", "source")),
-        (experiment.model, ("model", "base")),
-        (experiment.model.connector, ("model", "connector", "start")),
-        (experiment.evaluate, ("evaluate", "checkpoint")),
+    # Each with the words that stand for something else than a place.
+    for owner, path, words in (
+        (experiment.data, ("data", "source"), ()),
+        (experiment.model, ("model", "base"), ()),
+        (experiment.model.connector, ("model", "connector", "start"), ("pretrained", "random")),
+        (experiment.evaluate, ("evaluate", "checkpoint"), ("base",)),
     ):
         value = None if owner is None else getattr(owner, path[-1])
         # What the file does not say so was decided here: the folder of a first stage that has yet to run.
-        if value in (None, "pretrained", "random", "base") or reader.written.get(written(path)) != value:
+        if value is None or value in words or reader.written.get(written(path)) != value:
             continue
         try:
             located = locate(value, folder, must_exist)
