@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,27 +74,31 @@ class OpenedModel:
     config: dict[str, Any]
 
 
+# Both families call their parts alike, in our files and in those of each age.
+_NAMES = NameTable(
+    renames=(
+        # Saved as a decoder with its own head inside: `language_model.model.layers…`, `language_model.lm_head`. So
+        # are the hub's files of PaliGemma, and what transformers writes of it to this day.
+        (r"^(?:model\.)?language_model\.lm_head\.", "lm_head."),
+        (r"^(?:model\.)?language_model\.model\.", "model.language_model."),
+        # Saved without the outer module's prefix.
+        (r"^(?=(?:vision_tower|multi_modal_projector|language_model)\.)", "model."),
+        # Saved when the tower was wrapped in one more module.
+        (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+    ),
+    dropped=(
+        r"model\.vision_tower\.head\..*",  # a pooling head that neither reads
+        r"model\.vision_tower\.embeddings\.position_ids",  # 0, 1, 2, … in older files
+    ),
+    tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
+)
+
 LFM2_VL = Family(
     name="lfm2_vl",
     read_config=Lfm2VlConfig.from_dict,
     build=Lfm2Vl,
     open_processor=Lfm2VlImageProcessor.from_folder,
-    names=NameTable(
-        renames=(
-            # Saved as a decoder with its own head inside: `language_model.model.layers…`, `language_model.lm_head`.
-            (r"^(?:model\.)?language_model\.lm_head\.", "lm_head."),
-            (r"^(?:model\.)?language_model\.model\.", "model.language_model."),
-            # Saved without the outer module's prefix.
-            (r"^(?=(?:vision_tower|multi_modal_projector|language_model)\.)", "model."),
-            # Saved when the tower was wrapped in one more module.
-            (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
-        ),
-        dropped=(
-            r"model\.vision_tower\.head\..*",  # a pooling head that LFM2-VL does not read
-            r"model\.vision_tower\.embeddings\.position_ids",  # 0, 1, 2, … in older files
-        ),
-        tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
-    ),
+    names=_NAMES,
 )
 
 PALIGEMMA = Family(
@@ -102,23 +106,8 @@ PALIGEMMA = Family(
     read_config=PaliGemmaConfig.from_dict,
     build=PaliGemma,
     open_processor=PaliGemmaImageProcessor.from_folder,
-    names=NameTable(
-        renames=(
-            # The hub's files, and what transformers writes to this day: three models side by side, the decoder with its
-            # own head inside.
-            (r"^(?:model\.)?language_model\.lm_head\.", "lm_head."),
-            (r"^(?:model\.)?language_model\.model\.", "model.language_model."),
-            (r"^(?=(?:vision_tower|multi_modal_projector|language_model)\.)", "model."),
-            # Saved when the tower was wrapped in one more module: all of the hub's.
-            (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
-        ),
-        dropped=(
-            r"model\.vision_tower\.head\..*",  # a pooling head that PaliGemma does not read
-            r"model\.vision_tower\.embeddings\.position_ids",  # 0, 1, 2, … in older files
-            r"model\.language_model\..*\.rotary_emb\.inv_freq",  # computed, in the first ones
-        ),
-        tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
-    ),
+    # Besides: what the first files hold, and every decoder computes.
+    names=replace(_NAMES, dropped=(*_NAMES.dropped, r"model\.language_model\..*\.rotary_emb\.inv_freq")),
     prompt_format=formats.PALIGEMMA,
 )
 
