@@ -64,7 +64,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## The whole story on the built-in model and pictures, in minutes
+demo: $(STAMP) ## The whole story on the built-in model and images, in minutes
 	@$(VLMTUNE) demo $(ARGS)
 
 .PHONY: fine-tune

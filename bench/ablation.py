@@ -3,13 +3,13 @@
     python bench/ablation.py --cifar FOLDER --json bench/results/ablation.json --chart bench/results/ablation.png
 
 From the older repos' recipe (loss on every token, LoRA on q, k and v) to ours, an arm at a time, each on top of the
-one before it: every arm learns the same training pictures for as many steps, with several seeds, and answers all test
-pictures by the same label scorer. The last step is measured: nothing is chosen on the test, and no validation is run.
-Learning rates were chosen beforehand, on validation pictures with another seed (docs/LOG.md). The JSON is written after
+one before it: every arm learns the same training images for as many steps, with several seeds, and answers all test
+images by the same label scorer. The last step is measured: nothing is chosen on the test, and no validation is run.
+Learning rates were chosen beforehand, on validation images with another seed (docs/LOG.md). The JSON is written after
 every run; a second start goes on where the first was stopped. `--show` only reads it.
 
-Intervals are over the test pictures (a bootstrap of each picture's mean over seeds); the range over seeds stands beside
-them. The difference to the arm before is paired by picture.
+Intervals are over the test images (a bootstrap of each image's mean over seeds); the range over seeds stands beside
+them. The difference to the arm before is paired by image.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def experiment_of(arm: int, options: argparse.Namespace) -> Experiment:
     values: dict[str, Any] = {
         "name": "ablation",
         "model": {"base": "builtin:tiny", "device": options.device},
-        "data": {"source": str(options.cifar), "limit": options.pictures, "limit_test": options.test_pictures},
+        "data": {"source": str(options.cifar), "limit": options.images, "limit_test": options.test_images},
         "adapter": {"rank": 16, "alpha": 32, "parts": []},
         "train": {"epochs": options.epochs, "batch_size": 16, "learning_rate": options.rate, "feature_cache": "off"},
         "task": {},
@@ -78,7 +78,7 @@ def experiment_of(arm: int, options: argparse.Namespace) -> Experiment:
 
 
 def run(arm: int, seed: int, splits: Splits, options: argparse.Namespace) -> dict[str, Any]:
-    """Train one arm with one seed and measure it on every test picture."""
+    """Train one arm with one seed and measure it on every test image."""
     assert splits.labels is not None
     experiment = experiment_of(arm, options)
     experiment.seed = seed
@@ -128,8 +128,8 @@ def base_accuracy(splits: Splits, options: argparse.Namespace) -> float:
     return sum(right) / len(right)
 
 
-def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row an arm that has runs: means over its seeds, and intervals over the test pictures."""
+def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row an arm that has runs: means over its seeds, and intervals over the test images."""
     summary: list[dict[str, Any]] = []
     before: dict[int, np.ndarray] = {}
     for arm in ARMS:
@@ -197,7 +197,7 @@ def draw(summary: list[dict[str, Any]], base: float | None, path: Path, clock: s
         left.text(100 * base, -0.55, " untrained", color="C7", fontsize=8, va="bottom")
     left.set_yticks(range(len(summary)), [row["arm"] for row in summary])
     left.invert_yaxis()
-    left.set_xlabel("test accuracy, %: seeds, mean and 95 % interval over pictures")
+    left.set_xlabel("test accuracy, %: seeds, mean and 95 % interval over images")
     right.set_xlabel(f"training, {clock} s")
     for axis in (left, right):
         axis.grid(axis="x", alpha=0.3)
@@ -208,7 +208,7 @@ def draw(summary: list[dict[str, Any]], base: float | None, path: Path, clock: s
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for runs to stand in one table."""
-    keys = ("pictures", "test_pictures", "epochs", "rate", "older_rate", "clock", "threads")
+    keys = ("images", "test_images", "epochs", "rate", "older_rate", "clock", "threads")
     return {key: getattr(options, key) for key in keys}
 
 
@@ -216,8 +216,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--cifar", type=Path, help="a folder with train/ and test/, each a folder a class")
-    parser.add_argument("--pictures", type=int, default=1500, help="training pictures, the same for every arm and seed")
-    parser.add_argument("--test-pictures", type=int, help="of the test split; default: all")
+    parser.add_argument("--images", type=int, default=1500, help="training images, the same for every arm and seed")
+    parser.add_argument("--test-images", type=int, help="of the test split; default: all")
     parser.add_argument("--epochs", type=float, default=6.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="table and chart of the JSON as it stands; nothing is run")
     options = parser.parse_args()
     if options.quick:
-        options.pictures, options.test_pictures, options.epochs, options.seeds = 200, 200, 2.0, 1
+        options.images, options.test_images, options.epochs, options.seeds = 200, 200, 2.0, 1
     device = apply_options(options)
     found: dict[str, Any] = {"runs": [], "base": None, "settings": settings_of(options)}
     if options.json and options.json.exists():
@@ -237,7 +237,7 @@ def main() -> None:
         if found["settings"] != settings_of(options):
             parser.error(f"{options.json} holds runs with other settings ({found['settings']}). Choose another --json.")
         _run_all(found, options, device)
-    summary = summarise(found["runs"])
+    summary = summarize(found["runs"])
     print(summary_table(summary))
     if found["base"] is not None:
         print(f"\nuntrained: {100 * found['base']:.1f} %")
@@ -249,8 +249,8 @@ def _run_all(found: dict[str, Any], options: argparse.Namespace, device: torch.d
     """Every run that is not in ``found`` yet, seed by seed so that an early end leaves whole ladders."""
     hold_memory()
     experiment = experiment_of(0, options)
-    splits = load_splits(experiment.data, experiment.task, seed=0)  # the same pictures for every seed
-    progress(f"{len(splits.train)} training and {len(splits.test)} test pictures")
+    splits = load_splits(experiment.data, experiment.task, seed=0)  # the same images for every seed
+    progress(f"{len(splits.train)} training and {len(splits.test)} test images")
     if found["base"] is None:
         found["base"] = base_accuracy(splits, options)
     done = {(r["arm"], r["seed"]) for r in found["runs"]}
@@ -263,7 +263,7 @@ def _run_all(found: dict[str, Any], options: argparse.Namespace, device: torch.d
             last = found["runs"][-1]
             progress(f"  {last['arm']}, seed {seed}: {last['accuracy']:.3f}, {last['train_s']} s of training")
             content = {key: found[key] for key in ("settings", "base", "runs")}
-            _keep(options.json, record("ablation", device, options.quick, **content, summary=summarise(found["runs"])))
+            _keep(options.json, record("ablation", device, options.quick, **content, summary=summarize(found["runs"])))
 
 
 def _keep(path: Path | None, content: dict[str, Any]) -> None:

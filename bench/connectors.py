@@ -9,7 +9,7 @@ stage 1, as VLM-o put it on PaliGemma. Stage 2 is the same for all: connector an
 checkpoint on validation answers the test questions. The JSON is written after every run; a second start goes on where
 the first was stopped. `--show` only reads it.
 
-Intervals are over test pictures (a bootstrap of each question's mean over seeds, questions of one picture together);
+Intervals are over test images (a bootstrap of each question's mean over seeds, questions of one image together);
 differences to the base's own connector are paired by question.
 """
 
@@ -106,7 +106,7 @@ def run(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             "validation": _curve([(line["step"], line["accuracy"]) for line in lines if line["kind"] == "validation"]),
             # All ten annotators of a drawn question agree: it is right or wrong.
             "right": "".join(str(round(value)) for value in answers["accuracy"].to_pylist()),
-            "pictures": " ".join(answers["image_id"].to_pylist()),
+            "images": " ".join(answers["image_id"].to_pylist()),
         }
 
 
@@ -124,7 +124,7 @@ def rights(run: dict[str, Any]) -> np.ndarray:
     return np.array([mark == "1" for mark in run["right"]], dtype=float)
 
 
-def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row an arm: its mean over seeds, and the paired difference to the first arm over the seeds both have."""
     by_arm = {arm.name: {r["seed"]: r for r in runs if r["arm"] == arm.name} for arm in ARMS}
     first = by_arm[ARMS[0].name]
@@ -132,7 +132,7 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, own in by_arm.items():
         if not own:
             continue
-        _, clusters = np.unique(next(iter(own.values()))["pictures"].split(), return_inverse=True)
+        _, clusters = np.unique(next(iter(own.values()))["images"].split(), return_inverse=True)
         accuracy = np.array([rights(r) for r in own.values()])
         columns = [accuracy.mean(0)]
         common = sorted(own.keys() & first.keys())
@@ -243,9 +243,9 @@ def main() -> None:
             last = found["runs"][-1]
             progress(f"{arm.name}, seed {seed}: {rights(last).mean():.3f} in {last['seconds']:.0f} s")
             content = {key: found[key] for key in ("settings", "runs")}
-            summary = summarise(found["runs"])
+            summary = summarize(found["runs"])
             write_json(options.json, record("connectors", device, options.quick, **content, summary=summary))
-    print(summary_table(summarise(found["runs"])))
+    print(summary_table(summarize(found["runs"])))
     if options.chart:
         draw(found["runs"], options.chart)
 

@@ -2,17 +2,17 @@
 
     python bench/label_scoring.py [--quick] [--device cpu|cuda] [--json FILE]
 
-Contenders, all in bfloat16 on the same weights, each picture encoded in the timed part:
+Contenders, all in bfloat16 on the same weights, each image encoded in the timed part:
 
-- outlines: the older repos' way: a JSON schema whose value is an enumeration of the labels, greedy, one picture at a
+- outlines: the older repos' way: a JSON schema whose value is an enumeration of the labels, greedy, one image at a
   time. Random weights would wander through odd spellings, so a last logits processor prefers the tokens that a trained
   model would write: the constraint is computed and applied, and the answer is as short as it can be.
 - generate: transformers' batched greedy generation of at most as many tokens as the longest label has, not constrained
-  to the labels; 16 pictures at once, without `--quick` also 48, and the faster of the two counts.
+  to the labels; 16 images at once, without `--quick` also 48, and the faster of the two counts.
 - ours: `LabelScorer.best` (exact arg-max) and `.score` (every label's log-probability), prompt state kept; as many
-  pictures at once as `Predictor` would take: 48 for the arg-max, whose search runs few rows, 16 for all labels.
+  images at once as `Predictor` would take: 48 for the arg-max, whose search runs few rows, 16 for all labels.
 
-"Peaked": labels are the model's own likely continuations, pictures are alike, and the final norm is scaled, so that it
+"Peaked": labels are the model's own likely continuations, images are alike, and the final norm is scaled, so that it
 is as sure as a fine-tuned model (the winner's mean probability is recorded). "Flat": random labels under an untrained
 head, all about equally likely at every token: the worst case of a best-first search, which must then look at nearly
 every node.
@@ -53,8 +53,8 @@ from vlmtune.text.trie import LabelTrie
 from vlmtune.train.allocator import hold_memory
 
 DTYPE = torch.bfloat16
-NUM_PICTURES = 16
-MANY_PICTURES = 48
+NUM_IMAGES = 16
+MANY_IMAGES = 48
 NUM_LABELS = (2, 49, 100)
 PEAKED_SCALE = 96.0
 _NAMES = (
@@ -113,7 +113,7 @@ class Prefers:
 
 
 def outlines_contender(peer: Any, batch: Batch, device: torch.device) -> dict[int, Callable[[], None]]:
-    """For each number of labels: one picture through Outlines' JSON constraint and transformers' generate."""
+    """For each number of labels: one image through Outlines' JSON constraint and transformers' generate."""
     import outlines
     from outlines.backends import get_json_schema_logits_processor
     from transformers import LogitsProcessorList
@@ -158,20 +158,19 @@ def generate_contender(peer: Any, batch: Batch, device: torch.device, max_new_to
 
 
 def alike(batch: Batch) -> Batch:
-    """Pictures that differ a little, so that what the model would say about the first is what it says about all."""
-    (patches, grid), first = batch.pictures[0].tiles[0], batch.pictures[0]
-    pictures = [
-        ProcessedImage([(patches + 0.02 * own.tiles[0][0], grid)], first.text, first.num_tokens)
-        for own in batch.pictures
+    """Images that differ a little, so that what the model would say about the first is what it says about all."""
+    (patches, grid), first = batch.images[0].tiles[0], batch.images[0]
+    images = [
+        ProcessedImage([(patches + 0.02 * own.tiles[0][0], grid)], first.text, first.num_tokens) for own in batch.images
     ]
-    return Batch(batch.shared, [batch.own[0]] * len(batch), batch.answers, pictures)
+    return Batch(batch.shared, [batch.own[0]] * len(batch), batch.answers, images)
 
 
 @torch.inference_mode()
 def likely_labels(model: Lfm2Vl, batch: Batch, count: int) -> list[list[list[int]]]:
-    """Labels of 2 to 4 tokens that the model itself would say about the first picture, likeliest first token first."""
+    """Labels of 2 to 4 tokens that the model itself would say about the first image, likeliest first token first."""
     scorer = LabelScorer(model, batch.shared, LabelTrie.build([[[END_TOKEN]]]))
-    question = Question(batch.own[0], model.encode_images(batch.pictures[:1]))
+    question = Question(batch.own[0], model.encode_images(batch.images[:1]))
     embeddings = model.embed(torch.tensor(question.ids, device=model.device), question.features)
     decoded = model.decode(embeddings, [Rows.chains([len(question.ids)])], scorer.prefix_state(), want_state=True)
     tokens = model.logits(decoded.hidden)[0].topk(count).indices
@@ -208,7 +207,7 @@ class Ours:
 
     @torch.inference_mode()
     def _questions(self) -> list[Question]:
-        features = self.model.encode_images(self.batch.pictures)
+        features = self.model.encode_images(self.batch.images)
         return [Question(own, [f]) for own, f in zip(self.batch.own, features, strict=True)]
 
     def _scaled(self, work: Callable[[], Any]) -> Any:
@@ -242,8 +241,8 @@ def main() -> None:
     ours = build_ours(dict(peer.state_dict()))
     for parameter in ours.parameters():
         parameter.requires_grad_(False)
-    many = alike(make_batch(MANY_PICTURES))
-    batch = many.first(NUM_PICTURES)
+    many = alike(make_batch(MANY_IMAGES))
+    batch = many.first(NUM_IMAGES)
     labels = {"peaked": likely_labels(ours, batch, max(NUM_LABELS)), "flat": random_labels(max(NUM_LABELS))}
     counts = NUM_LABELS[-1:] if options.quick else NUM_LABELS
     scorers = {
@@ -255,24 +254,24 @@ def main() -> None:
     constrained = outlines_contender(peer, batch, device)
 
     contenders: dict[str, Callable[[], Any]] = {}
-    pictures: dict[str, int] = {}
+    images: dict[str, int] = {}
     for count in counts:
         contenders[f"outlines:{count}"] = constrained[count]
-        pictures[f"outlines:{count}"] = 1
+        images[f"outlines:{count}"] = 1
     longest = max(len(forms[0]) for forms in labels["peaked"])
     for own in (batch,) if options.quick else (batch, many):
         contenders[f"generate, {len(own)} at once"] = generate_contender(peer, own, device, longest)
-        pictures[f"generate, {len(own)} at once"] = len(own)
+        images[f"generate, {len(own)} at once"] = len(own)
     for name, scorer in scorers.items():
         kind, count = name.split(":")
         is_peaked = kind == "peaked"
         contenders[f"argmax_{name}"] = (
             Ours(ours, many, labels[kind][: int(count)], PEAKED_SCALE).argmax if is_peaked else scorer.argmax
         )
-        pictures[f"argmax_{name}"] = MANY_PICTURES if is_peaked else NUM_PICTURES
+        images[f"argmax_{name}"] = MANY_IMAGES if is_peaked else NUM_IMAGES
         if is_peaked:
             contenders[f"full:{count}"] = scorer.full
-            pictures[f"full:{count}"] = NUM_PICTURES
+            images[f"full:{count}"] = NUM_IMAGES
 
     progress("warming up, and checking that the arg-max is that of the full scores")
     sureness: dict[str, float] = {}
@@ -286,15 +285,15 @@ def main() -> None:
 
     progress(f"timing, {repetitions} repetitions in turns")
     seconds = interleave(contenders, repetitions, device)
-    per_picture = {name: [s / pictures[name] for s in all_s] for name, all_s in seconds.items()}
+    per_image = {name: [s / images[name] for s in all_s] for name, all_s in seconds.items()}
     most = counts[-1]
-    by_batch = [values for name, values in per_picture.items() if name.startswith("generate")]
+    by_batch = [values for name, values in per_image.items() if name.startswith("generate")]
     generate = min(by_batch, key=statistics.median)
     ratios = {
-        "argmax_vs_outlines": ratio(per_picture[f"outlines:{most}"], per_picture[f"argmax_peaked:{most}"]),
-        "argmax_vs_generate": ratio(generate, per_picture[f"argmax_peaked:{most}"]),
-        "full_vs_outlines": ratio(per_picture[f"outlines:{most}"], per_picture[f"full:{most}"]),
-        "argmax_flat_vs_generate": ratio(generate, per_picture[f"argmax_flat:{most}"]),
+        "argmax_vs_outlines": ratio(per_image[f"outlines:{most}"], per_image[f"argmax_peaked:{most}"]),
+        "argmax_vs_generate": ratio(generate, per_image[f"argmax_peaked:{most}"]),
+        "full_vs_outlines": ratio(per_image[f"outlines:{most}"], per_image[f"full:{most}"]),
+        "argmax_flat_vs_generate": ratio(generate, per_image[f"argmax_flat:{most}"]),
     }
     rows_run = {name: scorer.num_rows for name, scorer in scorers.items()}
     result = record(
@@ -306,17 +305,17 @@ def main() -> None:
             "shared_tokens": len(batch.shared),
             "image_tokens": 64,
             "label_tokens": "2 to 4, end token included",
-            "pictures_at_once": pictures,
+            "images_at_once": images,
             "ratios_at_labels": most,
         },
-        seconds_per_picture=per_picture,
-        trie_rows_searched_per_picture=rows_run,
+        seconds_per_image=per_image,
+        trie_rows_searched_per_image=rows_run,
         mean_winner_probability=sureness,
         ratios=ratios,
     )
     rows = []
-    slowest = statistics.median(per_picture[f"outlines:{most}"])
-    for name, values in per_picture.items():
+    slowest = statistics.median(per_image[f"outlines:{most}"])
+    for name, values in per_image.items():
         middle = statistics.median(values)
         searched = rows_run.get(name.removeprefix("argmax_"))
         rows.append(
@@ -328,7 +327,7 @@ def main() -> None:
                 f"{searched:.1f}" if name.startswith("argmax") and searched is not None else "",
             ]
         )
-    print(table(["contender:labels", "s/picture", "range", "× outlines", "trie rows"], rows))
+    print(table(["contender:labels", "s/image", "range", "× outlines", "trie rows"], rows))
     print()
     print(ratio_table(ratios))
     write_json(options.json, result)

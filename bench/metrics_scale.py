@@ -1,4 +1,4 @@
-"""Metrics, calibration and comparison of evaluations of 100,000 pictures with 100 labels: seconds and peak memory.
+"""Metrics, calibration and comparison of evaluations of 100,000 images with 100 labels: seconds and peak memory.
 
     python bench/metrics_scale.py [--num 100000] [--labels 100] [--clock cpu] [--json FILE]
 
@@ -46,7 +46,7 @@ def random_predictions(num: int, num_labels: int, skill: float, seed: int) -> Pr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num", type=int, default=100_000, help="pictures")
+    parser.add_argument("--num", type=int, default=100_000, help="images")
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the machine")
     parser.add_argument("--json", type=Path)

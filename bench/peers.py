@@ -26,7 +26,7 @@ VOCABULARY = 65_536
 GRID = (16, 16)
 NUM_IMAGE_TOKENS = 64
 SHARED_TOKENS = 650
-# What follows the picture: its end mark, the end of the turn, the header of the answer.
+# What follows the image: its end mark, the end of the turn, the header of the answer.
 OWN_TOKENS = 6
 
 # What the older repos' list of seven names matches in LFM2-VL: q, k and v, in the decoder and in the tower.
@@ -104,27 +104,27 @@ def num_adapted(model: Any) -> int:
 
 @dataclass
 class Batch:
-    """Samples that share a prompt: tokens as lists, pictures as patches of one grid."""
+    """Samples that share a prompt: tokens as lists, images as patches of one grid."""
 
     shared: list[int]
     own: list[list[int]]
     answers: list[list[int]]
-    pictures: list[ProcessedImage]
+    images: list[ProcessedImage]
 
     def __len__(self) -> int:
         return len(self.own)
 
     def first(self, count: int) -> Batch:
-        return Batch(self.shared, self.own[:count], self.answers[:count], self.pictures[:count])
+        return Batch(self.shared, self.own[:count], self.answers[:count], self.images[:count])
 
     def peer_inputs(self, device: torch.device, *, with_answers: bool = True) -> dict[str, Tensor]:
-        """As a collator makes them: padded on the right; pictures not padded, since they have one size."""
+        """As a collator makes them: padded on the right; images not padded, since they have one size."""
         answers = self.answers if with_answers else [[] for _ in self.answers]
         rows = [self.shared + own + answer for own, answer in zip(self.own, answers, strict=True)]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-        pixels = torch.stack([picture.tiles[0][0] for picture in self.pictures]).to(device)
+        pixels = torch.stack([image.tiles[0][0] for image in self.images]).to(device)
         return {
             "input_ids": ids,
             "attention_mask": mask,
@@ -135,7 +135,7 @@ class Batch:
 
 
 def make_batch(size: int, seed: int = 0, shared_tokens: int = SHARED_TOKENS) -> Batch:
-    """Random tokens and pictures; answers of 2 to 4 tokens, the end token included."""
+    """Random tokens and images; answers of 2 to 4 tokens, the end token included."""
     draw = torch.Generator().manual_seed(seed)
 
     def tokens(count: int) -> list[int]:
@@ -148,7 +148,7 @@ def make_batch(size: int, seed: int = 0, shared_tokens: int = SHARED_TOKENS) -> 
         shared=tokens(shared_tokens),
         own=own,
         answers=[[*tokens(length), END_TOKEN] for length in lengths],
-        pictures=[
+        images=[
             ProcessedImage([(torch.randn(patches, 768, generator=draw), GRID)], "", NUM_IMAGE_TOKENS)
             for _ in range(size)
         ],

@@ -1,12 +1,12 @@
-"""The older recipe in Trainer + PEFT against ours, from the same tiny base: test accuracy against time and pictures.
+"""The older recipe in Trainer + PEFT against ours, from the same tiny base: test accuracy against time and images.
 
     python bench/recipe_race.py [--cifar FOLDER] [--quick] [--json FILE] [--chart FILE.png]
 
-Both start from `builtin:tiny`, whose folder transformers loads, and learn the same training pictures under the same
+Both start from `builtin:tiny`, whose folder transformers loads, and learn the same training images under the same
 prompt. The older recipe: transformers' Trainer, batch 4, activation checkpointing, labels on every token, LoRA r=16 on
 the names of which q, k and v match; and, since labels on every token harm a base that never learned to write prompts,
 the same with labels on answers only. Ours: `train.loop.Trainer` with what `config/recipes.py` decides. Each side runs
-at several learning rates, all shown; the one that ends best on validation pictures races. The clock stops while either
+at several learning rates, all shown; the one that ends best on validation images races. The clock stops while either
 side is measured, and both are measured by the same label scorer, so that only what was learned differs.
 """
 
@@ -44,7 +44,7 @@ NAMES = {
     "older": "Trainer + PEFT, older recipe",
     "older_answers_only": "Trainer + PEFT, labels on answers",
 }
-COLOURS = {"ours": "C0", "older": "C1", "older_answers_only": "C2"}
+COLORS = {"ours": "C0", "older": "C1", "older_answers_only": "C2"}
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Curve:
     """One run: what it had learned when.
 
     Attributes:
-        seconds: of learning, the measuring left out; samples: pictures seen; accuracy: on the test pictures.
-        validation: accuracy on the validation pictures at the end.
+        seconds: of learning, the measuring left out; samples: images seen; accuracy: on the test images.
+        validation: accuracy on the validation images at the end.
     """
 
     name: str
@@ -67,14 +67,14 @@ class Curve:
         self.seconds.append(round(seconds, 3))
         self.samples.append(samples)
         self.accuracy.append(accuracy)
-        progress(f"    {self.name} lr {self.learning_rate:g}: {samples} pictures, {seconds:.1f} s: {accuracy:.3f}")
+        progress(f"    {self.name} lr {self.learning_rate:g}: {samples} images, {seconds:.1f} s: {accuracy:.3f}")
 
     def reached(self, accuracy: float) -> float | None:
         """Seconds until an accuracy was first measured; None if never."""
         return next((s for s, a in zip(self.seconds, self.accuracy, strict=True) if a >= accuracy), None)
 
     def at(self, samples: int) -> float:
-        """The accuracy at the last measurement after no more than so many pictures."""
+        """The accuracy at the last measurement after no more than so many images."""
         place = bisect.bisect_right(self.samples, samples)
         return self.accuracy[place - 1] if place else 0.0
 
@@ -104,7 +104,7 @@ def accuracy_of(opened: OpenedModel, experiment: Experiment, splits: Splits, exa
 
 
 def milestones(total: int) -> list[int]:
-    """Pictures seen at which to measure: closer together at the start, where curves are steep."""
+    """Images seen at which to measure: closer together at the start, where curves are steep."""
     shares = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 0.85, 1.0)
     return sorted({max(1, round(total * share)) for share in shares})
 
@@ -200,17 +200,17 @@ def run_older(
 
 
 def _collator(predictor: Predictor, splits: Splits, answers_only: bool) -> Callable[[list[Example]], dict[str, Tensor]]:
-    """Pictures and tokens as our own loop makes them; labels on every token but padding."""
+    """Images and tokens as our own loop makes them; labels on every token but padding."""
     labels = splits.labels
     assert labels is not None
 
     def collate(examples: list[Example]) -> dict[str, Tensor]:
-        rows, pictures, prompts = [], [], []
+        rows, images, prompts = [], [], []
         for example in examples:
-            picture = predictor.opened.processor.process(example.image.open())
+            image = predictor.opened.processor.process(example.image.open())
             answer = predictor.prompt.answer_tokens(labels.shown[labels.index(example.label)][0])
-            rows.append([*predictor.prefix, *predictor.rest_of_prompt(picture, example.question), *answer])
-            pictures += picture.tiles
+            rows.append([*predictor.prefix, *predictor.rest_of_prompt(image, example.question), *answer])
+            images += image.tiles
             prompts.append(len(rows[-1]) - len(answer))
         longest = max(map(len, rows))
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -218,10 +218,10 @@ def _collator(predictor: Predictor, splits: Splits, answers_only: bool) -> Calla
         learned = mask.bool()
         if answers_only:
             learned &= torch.arange(longest) >= torch.tensor(prompts)[:, None]
-        most = max(len(patches) for patches, _ in pictures)
-        pixels = torch.zeros(len(pictures), most, pictures[0][0].shape[1])
-        pixel_mask = torch.zeros(len(pictures), most, dtype=torch.int32)
-        for i, (patches, _) in enumerate(pictures):
+        most = max(len(patches) for patches, _ in images)
+        pixels = torch.zeros(len(images), most, images[0][0].shape[1])
+        pixel_mask = torch.zeros(len(images), most, dtype=torch.int32)
+        for i, (patches, _) in enumerate(images):
             pixels[i, : len(patches)], pixel_mask[i, : len(patches)] = patches, 1
         return {
             "input_ids": ids,
@@ -229,7 +229,7 @@ def _collator(predictor: Predictor, splits: Splits, answers_only: bool) -> Calla
             "labels": torch.where(learned, ids, -100),
             "pixel_values": pixels,
             "pixel_attention_mask": pixel_mask,
-            "spatial_shapes": torch.tensor([grid for _, grid in pictures]),
+            "spatial_shapes": torch.tensor([grid for _, grid in images]),
         }
 
     return collate
@@ -252,8 +252,8 @@ def _copy_merged(peer: Any, opened: OpenedModel) -> None:
 def race(source: str, options: argparse.Namespace) -> dict[str, Any]:
     """All runs on one data set."""
     limits = {"limit": 400, "limit_validation": 100, "limit_test": 200} if options.quick else {"limit_test": 500}
-    if options.pictures is not None:
-        limits["limit"] = options.pictures
+    if options.images is not None:
+        limits["limit"] = options.images
     experiment = Experiment(name="race", data=DataSection(source=source, **limits))
     splits = load_splits(experiment.data, experiment.task, experiment.seed)
     assert splits.labels is not None
@@ -261,7 +261,7 @@ def race(source: str, options: argparse.Namespace) -> dict[str, Any]:
     epochs = options.epochs or (3.0 if options.quick else 5.0)
     default = experiment.train.learning_rate
     assert default is not None
-    progress(f"{source}: {len(splits.train)} pictures, {epochs:g} epochs")
+    progress(f"{source}: {len(splits.train)} images, {epochs:g} epochs")
     older_rates, factors = (OLDER_RATES[:2], OUR_FACTORS[:2]) if options.quick else (OLDER_RATES, OUR_FACTORS)
     older = [run_older(experiment, splits, rate, epochs) for rate in older_rates]
     kinder = [run_older(experiment, splits, rate, epochs, answers_only=True) for rate in older_rates]
@@ -276,7 +276,7 @@ def race(source: str, options: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "source": Path(source).name,
-        "pictures": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+        "images": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         "epochs": epochs,
         "chosen": {curve.name: curve.learning_rate for curve in (best_ours, best_older, best_kinder)},
         "curves": [asdict(curve) for curve in (*ours, *older, *kinder)],
@@ -291,7 +291,7 @@ def _speedup(ours: Curve, theirs: Curve) -> float | None:
 
 
 def draw(races: list[dict[str, Any]], path: Path, clock: str) -> None:
-    """Accuracy against seconds (log) and against pictures seen; the chosen runs strong, the rest of the sweep faint."""
+    """Accuracy against seconds (log) and against images seen; the chosen runs strong, the rest of the sweep faint."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4 * len(races)), layout="constrained")
@@ -299,12 +299,12 @@ def draw(races: list[dict[str, Any]], path: Path, clock: str) -> None:
     for row, found in zip(axes, races, strict=True):
         for curve in found["curves"]:
             is_chosen = found["chosen"][curve["name"]] == curve["learning_rate"]
-            style = {"color": COLOURS[curve["name"]], "alpha": 1.0 if is_chosen else 0.3}
+            style = {"color": COLORS[curve["name"]], "alpha": 1.0 if is_chosen else 0.3}
             label = f"{NAMES[curve['name']]}, lr {curve['learning_rate']:g}"
             row[0].plot(curve["seconds"], curve["accuracy"], "o-", ms=3, label=label, **style)
             row[1].plot(curve["samples"], curve["accuracy"], "o-", ms=3, **style)
         row[0].set(xscale="log", xlabel=f"seconds of training ({clock})", ylabel="test accuracy", title=found["source"])
-        row[1].set(xlabel="pictures seen")
+        row[1].set(xlabel="images seen")
         row[0].legend(fontsize=7)
         for axis in row:
             axis.grid(alpha=0.3)
@@ -317,7 +317,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--cifar", type=Path, help="a folder with train/ and test/, each a folder a class")
     parser.add_argument("--epochs", type=float)
-    parser.add_argument("--pictures", type=int, help="at most so many training pictures")
+    parser.add_argument("--images", type=int, help="at most so many training images")
     parser.add_argument("--chart", type=Path, help="a PNG file")
     options = parser.parse_args()
     device = apply_options(options)
@@ -342,7 +342,7 @@ def main() -> None:
         for found in races
         for curve in found["curves"]
     ]
-    print(table(["run (* chosen on validation)", "seconds", "pictures", "test accuracy"], rows))
+    print(table(["run (* chosen on validation)", "seconds", "images", "test accuracy"], rows))
     print()
     print(ratio_table(ratios))
     write_json(options.json, record("recipe_race", device, options.quick, races=races, ratios=ratios))

@@ -99,9 +99,9 @@ def write_request(folder: Path) -> Path:
     """One of scikit-learn's digits in a form, as wrk sends it."""
     from vlmtune.data.digits import read_digits
 
-    picture = read_digits().splits["all"]()[7].image.read()
+    image = read_digits().splits["all"]()[7].image.read()
     head = b'--B\r\nContent-Disposition: form-data; name="image"; filename="7.png"\r\nContent-Type: image/png\r\n\r\n'
-    (folder / "body").write_bytes(head + picture + b"\r\n--B--\r\n")
+    (folder / "body").write_bytes(head + image + b"\r\n--B--\r\n")
     script = folder / "classify.lua"
     script.write_text(REQUEST.format(body=folder / "body"))
     return script

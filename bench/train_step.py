@@ -10,7 +10,7 @@ costs more (TRL also computes token accuracy and entropy over all logits). Conte
   of which only q, k and v match.
 - strongest: what that stack can do: no checkpointing, logits and loss on answers only, adapters in bfloat16 (faster
   than PEFT's fp32 ones), and the larger batch where memory allows.
-- ours: the tree at B = 4, 8, 16, 32, pictures encoded in the step, or their features taken from the cache.
+- ours: the tree at B = 4, 8, 16, 32, images encoded in the step, or their features taken from the cache.
 """
 
 from __future__ import annotations
@@ -108,15 +108,15 @@ def our_step(model: Lfm2Vl, batch: Batch, *, cached: bool) -> Step:
     features: list[Tensor] | None = None
     if cached:
         with torch.no_grad():
-            features = [f.clone() for f in model.encode_images(batch.pictures)]
+            features = [f.clone() for f in model.encode_images(batch.images)]
 
     def step() -> float:
         model.train()
         with autocast(model.device, "bfloat16"):
-            encoded = model.encode_images(batch.pictures) if features is None else features
+            encoded = model.encode_images(batch.images) if features is None else features
             samples = [
-                Sample(own, [picture], [Answer(answer)])
-                for own, picture, answer in zip(batch.own, encoded, batch.answers, strict=True)
+                Sample(own, [image], [Answer(answer)])
+                for own, image, answer in zip(batch.own, encoded, batch.answers, strict=True)
             ]
             loss = sample_loss(model, batch.shared, samples)
         (loss.total / loss.weight).backward()  # type: ignore[no-untyped-call]
@@ -264,7 +264,7 @@ def main() -> None:
             "lora": "r=16 on all linear layers of the decoder, both sides (recipe_as_it_was: q, k, v of both towers)",
             "shared_tokens": 650,
             "image_tokens": 64,
-            "own_tokens_after_the_picture": 6,
+            "own_tokens_after_the_image": 6,
             "answer_tokens": "2 to 4, end token included",
         },
         seconds_per_sample=per_sample,

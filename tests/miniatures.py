@@ -1,4 +1,4 @@
-"""Public data sets in miniature: a few drawn pictures in exactly the hub's layout, features and names.
+"""Public data sets in miniature: a few drawn images in exactly the hub's layout, features and names.
 
 `MINIATURES` tells for every file in configs/ how it is run on such a set. A new file there needs a row here.
 """
@@ -43,11 +43,11 @@ texting using_laptop
 """.split()  # noqa: SIM905
 
 
-def picture(label: int, number: int, size: tuple[int, int] = (32, 32), kind: str = "PNG") -> bytes:
-    """An encoded picture: one colour a label, and noise."""
+def make_image(label: int, number: int, size: tuple[int, int] = (32, 32), kind: str = "PNG") -> bytes:
+    """An encoded image: one color a label, and noise."""
     rng = np.random.default_rng([label, number])
-    colour = np.random.default_rng(label).integers(40, 215, 3)
-    pixels = np.clip(colour + rng.integers(-25, 25, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+    color = np.random.default_rng(label).integers(40, 215, 3)
+    pixels = np.clip(color + rng.integers(-25, 25, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
@@ -64,12 +64,12 @@ def write_hub_folder(root: Path, splits: dict[str, dict[str, list[Any]]], featur
 
 def _split(names: Sequence[str], each: int, column: str, image: str, first: int = 0, **options: Any) -> dict[str, Any]:
     labels = [label for label in range(len(names)) for _ in range(each)]
-    pictures = [picture(label, first + number, **options) for number, label in enumerate(labels)]
-    return {image: [{"bytes": data, "path": None} for data in pictures], column: labels}
+    encoded = [make_image(label, first + number, **options) for number, label in enumerate(labels)]
+    return {image: [{"bytes": data, "path": None} for data in encoded], column: labels}
 
 
 def cifar100(root: Path, each: int = 3, names: Sequence[str] = CIFAR_FINE) -> Path:
-    """As uoft-cs/cifar100: img, fine_label, coarse_label; ``each`` pictures of every class in train and in test."""
+    """As uoft-cs/cifar100: img, fine_label, coarse_label; ``each`` images of every class in train and in test."""
     splits = {}
     for number, split in enumerate(("train", "test")):
         columns = _split(names, each, "fine_label", "img", first=1000 * number)
@@ -87,18 +87,18 @@ def cifar100_binary(root: Path, each: int = 3) -> Path:
         records = bytearray()
         for label in range(len(CIFAR_FINE)):
             for number in range(each):
-                pixels = np.asarray(Image.open(io.BytesIO(picture(label, first + label * each + number))))
+                pixels = np.asarray(Image.open(io.BytesIO(make_image(label, first + label * each + number))))
                 records += bytes([label // 5, label]) + pixels.transpose(2, 0, 1).tobytes()
         (root / f"{split}.bin").write_bytes(records)
     return root
 
 
 def stanford_cars(root: Path, each: int = 4) -> Path:
-    """As tanganke/stanford_cars: image, label with full names; a PNG among JPEGs, and a split of spoilt pictures."""
+    """As tanganke/stanford_cars: image, label with full names; a PNG among JPEGs, and a split of spoilt images."""
     splits = {}
     for number, split in enumerate(("train", "test", "contrast")):
         splits[split] = _split(CARS, each, "label", "image", first=1000 * number, size=(60, 40), kind="JPEG")
-    splits["train"]["image"][1] = {"bytes": picture(0, 7, (60, 40)), "path": None}
+    splits["train"]["image"][1] = {"bytes": make_image(0, 7, (60, 40)), "path": None}
     return write_hub_folder(root, splits, {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CARS))})
 
 
@@ -197,15 +197,15 @@ MINIATURES = {
     "digits": Miniature("train", None, _FEW),
     "digits_10": Miniature("train", None, _FEW),
     "human_action": Miniature("train", human_actions, ("data.train_split=train[:-15]", "data.test_split=train[-15:]")),
-    "pictures": Miniature("train", cats_vs_dogs),
+    "images": Miniature("train", cats_vs_dogs),
     "stanford_cars": Miniature("train", prepared_cars),
     "stanford_cars_full": Miniature("train", prepared_cars),
     "tiny": Miniature(
         "pretrain",
         None,
         (
-            "pictures.num=100",
-            "pictures.num_validation=10",
+            "images.num=100",
+            "images.num_validation=10",
             "tower.steps=2",
             "tower.batch_size=8",
             "whole.steps=2",

@@ -1,6 +1,6 @@
 """Files as the two older repos have them, written from their schema (not copied): one a kind, for small class lists.
 
-Every text has the marks of its kind: misspelt keys, `5e-4` (text to PyYAML), a null checkpoint, class lists by hand.
+Every text has the marks of its kind: misspelled keys, `5e-4` (text to PyYAML), a null checkpoint, class lists by hand.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ label_mapping:
 preprocessing_workers: 4
 
 system_prompt: |
-  You classify small pictures. Answer with one of these classes:
+  You classify small images. Answer with one of these classes:
 
 {bullets(names)}
 
@@ -87,7 +87,7 @@ dataset: someone/cifar100
 n_samples: 200
 split: test
 system_prompt: |
-  You classify small pictures. Answer with one of these classes:
+  You classify small images. Answer with one of these classes:
 
 {bullets(names)}
 
@@ -213,7 +213,7 @@ dataset: "someone/actions"
 n_samples: 100
 split: train
 system_prompt: |
-  You recognise human actions.
+  You recognize human actions.
 user_prompt: |
   What action is it?
 

@@ -1,4 +1,4 @@
-"""A real `vlmtune serve` in a process of its own, and pictures to send it."""
+"""A real `vlmtune serve` in a process of its own, and images to send it."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def digit_png(number: int = 7) -> bytes:
     return read_digits().splits["all"]()[number].image.read()
 
 
-def png(width: int = 8, height: int = 8, colour: str = "red") -> bytes:
+def png(width: int = 8, height: int = 8, color: str = "red") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    Image.new("RGB", (width, height), color).save(file, "PNG")
     return file.getvalue()
 
 

@@ -36,7 +36,7 @@ def random_table(
 ) -> PredictionTable:
     """Predictions of a model whose logit of the true label is `skill` higher on average.
 
-    Two tables with one `data_seed` have the same pictures, of which the same are hard.
+    Two tables with one `data_seed` have the same images, of which the same are hard.
     """
     data = np.random.default_rng(data_seed)
     truth = data.integers(0, num_labels, num)
@@ -101,12 +101,12 @@ def in_memory(name: str, table: PredictionTable, **more: Any) -> Evaluation:
 def write_evaluation(folder: Path, name: str, table: PredictionTable, with_thumbnails: bool = True) -> Evaluation:
     thumbnails = {}
     if with_thumbnails:
-        thumbnails = {str(table.ids[row]): picture(table, row) for row in thumbnail_rows(table)}
+        thumbnails = {str(table.ids[row]): make_image(table, row) for row in thumbnail_rows(table)}
     write_folder(folder, facts(name, table), table, thumbnails)
     return read_evaluation(folder)
 
 
-def picture(table: PredictionTable, row: int) -> bytes:
+def make_image(table: PredictionTable, row: int) -> bytes:
     """A drawn stand-in: the true position as a figure on a tinted ground with noise."""
     rng = np.random.default_rng(row)
     ground = rng.integers(150, 250, 3) + rng.integers(-30, 5, (96, 96, 1)) + np.zeros((96, 96, 3), dtype=int)
@@ -174,9 +174,9 @@ def write_run(folder: Path, name: str, seed: int = 0, num_steps: int = 100, fina
     findings = [
         {"name": "adapter", "level": "ok", "message": "LoRA on 20 layers"},
         {
-            "name": "pictures",
+            "name": "images",
             "level": "warning",
-            "message": "1 picture stands in both train and test: train/0012.png, test/0007.png",
+            "message": "1 image stands in both train and test: train/0012.png, test/0007.png",
         },
     ]
     (folder / "preflight.json").write_text(json.dumps({"findings": findings}))
@@ -185,7 +185,7 @@ def write_run(folder: Path, name: str, seed: int = 0, num_steps: int = 100, fina
 
 
 def demo(root: Path, skills: Sequence[float] = (1.6, 3.6, 6.0), **table: Any) -> list[Path]:
-    """Three evaluations of the same pictures: baseline, tuned_10, tuned_100."""
+    """Three evaluations of the same images: baseline, tuned_10, tuned_100."""
     folders = []
     for seed, (name, skill) in enumerate(zip(("baseline", "tuned_10", "tuned_100"), skills, strict=True)):
         folder = root / "evaluation" / name
@@ -197,7 +197,7 @@ def demo(root: Path, skills: Sequence[float] = (1.6, 3.6, 6.0), **table: Any) ->
 def write_questions(
     folder: Path, name: str, skill: float = 0.5, num: int = 120, seed: int = 0, is_known: bool = True
 ) -> Path:
-    """An evaluation folder of questions, three about each picture, as `vlmtune evaluate` writes it."""
+    """An evaluation folder of questions, three about each image, as `vlmtune evaluate` writes it."""
     draw = np.random.default_rng(seed)
     kinds = (
         ("how many", "number", "How many balls are there?", ("2", "3", "4")),
@@ -208,9 +208,9 @@ def write_questions(
     for row in range(num):
         kind, answer_type, question, choices = kinds[row % 3]
         truth = choices[row % len(choices)]
-        picture = ImageSource(data=_question_picture(row // 3), name=f"picture-{row // 3}")
+        image = ImageSource(data=_question_image(row // 3), name=f"image-{row // 3}")
         given = (truth,) * 8 + (choices[0],) * 2 if is_known else ()
-        examples.append(Example(f"{row}", picture, given, question, kind, answer_type, image_id=f"{row // 3}"))
+        examples.append(Example(f"{row}", image, given, question, kind, answer_type, image_id=f"{row // 3}"))
         answers.append(truth if draw.random() < skill else str(draw.choice(choices)))
     table = VqaTable.of(examples, answers, [None] * num, np.full(num, 0.02, np.float32))
     shown = [str(table.texts("image_id")[row]) for row in table.thumbnail_rows()]
@@ -228,10 +228,10 @@ def write_questions(
         "unreadable": [],
         "created": f"2026-11-21T05:0{seed}:00+00:00",
     }
-    return write_vqa_evaluation(folder, facts, table, {id_: _question_picture(int(id_)) for id_ in shown})
+    return write_vqa_evaluation(folder, facts, table, {id_: _question_image(int(id_)) for id_ in shown})
 
 
-def _question_picture(number: int) -> bytes:
+def _question_image(number: int) -> bytes:
     image = Image.new("RGB", (96, 96), (240, 240, 236))
     drawing = ImageDraw.Draw(image)
     drawing.rectangle((12, 40, 50, 84), fill=(40, 90 + number % 100, 160))

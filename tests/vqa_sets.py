@@ -14,14 +14,14 @@ from vlmtune.data.drawn.plain_scenes import plain_scene
 from vlmtune.data.drawn.questions import questions
 
 NUM_QUESTIONS = 3
-"""About each picture."""
+"""About each image."""
 
 
-def annotations(image_set: str, num_pictures: int) -> list[tuple[Image.Image, list[dict[str, Any]]]]:
-    """Pictures, each with its questions as VQA's annotations have them: nine annotators agree and one does not."""
+def annotations(image_set: str, num_images: int) -> list[tuple[Image.Image, list[dict[str, Any]]]]:
+    """Images, each with its questions as VQA's annotations have them: nine annotators agree and one does not."""
     first = {"train2014": 1000, "val2014": 2000, "test2015": 3000}[image_set]
     found = []
-    for number in range(num_pictures):
+    for number in range(num_images):
         image_id = first + number
         scene = plain_scene(Random(f"test {image_id}"))
         asked = [q for q in questions(scene.facts, image_id) if q.type != "caption"][:NUM_QUESTIONS]
@@ -46,9 +46,9 @@ def annotations(image_set: str, num_pictures: int) -> list[tuple[Image.Image, li
     return found
 
 
-def write_official(root: Path, pictures: dict[str, int], *, in_subfolders: bool = False) -> Path:
-    """`root` with questions, annotations (none for test2015) and JPEG pictures of each set."""
-    for image_set, num in pictures.items():
+def write_official(root: Path, images: dict[str, int], *, in_subfolders: bool = False) -> Path:
+    """`root` with questions, annotations (none for test2015) and JPEG images of each set."""
+    for image_set, num in images.items():
         set_ = annotations(image_set, num)
         folder = root / "Images" / image_set if in_subfolders else root / image_set
         folder.mkdir(parents=True)
@@ -71,7 +71,7 @@ def write_official(root: Path, pictures: dict[str, int], *, in_subfolders: bool 
     return root
 
 
-def write_hub(root: Path, pictures: dict[str, int], *, old_sequence: bool = False) -> Path:
+def write_hub(root: Path, images: dict[str, int], *, old_sequence: bool = False) -> Path:
     """`root` in the layout and with the features of VQAv2 on the hub; its test questions have no answers.
 
     With ``old_sequence`` answers are a record of lists, as data sets written before `datasets` 4 may have them.
@@ -94,7 +94,7 @@ def write_hub(root: Path, pictures: dict[str, int], *, old_sequence: bool = Fals
         }
     )
     names = {"train2014": "train", "val2014": "validation", "test2015": "test"}
-    for image_set, num in pictures.items():
+    for image_set, num in images.items():
         rows = []
         for image, items in annotations(image_set, num):
             file = io.BytesIO()

@@ -14,9 +14,9 @@ from vlmtune.errors import UnreadableImageError
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """A picture that is opened when it is needed: a file, or encoded bytes (a parquet cell, an upload).
+    """An image that is opened when it is needed: a file, or encoded bytes (a parquet cell, an upload).
 
-    Exactly one of ``path`` and ``data`` is set; ``name`` says in messages which picture it is.
+    Exactly one of ``path`` and ``data`` is set; ``name`` says in messages which image it is.
     """
 
     path: Path | None = None
@@ -42,7 +42,7 @@ class ImageSource:
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16"):
-                # Pillow's own conversion clips 65,535 levels to 255, which makes nearly every picture white.
+                # Pillow's own conversion clips 65,535 levels to 255, which makes nearly every image white.
                 image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -53,24 +53,24 @@ class ImageSource:
             raise
         except UnidentifiedImageError as error:
             # Pillow's message names a memory address, which would differ from run to run.
-            reason = "not a picture in a known format" if self.read() else "the file is empty"
+            reason = "not an image in a known format" if self.read() else "the file is empty"
             raise UnreadableImageError(self.name or self.path or "image", reason) from error
         # Pillow raises OSError, SyntaxError, ValueError, struct.error and more, by format, on damaged input.
         except Exception as error:
             raise UnreadableImageError(self.name or self.path or "image", str(error)) from error
 
     def digest(self) -> str:
-        """SHA-256 of the encoded bytes: the identity of a picture in caches and duplicate checks."""
+        """SHA-256 of the encoded bytes: the identity of an image in caches and duplicate checks."""
         return hashlib.sha256(self.read()).hexdigest()
 
 
 Turn = tuple[str, str]
-"""A question about a picture and the answer that was given, in a conversation."""
+"""A question about an image and the answer that was given, in a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture with its accepted answers, and with a question where the task asks one.
+    """One image with its accepted answers, and with a question where the task asks one.
 
     ``answers`` holds the stored label (classification: exactly one) or every annotator's answer (VQA: up to ten, and
     none where a test set keeps them to itself).
@@ -84,9 +84,9 @@ class Example:
     question_type: str | None = None
     answer_type: str | None = None
     image_id: str | None = None
-    """Equal for the questions about one picture; None where there are no questions."""
+    """Equal for the questions about one image; None where there are no questions."""
     history: tuple[Turn, ...] = ()
-    """What was asked and answered about the picture before, where the question is a later turn of a conversation."""
+    """What was asked and answered about the image before, where the question is a later turn of a conversation."""
 
     @property
     def label(self) -> str:
@@ -114,10 +114,10 @@ class LabelSet:
 
 @dataclass(frozen=True, slots=True)
 class LabelScores:
-    """One picture's result of the closed-set scorer.
+    """One image's result of the closed-set scorer.
 
-    ``log_probs[i]`` is log p(label i | picture, prompt) normalised over the label set; ``scores[i]`` the
-    unnormalised sum of token log-probabilities, end token included. ``log_probs`` and ``scores`` are None in
+    ``log_probs[i]`` is log p(label i | image, prompt) normalized over the label set; ``scores[i]`` the
+    unnormalized sum of token log-probabilities, end token included. ``log_probs`` and ``scores`` are None in
     arg-max mode, which proves the winner without scoring every label.
     """
 
@@ -128,14 +128,14 @@ class LabelScores:
     form_scores: tuple[float, ...] | None = None
     """The score of each surface form by itself, in the order of `LabelTrie.forms`; full mode only."""
     num_prompt_tokens: int = 0
-    """Of the whole prompt, image tokens and the part that pictures share included."""
+    """Of the whole prompt, image tokens and the part that images share included."""
     num_rows: int = 0
-    """Token positions the decoder ran for this picture alone: its own part of the prompt, and trie nodes."""
+    """Token positions the decoder ran for this image alone: its own part of the prompt, and trie nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One evaluated example. ``error`` is set, and ``prediction`` None, when its picture could not be read."""
+    """One evaluated example. ``error`` is set, and ``prediction`` None, when its image could not be read."""
 
     id: str
     truth: tuple[str, ...]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pictures import write_class_folders
+from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.cli.main import main
 
@@ -26,8 +26,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return write_class_folders(tmp_path / "pictures", 4)
+def images(tmp_path: Path) -> Path:
+    return write_class_folders(tmp_path / "images", 4)
 
 
 @pytest.fixture
@@ -48,24 +48,24 @@ def fail(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return run
 
 
-def experiment(base: Path, pictures: Path, more: str = "") -> str:
-    return f"data: {pictures}\nmodel:\n  base: {base}\n{more}"
+def experiment(base: Path, images: Path, more: str = "") -> str:
+    return f"data: {images}\nmodel:\n  base: {base}\n{more}"
 
 
-def test_an_empty_class_folder_is_named(fail: Fail, base: Path, pictures: Path) -> None:
-    (pictures / "train" / "zilch").mkdir()
-    assert "zilch" in fail("train", experiment(base, pictures))
+def test_an_empty_class_folder_is_named(fail: Fail, base: Path, images: Path) -> None:
+    (images / "train" / "zilch").mkdir()
+    assert "zilch" in fail("train", experiment(base, images))
 
 
-def test_a_label_outside_the_given_set_is_named(fail: Fail, base: Path, pictures: Path) -> None:
-    message = fail("train", experiment(base, pictures, "task:\n  labels: [wug, dax]\n"))
+def test_a_label_outside_the_given_set_is_named(fail: Fail, base: Path, images: Path) -> None:
+    message = fail("train", experiment(base, images, "task:\n  labels: [wug, dax]\n"))
     assert "blick" in message
     assert "wug" in message
 
 
-def test_a_missing_column_lists_those_there_are(fail: Fail, base: Path, pictures: Path, tmp_path: Path) -> None:
-    picture = next((pictures / "train" / "wug").iterdir())
-    (tmp_path / "t.csv").write_text(f"image,kind\n{picture},wug\n")
+def test_a_missing_column_lists_those_there_are(fail: Fail, base: Path, images: Path, tmp_path: Path) -> None:
+    image = next((images / "train" / "wug").iterdir())
+    (tmp_path / "t.csv").write_text(f"image,kind\n{image},wug\n")
     yaml = f"data:\n  source: t.csv\n  label_column: label\nmodel:\n  base: {base}\n"
     message = fail("train", yaml)
     assert "label" in message
@@ -73,24 +73,24 @@ def test_a_missing_column_lists_those_there_are(fail: Fail, base: Path, pictures
     assert "t.csv" in message
 
 
-def test_a_picture_missing_from_the_disk_is_named_with_its_line(
-    fail: Fail, base: Path, pictures: Path, tmp_path: Path
+def test_a_image_missing_from_the_disk_is_named_with_its_line(
+    fail: Fail, base: Path, images: Path, tmp_path: Path
 ) -> None:
-    picture = next((pictures / "train" / "wug").iterdir())
-    (tmp_path / "t.csv").write_text(f"image,label\n{picture},wug\nnowhere.png,dax\n")
+    image = next((images / "train" / "wug").iterdir())
+    (tmp_path / "t.csv").write_text(f"image,label\n{image},wug\nnowhere.png,dax\n")
     message = fail("train", f"data: t.csv\nmodel:\n  base: {base}\n")
     assert "nowhere.png" in message
     assert "3" in message
 
 
-def test_an_unknown_key_suggests_the_nearest(fail: Fail, base: Path, pictures: Path) -> None:
-    message = fail("train", experiment(base, pictures, "train:\n  learning_rat: 1e-3\n"))
+def test_an_unknown_key_suggests_the_nearest(fail: Fail, base: Path, images: Path) -> None:
+    message = fail("train", experiment(base, images, "train:\n  learning_rat: 1e-3\n"))
     assert "x.yaml:5" in message
     assert "learning_rate" in message
 
 
-def test_yes_and_no_as_labels_must_be_quoted(fail: Fail, base: Path, pictures: Path) -> None:
-    message = fail("train", experiment(base, pictures, "task:\n  labels: [yes, no]\n"))
+def test_yes_and_no_as_labels_must_be_quoted(fail: Fail, base: Path, images: Path) -> None:
+    message = fail("train", experiment(base, images, "task:\n  labels: [yes, no]\n"))
     assert "x.yaml:5" in message
     assert "quote" in message.lower()
 
@@ -110,45 +110,45 @@ def main_without_exit(arguments: list[str]) -> None:
         assert stop.code in (0, None)
 
 
-def test_a_truncated_weights_file_is_named(fail: Fail, base: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_truncated_weights_file_is_named(fail: Fail, base: Path, images: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(base, damaged)
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    message = fail("train", experiment(damaged, pictures))
+    message = fail("train", experiment(damaged, images))
     assert "model.safetensors" in message
     # Nothing of the failed run is left that would stand in the way of the next try.
-    assert "model.safetensors" in fail("train", experiment(damaged, pictures))
+    assert "model.safetensors" in fail("train", experiment(damaged, images))
 
 
-def test_a_lora_pattern_that_matches_nothing_lists_the_layers(fail: Fail, base: Path, pictures: Path) -> None:
-    message = fail("train", experiment(base, pictures, "adapter:\n  targets: [q_proj, gate_proj]\n"))
+def test_a_lora_pattern_that_matches_nothing_lists_the_layers(fail: Fail, base: Path, images: Path) -> None:
+    message = fail("train", experiment(base, images, "adapter:\n  targets: [q_proj, gate_proj]\n"))
     assert "gate_proj" in message
     assert "w1" in message
 
 
-def test_a_run_that_exists_is_not_written_over(fail: Fail, base: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_that_exists_is_not_written_over(fail: Fail, base: Path, images: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "x"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("name: x\n")
-    message = fail("train", experiment(base, pictures))
+    message = fail("train", experiment(base, images))
     assert "--resume" in message
     assert "name" in message
     assert (run / "config.yaml").read_text() == "name: x\n"
 
 
-def test_resuming_a_run_that_is_not_there_is_an_error(fail: Fail, base: Path, pictures: Path) -> None:
-    assert "no run to resume" in fail("train", experiment(base, pictures), "--resume")
+def test_resuming_a_run_that_is_not_there_is_an_error(fail: Fail, base: Path, images: Path) -> None:
+    assert "no run to resume" in fail("train", experiment(base, images), "--resume")
 
 
-def test_a_place_that_cannot_be_written_is_named(fail: Fail, base: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_named(fail: Fail, base: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    message = fail("train", experiment(base, pictures, "output_dir: file/inside\n"))
+    message = fail("train", experiment(base, images, "output_dir: file/inside\n"))
     assert "file/inside" in message
     assert "output_dir" in message
 
 
-def test_a_full_disk_is_one_message(fail: Fail, base: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_message(fail: Fail, base: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.write_text
 
     def write_text(path: Path, *arguments: object, **options: object) -> int:
@@ -157,17 +157,17 @@ def test_a_full_disk_is_one_message(fail: Fail, base: Path, pictures: Path, monk
         return real(path, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "write_text", write_text)
-    message = fail("train", experiment(base, pictures))
+    message = fail("train", experiment(base, images))
     assert "disk is full" in message
     assert "output_dir" in message
 
 
-def test_a_corrupt_picture_counts_as_wrong_and_is_listed(
-    base: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_corrupt_image_counts_as_wrong_and_is_listed(
+    base: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (pictures / "test" / "dax" / "000.png").write_bytes(b"not a picture")
-    (tmp_path / "x.yaml").write_text(experiment(base, pictures))
+    (images / "test" / "dax" / "000.png").write_bytes(b"not an image")
+    (tmp_path / "x.yaml").write_text(experiment(base, images))
     main_without_exit(["evaluate", "x.yaml", "--checkpoint", "base", "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert facts["metrics"]["num_examples"] == 12
@@ -180,22 +180,22 @@ def test_a_corrupt_picture_counts_as_wrong_and_is_listed(
     assert row["prediction"] is None
 
 
-def test_a_corrupt_training_picture_stops_the_run_before_it_begins(
-    fail: Fail, base: Path, pictures: Path, tmp_path: Path
+def test_a_corrupt_training_image_stops_the_run_before_it_begins(
+    fail: Fail, base: Path, images: Path, tmp_path: Path
 ) -> None:
-    damaged = pictures / "train" / "dax" / "001.png"
+    damaged = images / "train" / "dax" / "001.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
-    message = fail("train", experiment(base, pictures))
+    message = fail("train", experiment(base, images))
     assert "dax/001.png" in message
     assert "Replace or remove" in message
     assert not (tmp_path / "runs" / "x" / "config.yaml").exists()
 
 
 def test_predict_prints_probabilities_that_sum_to_one(
-    base: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = str(next((pictures / "test" / "wug").iterdir()))
-    main_without_exit(["predict", str(base), picture, "--labels", "wug,blick,dax", "--json"])
+    image = str(next((images / "test" / "wug").iterdir()))
+    main_without_exit(["predict", str(base), image, "--labels", "wug,blick,dax", "--json"])
     (result,) = json.loads(capsys.readouterr().out)
     assert set(result["probabilities"]) == {"wug", "blick", "dax"}
     assert sum(result["probabilities"].values()) == pytest.approx(1.0, abs=1e-6)
@@ -208,8 +208,8 @@ def test_predict_names_a_file_that_is_not_there(capsys: pytest.CaptureFixture[st
     assert "nowhere.png" in capsys.readouterr().err
 
 
-def test_predict_answers_a_question(base: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = str(next((pictures / "test" / "wug").iterdir()))
-    main_without_exit(["predict", str(base), picture, "--question", "What is this?", "--json"])
+def test_predict_answers_a_question(base: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(next((images / "test" / "wug").iterdir()))
+    main_without_exit(["predict", str(base), image, "--question", "What is this?", "--json"])
     (result,) = json.loads(capsys.readouterr().out)
     assert isinstance(result["answer"], str)

@@ -19,9 +19,9 @@ def config(tmp_path: Path) -> Path:
         folder = tmp_path / "leaves" / label
         folder.mkdir(parents=True)
         for number in range(10):
-            picture = Image.new("RGB", (20 + number, 20), color)
-            picture.putpixel((number, number), (number, 0, 0))
-            picture.save(folder / f"{number}.png")
+            image = Image.new("RGB", (20 + number, 20), color)
+            image.putpixel((number, number), (number, 0, 0))
+            image.save(folder / f"{number}.png")
     file = tmp_path / "leaves.yaml"
     file.write_text(f"data: {tmp_path / 'leaves'}\n")
     return file
@@ -39,7 +39,7 @@ def test_check_prints_counts_and_sizes(config: Path, capsys: pytest.CaptureFixtu
     assert code == 0, err
     assert "beech" in out
     assert "20 to 29 px" in out
-    assert "Reading pictures: 20/20" in err
+    assert "Reading images: 20/20" in err
 
 
 def test_check_json_is_one_value_on_stdout(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +57,7 @@ def test_a_corrupt_image_is_reported_then_exit_1(config: Path, capsys: pytest.Ca
     code, out, err = run(capsys, "data", "check", config, "--json")
     assert code == 1
     assert json.loads(out)["unreadable"][0]["file"] == str(bad)
-    assert f"Error: 1 of 20 pictures cannot be read, the first is {bad}" in err
+    assert f"Error: 1 of 20 images cannot be read, the first is {bad}" in err
     assert "Traceback" not in err
 
 
@@ -65,7 +65,7 @@ def test_an_empty_class_folder_exits_1_with_its_name(config: Path, capsys: pytes
     (config.parent / "leaves" / "ash").mkdir()
     code, out, err = run(capsys, "data", "check", config)
     assert (code, out) == (1, "")
-    assert f"Error: {config.parent / 'leaves' / 'ash'}: this class folder has no pictures (it is empty)" in err
+    assert f"Error: {config.parent / 'leaves' / 'ash'}: this class folder has no images (it is empty)" in err
 
 
 def test_a_label_not_in_the_set_exits_1_with_its_file(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +80,7 @@ def test_show_draws_what_training_shows_and_says_who_is_mixed_with_whom(
 ) -> None:
     sheet = config.parent / "sheet.png"
     settings = ["--set", "train.mixup=1", "--set", "train.augment=flip-crop"]
-    arguments = ["data", "show", config, "--output", sheet, "--pictures", 7, "--json", *settings]
+    arguments = ["data", "show", config, "--output", sheet, "--images", 7, "--json", *settings]
     code, out, err = run(capsys, *arguments)
     assert code == 0, err
     result = json.loads(out)
@@ -101,7 +101,7 @@ def test_show_refuses_flips_that_the_labels_forbid(config: Path, capsys: pytest.
     (config.parent / "leaves" / "oak").rename(config.parent / "leaves" / "left")
     code, out, err = run(capsys, "data", "show", config, "--set", "train.augment=flip")
     assert (code, out) == (1, "")
-    assert "train.augment: flip would mirror the pictures, but the label 'left' names a side" in err
+    assert "train.augment: flip would mirror the images, but the label 'left' names a side" in err
 
 
 def test_an_unknown_augmentation_lists_the_known_with_its_line(

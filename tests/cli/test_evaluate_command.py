@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pictures import write_class_folders
+from tests.images import write_class_folders
 from tests.synthetic_runs import random_table, write_evaluation
 from tests.tiny_model import write_tiny_folder
 from vlmtune.evaluate.vqa_metrics import measure_vqa
@@ -28,10 +28,10 @@ def vlmtune(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluate")
-    base, pictures = write_tiny_folder(root / "base"), write_class_folders(root / "pictures", 10)
-    (pictures / "test" / "dax" / "000.png").write_bytes(b"no picture")
+    base, images = write_tiny_folder(root / "base"), write_class_folders(root / "images", 10)
+    (images / "test" / "dax" / "000.png").write_bytes(b"no image")
     path = root / "words.yaml"
-    path.write_text(f"output_dir: {root / 'runs'}\nmodel: {base}\ndata:\n  source: {pictures}\n")
+    path.write_text(f"output_dir: {root / 'runs'}\nmodel: {base}\ndata:\n  source: {images}\n")
     return path
 
 
@@ -41,13 +41,13 @@ def test_the_table_tells_choice_calibration_cost_and_what_is_unreadable(config: 
     shown = ("of 30", "unreadable (counted as wrong) │ 1", "had nothing been shared", "validation accuracy", "chosen")
     assert all(words in done.stdout for words in (*shown, "temperature", "LAC sets", "APS sets")), done.stdout
     assert "limited" not in done.stdout
-    assert "unreadable: test/dax/000.png (not a picture" in done.stderr
+    assert "unreadable: test/dax/000.png (not an image" in done.stderr
     assert "the base model is evaluated" in done.stderr
 
 
 def test_a_limit_stands_in_every_table_of_evaluate_and_compare(config: Path) -> None:
     limited = vlmtune("evaluate", config, "--limit", 12, "--set", "name=limited")
-    assert "limited to" in limited.stdout and "12 pictures, by request" in limited.stdout
+    assert "limited to" in limited.stdout and "12 images, by request" in limited.stdout
     again = vlmtune("evaluate", config, "--limit", 12, "--set", "name=again", "--json")
     folders = [Path(json.loads(again.stdout)["folder"])]
     folders.append(folders[0].parents[2] / "limited" / "evaluation" / "test-base")
@@ -77,14 +77,14 @@ def write_answers(folder: Path, name: str, answers: list[str]) -> Path:
     return write_vqa_evaluation(folder / name, facts, table, {})
 
 
-def test_answers_to_questions_are_compared_by_picture_and_not_with_labels(tmp_path: Path) -> None:
+def test_answers_to_questions_are_compared_by_image_and_not_with_labels(tmp_path: Path) -> None:
     before = write_answers(tmp_path, "before", ["no"] * 30 + ["yes"] * 30)
     after = write_answers(tmp_path, "after", ["yes"] * 58 + ["no"] * 2)
     done = vlmtune("compare", before, after, "--flips", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["pairs"][0]["difference"] == pytest.approx(28 / 60)
-    assert result["pairs"][0]["is_significant"] and result["num_pictures"] == 30
+    assert result["pairs"][0]["is_significant"] and result["num_images"] == 30
     assert len(result["flips"]) == 32
     assert (
         result["flips"][0] | {"question": "Question 0?", "first": "no", "second": "yes", "change": 1.0}

@@ -34,7 +34,7 @@ def call(*arguments: object) -> int:
 def test_an_accepted_export_stands_in_the_run_and_can_be_pushed_dry(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("export", run, "--format", "peft", "--pictures", 4) == 0
+    assert call("export", run, "--format", "peft", "--images", 4) == 0
     out = capsys.readouterr().out
     assert "4 of 4 (100.00 %)" in out and "largest probability difference" in out
     folder = run / "export" / "peft"
@@ -54,11 +54,11 @@ def test_a_refused_export_ends_with_1_both_numbers_and_a_mark(
     # Four bits change some of eight probabilities, and agreement of all of them is asked for: with a base moved as far
     # as this one's, one label at least tips over.
     noisy = write_run(tmp_path / "noisy", noise=0.12)
-    code = call("export", noisy, "--format", "gguf", "--dtype", "Q4_0", "--agreement", 1, "--pictures", 60, "--json")
+    code = call("export", noisy, "--format", "gguf", "--dtype", "Q4_0", "--agreement", 1, "--images", 60, "--json")
     captured = capsys.readouterr()
     assert code == 1
     result = json.loads(captured.out)
-    assert result["accepted"] is False and result["num_agree"] < result["num_pictures"] == 60
+    assert result["accepted"] is False and result["num_agree"] < result["num_images"] == 60
     assert "The export gate refuses this export" in captured.err and "largest probability difference" in captured.err
     folder = noisy / "export" / "gguf-Q4_0.rejected"
     assert (folder / "REJECTED").is_file() and result["folder"] == str(folder)
@@ -71,13 +71,13 @@ def test_an_exported_model_predicts_with_its_labels(
 ) -> None:
     from vlmtune.export.subject import open_subject
 
-    picture = tmp_path / "digit.png"
-    picture.write_bytes(open_subject(run, 1).pictures[0].image.read())
-    assert call("export", run, "--format", "merged", "--pictures", 2, "--output", tmp_path / "merged") == 0
+    image = tmp_path / "digit.png"
+    image.write_bytes(open_subject(run, 1).images[0].image.read())
+    assert call("export", run, "--format", "merged", "--images", 2, "--output", tmp_path / "merged") == 0
     capsys.readouterr()
     found = []
     for model in (run, tmp_path / "merged"):
-        assert call("predict", model, picture, "--json") == 0
+        assert call("predict", model, image, "--json") == 0
         found.append(json.loads(capsys.readouterr().out)[0])
     assert found[0]["label"] == found[1]["label"]
     assert set(found[0]["probabilities"]) == set("0123456789")

@@ -65,12 +65,12 @@ def test_a_checkpoint_in_the_older_volume_is_an_error_with_its_line(tmp_path: Pa
     assert f"{path}:2: evaluate.checkpoint: found '/model_checkpoints/" in done.stderr
 
 
-def test_cars_are_prepared_with_an_account_of_every_picture(tmp_path: Path) -> None:
+def test_cars_are_prepared_with_an_account_of_every_image(tmp_path: Path) -> None:
     hub = miniatures.stanford_cars(tmp_path / "hub", each=2)
     done = vlmtune("data", "prepare", "stanford-cars", "--source", hub, "--output", tmp_path / "cars", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["splits"]["train"]["formats"] == {"JPEG": 15, "PNG": 1} and found["splits"]["train"]["pictures"] == 16
+    assert found["splits"]["train"]["formats"] == {"JPEG": 15, "PNG": 1} and found["splits"]["train"]["images"] == 16
     assert "Aston Martin" in found["makes"] and len(found["classes"]) == len(miniatures.CARS)
     wrong = vlmtune("data", "prepare", "stanford_cars")
     assert wrong.returncode == 1 and "Did you mean 'stanford-cars'?" in wrong.stderr

@@ -24,12 +24,12 @@ def vlmtune(*args: str | Path, stdin: str | None = None) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     (root / "inner").mkdir()
     (root / "b3.png").write_bytes(digit_png(3))
     (root / "inner" / "c7.png").write_bytes(digit_png(7))
     (root / "a_broken.png").write_bytes(digit_png(7)[:100])
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     return root
 
 

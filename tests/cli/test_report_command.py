@@ -79,7 +79,7 @@ def test_compare_refuses_what_it_cannot_pair(root: Path, tmp_path: Path, make, w
     assert done.stderr.startswith("Error: ") and words in done.stderr
 
 
-def test_compare_says_which_pictures_differ(root: Path, tmp_path: Path) -> None:
+def test_compare_says_which_images_differ(root: Path, tmp_path: Path) -> None:
     write_evaluation(tmp_path / "short", "short", random_table(num=75))
     done = vlmtune("compare", root / "evaluation" / "baseline", tmp_path / "short")
     assert done.returncode == 1

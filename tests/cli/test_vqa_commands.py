@@ -30,11 +30,11 @@ def run(workplace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_data_check_counts_pictures_and_questions(workplace: Path) -> None:
+def test_data_check_counts_images_and_questions(workplace: Path) -> None:
     found = run(workplace, "data", "check", "mini.yaml", "--json")
     assert found.returncode == 0, found.stderr
     report = json.loads(found.stdout)
-    assert report["num_questions"] == 8 * NUM_QUESTIONS and report["num_pictures"] == 8
+    assert report["num_questions"] == 8 * NUM_QUESTIONS and report["num_images"] == 8
 
 
 def test_evaluations_of_questions_are_compared_and_leave_a_results_file(workplace: Path) -> None:
@@ -66,22 +66,22 @@ def test_what_counts_right_labels_refuses_questions_even_with_a_list_of_answers(
     assert (done.returncode, done.stdout) == (1, "") and "for classification" in done.stderr, done.stderr
 
 
-def test_one_picture_one_question(workplace: Path) -> None:
-    picture = next((workplace / "vqa" / "val2014").iterdir())
-    done = run(workplace, "predict", "builtin:tiny", str(picture), "--question", "What color is the background?")
-    assert done.returncode == 0 and picture.name in done.stdout, done.stderr
+def test_one_image_one_question(workplace: Path) -> None:
+    image = next((workplace / "vqa" / "val2014").iterdir())
+    done = run(workplace, "predict", "builtin:tiny", str(image), "--question", "What color is the background?")
+    assert done.returncode == 0 and image.name in done.stdout, done.stderr
 
 
 def test_a_run_with_a_closed_list_of_answers_chooses_among_them_when_it_is_asked(workplace: Path) -> None:
     done = run(workplace, "train", "mini.yaml", "--set", "name=closed", "--set", "task.labels=['yes', 'no', '2']",
                "--set", "train.max_steps=1", "--set", "adapter.targets=[q_proj]")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    picture = str(next((workplace / "vqa" / "val2014").iterdir()))
-    done = run(workplace, "predict", "runs/closed", picture, "--question", "Is it red?", "--json")
+    image = str(next((workplace / "vqa" / "val2014").iterdir()))
+    done = run(workplace, "predict", "runs/closed", image, "--question", "Is it red?", "--json")
     (result,) = json.loads(done.stdout)
     assert set(result["probabilities"]) == {"yes", "no", "2"} and result["label"] in result["probabilities"]
     assert sum(result["probabilities"].values()) == pytest.approx(1)
-    done = run(workplace, "predict", "runs/closed", picture)
+    done = run(workplace, "predict", "runs/closed", image)
     assert done.returncode == 1 and "trained to answer questions" in done.stderr and not done.stdout
 
 
@@ -90,5 +90,5 @@ def test_a_bad_row_is_one_message_with_its_place(workplace: Path) -> None:
     table.write_text("image,question,answer\nvqa/missing.jpg,What?,red\n")
     done = run(workplace, "data", "check", "mini.yaml", "--set", "data.source=asked.csv",
                "--set", "data.train_split=null", "--set", "data.test_split=null")  # fmt: skip
-    assert done.returncode == 1 and "asked.csv, line 2: there is no picture file" in done.stderr
+    assert done.returncode == 1 and "asked.csv, line 2: there is no image file" in done.stderr
     assert "Traceback" not in done.stderr

@@ -21,18 +21,18 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, obje
     return folder, json.loads(finished.stdout)
 
 
-def test_fine_tuning_beats_the_baseline_and_more_pictures_beat_fewer(demo: tuple[Path, dict[str, float]]) -> None:
+def test_fine_tuning_beats_the_baseline_and_more_images_beat_fewer(demo: tuple[Path, dict[str, float]]) -> None:
     _, result = demo
     assert 0.50 <= result["baseline"] < result["tuned_10"] < result["tuned_100"]
     assert result["tuned_10"] >= 0.85
     assert result["tuned_100"] >= 0.98
 
 
-def test_all_three_are_measured_on_the_same_held_out_pictures(demo: tuple[Path, dict[str, object]]) -> None:
+def test_all_three_are_measured_on_the_same_held_out_images(demo: tuple[Path, dict[str, object]]) -> None:
     folder, _ = demo
     evaluations = sorted((folder / "runs").rglob("evaluation.json"))
     facts = [json.loads(path.read_text()) for path in evaluations]
-    assert len(facts) == 3 + 5  # and what needs no picture, or the frozen vision features alone
+    assert len(facts) == 3 + 5  # and what needs no image, or the frozen vision features alone
     assert {fact["data"]["num_examples"] for fact in facts} == {360}
     assert len({fact["data"]["fingerprint"] for fact in facts}) == 1
 
@@ -83,8 +83,8 @@ def test_the_tuned_model_is_exported_served_and_asked_by_the_openai_client(
         (model,) = client.models.list().data
         assert model.id == "digits"
         for number in range(10):
-            picture = base64.b64encode(digit_png(number)).decode()
-            image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+            encoded = base64.b64encode(digit_png(number)).decode()
+            image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
             answer = client.chat.completions.create(
                 model="digits",
                 messages=[{"role": "user", "content": [image]}],  # type: ignore[list-item,misc]

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.special import log_softmax
 
-from tests.pictures import write_class_folders
+from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
 from vlmtune.errors import DataError, UserError
-from vlmtune.evaluate.checkpoint import evaluate_checkpoint, refuse_trained_pictures
+from vlmtune.evaluate.checkpoint import evaluate_checkpoint, refuse_trained_images
 from vlmtune.evaluate.files import read_evaluation
 from vlmtune.evaluate.journal import Journal
 from vlmtune.evaluate.run import Measured, evaluate
@@ -40,14 +40,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_class_folders(tmp_path_factory.mktemp("pictures"), 12)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("images"), 12)
 
 
-def experiment(base: Path, pictures: Path, output: Path, **sections: dict[str, object]) -> Experiment:
+def experiment(base: Path, images: Path, output: Path, **sections: dict[str, object]) -> Experiment:
     values: dict[str, dict[str, object]] = {
         "model": {"base": str(base), "dtype": "float32"},
-        "data": {"source": str(pictures)},
+        "data": {"source": str(images)},
         "task": {"label_names": {"wug": ["wug", "a wug"]}},
     }
     for name, section in sections.items():
@@ -64,10 +64,10 @@ def evaluate_base(wanted: Experiment, folder: Path, said: list[str] | None = Non
 def test_a_killed_evaluation_resumes_and_gives_the_same_file_as_an_uninterrupted_one(
     base: Path, tmp_path: Path
 ) -> None:
-    pictures = write_class_folders(tmp_path / "pictures", 4, splits=("train",))
-    write_class_folders(pictures, 240, splits=("test",))
+    images = write_class_folders(tmp_path / "images", 4, splits=("train",))
+    write_class_folders(images, 240, splits=("test",))
     config = tmp_path / "words.yaml"
-    config.write_text(f"model: {base}\ndata: {pictures}\nevaluate:\n  batch_size: 2\n")
+    config.write_text(f"model: {base}\ndata: {images}\nevaluate:\n  batch_size: 2\n")
 
     def command(output: str) -> list[str]:
         place = f"output_dir={tmp_path / output}"
@@ -84,7 +84,7 @@ def test_a_killed_evaluation_resumes_and_gives_the_same_file_as_an_uninterrupted
     assert not (evaluations / "test-base").exists()
 
     resumed = subprocess.run(command("cut"), check=True, capture_output=True, text=True)
-    assert "512 of 720 pictures were finished before an interruption" in resumed.stderr
+    assert "512 of 720 images were finished before an interruption" in resumed.stderr
     folders = [Path(json.loads(done.stdout)["folder"]) for done in (whole, resumed)]
     files = [(folder / "predictions.parquet").read_bytes() for folder in folders]
     assert files[0] == files[1]
@@ -96,9 +96,9 @@ def test_a_killed_evaluation_resumes_and_gives_the_same_file_as_an_uninterrupted
 
 
 def test_results_are_the_predictors_and_the_cost_is_what_the_decoder_ran(
-    base: Path, pictures: Path, tmp_path: Path
+    base: Path, images: Path, tmp_path: Path
 ) -> None:
-    wanted = experiment(base, pictures, tmp_path)
+    wanted = experiment(base, images, tmp_path)
     found = read_evaluation(evaluate_base(wanted, tmp_path).folder)
     resolved, splits = load_data(wanted)
     predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
@@ -121,7 +121,7 @@ def test_results_are_the_predictors_and_the_cost_is_what_the_decoder_ran(
 
 
 def test_scoring_is_chosen_on_validation_and_calibration_fitted_there(
-    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts: dict[str, list[Example]] = {}
     run = Journal.run
@@ -132,7 +132,7 @@ def test_scoring_is_chosen_on_validation_and_calibration_fitted_there(
 
     monkeypatch.setattr(Journal, "run", watched)
     section = {"scoring": {"form": "auto"}, "calibrate": True, "wanted_coverage": 0.6, "wanted_precision": 0.5}
-    wanted = experiment(base, pictures, tmp_path, data={"validation_fraction": 0.5}, evaluate=section)
+    wanted = experiment(base, images, tmp_path, data={"validation_fraction": 0.5}, evaluate=section)
     facts = evaluate_base(wanted, tmp_path).facts
     _, splits = load_data(wanted)
     assert {part: [example.id for example in seen] for part, seen in parts.items() if part != "content-free"} == {
@@ -155,9 +155,9 @@ def test_scoring_is_chosen_on_validation_and_calibration_fitted_there(
     assert calibration["nll_before"] == pytest.approx(facts["metrics"]["nll"], abs=1e-5)
 
 
-def test_an_adjusted_score_is_what_is_written(base: Path, pictures: Path, tmp_path: Path) -> None:
-    plain = read_evaluation(evaluate_base(experiment(base, pictures, tmp_path), tmp_path / "plain").folder)
-    prior = experiment(base, pictures, tmp_path, evaluate={"scoring": {"calibration": "prior"}})
+def test_an_adjusted_score_is_what_is_written(base: Path, images: Path, tmp_path: Path) -> None:
+    plain = read_evaluation(evaluate_base(experiment(base, images, tmp_path), tmp_path / "plain").folder)
+    prior = experiment(base, images, tmp_path, evaluate={"scoring": {"calibration": "prior"}})
     adjusted = read_evaluation(evaluate_base(prior, tmp_path / "prior").folder)
     resolved, splits = load_data(prior)
     predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
@@ -168,9 +168,9 @@ def test_an_adjusted_score_is_what_is_written(base: Path, pictures: Path, tmp_pa
     assert adjusted.facts["scoring"]["calibration"] == "prior"
 
 
-def test_an_unreadable_picture_is_a_wrong_answer_and_is_listed(base: Path, pictures: Path, tmp_path: Path) -> None:
-    resolved, splits = load_data(experiment(base, pictures, tmp_path))
-    broken = Example("test/broken.png", ImageSource(data=b"no picture", name="broken.png"), ("dax",))
+def test_an_unreadable_image_is_a_wrong_answer_and_is_listed(base: Path, images: Path, tmp_path: Path) -> None:
+    resolved, splits = load_data(experiment(base, images, tmp_path))
+    broken = Example("test/broken.png", ImageSource(data=b"no image", name="broken.png"), ("dax",))
     predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
     for mode in ("full", "argmax"):
         section = resolved.evaluate.model_copy(update={"mode": mode})
@@ -180,21 +180,21 @@ def test_an_unreadable_picture_is_a_wrong_answer_and_is_listed(base: Path, pictu
         assert metrics["num_unreadable"] == 1
         assert [entry["id"] for entry in done.facts["unreadable"]] == ["test/broken.png"]
         rows = pq.read_table(tmp_path / mode / "predictions.parquet").to_pylist()
-        assert rows[-1]["prediction"] is None and "not a picture" in rows[-1]["error"]
+        assert rows[-1]["prediction"] is None and "not an image" in rows[-1]["error"]
 
 
-def test_a_limit_is_kept_to_and_recorded(base: Path, pictures: Path, tmp_path: Path) -> None:
-    facts = evaluate_base(experiment(base, pictures, tmp_path, evaluate={"limit": 7}), tmp_path).facts
+def test_a_limit_is_kept_to_and_recorded(base: Path, images: Path, tmp_path: Path) -> None:
+    facts = evaluate_base(experiment(base, images, tmp_path, evaluate={"limit": 7}), tmp_path).facts
     assert facts["metrics"]["num_examples"] == facts["data"]["limit"] == 7
     assert all(entry["support"] >= 2 for entry in facts["metrics"]["per_class"])  # stratified
 
 
 def test_a_smaller_evaluation_takes_the_place_of_a_larger_one_only_aloud(
-    base: Path, pictures: Path, tmp_path: Path
+    base: Path, images: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
     for limit, told in ((7, 0), (9, 0), (4, 1)):
-        evaluate_base(experiment(base, pictures, tmp_path, evaluate={"limit": limit}), tmp_path, said)
+        evaluate_base(experiment(base, images, tmp_path, evaluate={"limit": limit}), tmp_path, said)
         assert len(said) == told, said
     assert "measured on 9 examples, by one of 4" in said[0]
 
@@ -203,16 +203,16 @@ def test_a_smaller_evaluation_takes_the_place_of_a_larger_one_only_aloud(
 def test_what_validation_decides_is_refused_before_any_work_where_there_is_none(
     base: Path, tmp_path: Path, section: dict[str, object]
 ) -> None:
-    pictures = write_class_folders(tmp_path / "pictures", 4, splits=("test",))
-    with pytest.raises(DataError, match="need validation pictures, found none"):
-        evaluate_base(experiment(base, pictures, tmp_path, evaluate=section), tmp_path)
+    images = write_class_folders(tmp_path / "images", 4, splits=("test",))
+    with pytest.raises(DataError, match="need validation images, found none"):
+        evaluate_base(experiment(base, images, tmp_path, evaluate=section), tmp_path)
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_a_model_is_not_measured_on_pictures_it_was_trained_on(base: Path, tmp_path: Path) -> None:
-    pictures = write_class_folders(tmp_path / "pictures", 12, splits=("all",)) / "all"
+def test_a_model_is_not_measured_on_images_it_was_trained_on(base: Path, tmp_path: Path) -> None:
+    images = write_class_folders(tmp_path / "images", 12, splits=("all",)) / "all"
     train = {"max_steps": 1, "eval_every": 1, "save_every": 1, "batch_size": 4}
-    wanted = experiment(base, pictures, tmp_path, data={"test_fraction": 0.25}, train=train)
+    wanted = experiment(base, images, tmp_path, data={"test_fraction": 0.25}, train=train)
     resolved, splits = load_data(wanted)
     folder = RunFolder.claim(resolved, resume=False)
     folder.begin(resolved)
@@ -221,7 +221,7 @@ def test_a_model_is_not_measured_on_pictures_it_was_trained_on(base: Path, tmp_p
     folder.write_json("run.json", describe_run(trainer, "now"))
 
     def measure(said: list[str], checkpoint: str = "best", **sections: dict[str, object]) -> Measured:
-        changed, others = load_data(experiment(base, pictures, tmp_path, **sections))
+        changed, others = load_data(experiment(base, images, tmp_path, **sections))
         return evaluate_checkpoint(
             changed, others, checkpoint=folder.path / checkpoint, folder=tmp_path / "out", say=said.append
         )
@@ -229,18 +229,18 @@ def test_a_model_is_not_measured_on_pictures_it_was_trained_on(base: Path, tmp_p
     said: list[str] = []
     assert measure(said, data={"test_fraction": 0.25}).facts["metrics"]["num_examples"] == 9
     assert not said
-    with pytest.raises(UserError, match=r"trained on \d+ of the 18 pictures"):
+    with pytest.raises(UserError, match=r"trained on \d+ of the 18 images"):
         measure(said, data={"test_fraction": 0.5})
-    # Another validation fraction: the test pictures are the same, and so is what was learned from or more.
+    # Another validation fraction: the test images are the same, and so is what was learned from or more.
     measure(said, data={"test_fraction": 0.25, "validation_fraction": 0.3})
     assert not said
     with pytest.raises(UserError, match="trained on"):
         measure(said, data={"test_fraction": 0.25, "validation_fraction": 0.5}, evaluate={"split": "validation"})
-    # Pictures by which the best checkpoint was chosen are no training pictures, but not unseen either.
-    refuse_trained_pictures(folder.path / "best", Splits([], [], [], None), splits.validation, said.append)
-    assert f"{len(splits.validation)} of the {len(splits.validation)} pictures chose the best checkpoint" in said.pop()
+    # Images by which the best checkpoint was chosen are no training images, but not unseen either.
+    refuse_trained_images(folder.path / "best", Splits([], [], [], None), splits.validation, said.append)
+    assert f"{len(splits.validation)} of the {len(splits.validation)} images chose the best checkpoint" in said.pop()
     train_split = measure(said, data={"test_fraction": 0.5}, evaluate={"split": "train"})
     assert train_split.facts["data"]["split"] == "train"
-    pictures.rename(tmp_path / "moved")
-    refuse_trained_pictures(folder.path / "best", Splits([], [], [], None), splits.test, said.append)
+    images.rename(tmp_path / "moved")
+    refuse_trained_images(folder.path / "best", Splits([], [], [], None), splits.test, said.append)
     assert "its data are gone" in said.pop()

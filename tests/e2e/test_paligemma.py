@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pictures import COLOURS, write_class_folders
+from tests.images import COLORS, write_class_folders
 from tests.tiny_paligemma import write_tiny_paligemma
 from vlmtune.cli.main import main
 
@@ -29,9 +29,9 @@ def test_a_folder_is_trained_evaluated_and_asked_from_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     base = write_tiny_paligemma(tmp_path / "base", 1 if generation == 1 else 2)
-    pictures = write_class_folders(tmp_path / "pictures", 10)
+    images = write_class_folders(tmp_path / "images", 10)
     Path("x.yaml").write_text(
-        f"model: {base}\ndata: {pictures}\n"
+        f"model: {base}\ndata: {images}\n"
         # From random weights, what stands around the decoder must learn too.
         "adapter: {targets: [attention, mlp, conv], parts: [connector, embeddings], rank: 16}\n"
         "train: {batch_size: 9, max_steps: 40, learning_rate: 1e-2, eval_every: 20}\n"
@@ -39,18 +39,18 @@ def test_a_folder_is_trained_evaluated_and_asked_from_the_command_line(
     checks = json.loads(run(capsys, "preflight", "x.yaml", "--json"))
     told = "\n".join(finding["message"] for finding in checks["findings"])
     assert "role 'conv': layers none" in told
-    assert "<eos>' (" in told and "16 to 16 a picture" in told
+    assert "<eos>' (" in told and "16 to 16 an image" in told
 
     result = json.loads(run(capsys, "train", "x.yaml", "--json"))
     assert result["test_accuracy"] >= 0.9 > 0.7 > result["base_accuracy"]
     assert Path(result["report"]).is_file()
     assert (Path(result["run"]) / "best" / "adapter_config.json").is_file()
 
-    images = [str(pictures / "test" / name / "000.png") for name in COLOURS]
-    found = json.loads(run(capsys, "predict", result["run"], *images, "--json"))
-    assert [entry["label"] for entry in found] == list(COLOURS)
+    paths = [str(images / "test" / name / "000.png") for name in COLORS]
+    found = json.loads(run(capsys, "predict", result["run"], *paths, "--json"))
+    assert [entry["label"] for entry in found] == list(COLORS)
     assert sum(found[0]["probabilities"].values()) == pytest.approx(1.0)
-    (answer,) = json.loads(run(capsys, "predict", str(base), images[0], "--question", "what color?", "--json"))
+    (answer,) = json.loads(run(capsys, "predict", str(base), paths[0], "--question", "what color?", "--json"))
     assert isinstance(answer["answer"], str)
 
     full, argmax = (

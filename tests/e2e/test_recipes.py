@@ -63,8 +63,8 @@ def test_the_binary_version_is_cifar100_as_the_hub_has_it(tmp_path: Path) -> Non
     hub, binary = found
     assert hub.labels == binary.labels and hub.labels is not None
     assert hub.labels.shown[1] == ("aquarium fish",)
-    picture = next(example for example in hub.train if example.label == "worm").image.open()
-    twin = next(e for e in binary.train if e.label == "worm" and e.image.open().tobytes() == picture.tobytes())
+    image = next(example for example in hub.train if example.label == "worm").image.open()
+    twin = next(e for e in binary.train if e.label == "worm" and e.image.open().tobytes() == image.tobytes())
     assert twin.image.open().size == (32, 32)
 
 

@@ -119,7 +119,7 @@ def test_a_heading_sorts_numbers_as_numbers_both_ways(browser: Any, small: Path)
     assert opened.problems == []
 
 
-def test_filters_show_the_pictures_that_match_and_count_them(browser: Any, small: Path) -> None:
+def test_filters_show_the_images_that_match_and_count_them(browser: Any, small: Path) -> None:
     opened = Opened(browser, small)
     page = opened.page
     visible = ".gallery > li:not([hidden])"
@@ -129,7 +129,7 @@ def test_filters_show_the_pictures_that_match_and_count_them(browser: Any, small
     chosen = opened.texts(f"{visible} .truth")
     assert set(chosen) == {truth}
     assert 0 < len(chosen) < everything
-    noun = "picture" if len(chosen) == 1 else "pictures"
+    noun = "image" if len(chosen) == 1 else "images"
     assert page.locator(".filters output").inner_text() == f"{len(chosen)} {noun}"
     page.fill("input[name=search]", "no such file")
     assert page.locator(visible).count() == 0
@@ -137,7 +137,7 @@ def test_filters_show_the_pictures_that_match_and_count_them(browser: Any, small
     # Not wait_for_function: it polls by eval, which the page's own security policy forbids.
     playwright.expect(page.locator(visible)).to_have_count(everything)
     page.select_option("select[name=kind]", "right")
-    assert set(opened.texts(f"{visible} .guess")) == {"recognised"}
+    assert set(opened.texts(f"{visible} .guess")) == {"recognized"}
     assert opened.problems == []
 
 
@@ -167,7 +167,7 @@ def test_the_page_of_a_study_sorts_its_runs(browser: Any, study: Path) -> None:
     assert (opened.problems, [url for url in opened.requests if url.startswith("http")]) == ([], [])
 
 
-def test_a_cell_of_the_confusion_matrix_shows_its_pictures(browser: Any, small: Path) -> None:
+def test_a_cell_of_the_confusion_matrix_shows_its_images(browser: Any, small: Path) -> None:
     opened = Opened(browser, small)
     cell = opened.page.locator("svg .cell.wrong").first
     cell.hover()
@@ -180,17 +180,17 @@ def test_a_cell_of_the_confusion_matrix_shows_its_pictures(browser: Any, small: 
     assert set(opened.texts(f"{visible} .guess")) == {f"taken for {guess}"}
 
 
-def test_pictures_of_oddly_named_classes_are_found_by_their_cells(browser: Any, odd: Path) -> None:
+def test_images_of_oddly_named_classes_are_found_by_their_cells(browser: Any, odd: Path) -> None:
     opened = Opened(browser, odd)
     for cell in opened.page.locator("svg .cell.wrong").all():
         told = cell.locator("title").text_content()
-        cell.dispatch_event("click")  # a click would hit the page while it still scrolls to the pictures
+        cell.dispatch_event("click")  # a click would hit the page while it still scrolls to the images
         count = int(told.rpartition(": ")[2].split()[0])
-        assert opened.texts(".filters output") == [f"{count} picture{'s' if count > 1 else ''}"], told
+        assert opened.texts(".filters output") == [f"{count} image{'s' if count > 1 else ''}"], told
     assert opened.problems == []
 
 
-def test_without_scripts_a_page_shows_its_pictures_and_no_dead_controls(browser: Any, small: Path) -> None:
+def test_without_scripts_a_page_shows_its_images_and_no_dead_controls(browser: Any, small: Path) -> None:
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(small.as_uri())
     assert page.locator(".gallery > li").last.is_visible()
@@ -217,7 +217,7 @@ def test_the_page_never_scrolls_sideways(
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_report_of_10000_pictures_in_100_classes_is_light_and_works(
+def test_a_report_of_10000_images_in_100_classes_is_light_and_works(
     browser: Any, large: Path, record_property: Callable[[str, object], None]
 ) -> None:
     assert large.stat().st_size < 15_000_000
@@ -235,5 +235,5 @@ def test_a_report_of_10000_pictures_in_100_classes_is_light_and_works(
     page.locator("#per-class th:nth-child(3) button").click()
     values = [float(text.rstrip("%")) for text in opened.texts("#per-class tbody tr td:nth-child(3)")]
     assert values == sorted(values, reverse=True) and len(values) == 100
-    assert "2 pictures could not be read" in page.locator(".summary").inner_text()
+    assert "2 images could not be read" in page.locator(".summary").inner_text()
     assert opened.problems == []

@@ -20,9 +20,9 @@ from tests.served import DIGITS, Server, data_uri, digit_png, serving
 pytestmark = pytest.mark.e2e
 
 
-def user(text: str | None, *pictures: bytes) -> dict[str, object]:
+def user(text: str | None, *images: bytes) -> dict[str, object]:
     content: list[dict[str, object]] = [
-        {"type": "image_url", "image_url": {"url": data_uri(picture)}} for picture in pictures
+        {"type": "image_url", "image_url": {"url": data_uri(image)}} for image in images
     ]
     if text is not None:
         content.append({"type": "text", "text": text})
@@ -69,16 +69,16 @@ def test_the_server_says_what_predict_says(server: Server, tmp_path: Path) -> No
 
 
 def test_batched_answers_are_those_of_single_requests(server: Server) -> None:
-    pictures = [digit_png(number) for number in range(24)]
+    images = [digit_png(number) for number in range(24)]
     with httpx.Client(base_url=server.url, timeout=60) as http:
 
-        def ask(picture: bytes) -> dict[str, float]:
-            answer = http.post("/v1/classify", files={"image": picture}).json()
+        def ask(image: bytes) -> dict[str, float]:
+            answer = http.post("/v1/classify", files={"image": image}).json()
             return {entry["label"]: entry["probability"] for entry in answer["probabilities"]}
 
-        alone = [ask(picture) for picture in pictures]
+        alone = [ask(image) for image in images]
         with concurrent.futures.ThreadPoolExecutor(24) as pool:
-            together = list(pool.map(ask, pictures))
+            together = list(pool.map(ask, images))
         metrics = http.get("/metrics").text
     num_batches = float(metrics.split("vlmtune_batch_size_count ")[1].split("\n")[0])
     num_alone = float(metrics.split('vlmtune_batch_size_bucket{le="1.0"} ')[1].split("\n")[0])
@@ -167,7 +167,7 @@ def test_a_schema_whose_only_freedom_is_an_enum_is_a_closed_set(
     assert json.loads(answer.choices[0].message.content or "") == expected
 
 
-def test_a_conversation_of_several_turns_and_pictures_is_answered(client: openai.OpenAI) -> None:
+def test_a_conversation_of_several_turns_and_images_is_answered(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="digits",
         messages=[

@@ -93,7 +93,7 @@ BROKEN_JSON = (
 )
 
 KINDS: dict[str, Callable[[random.Random], Request]] = {
-    "truncated picture": lambda rng: form(GOOD[: rng.randrange(1, len(GOOD) - 20)]),
+    "truncated image": lambda rng: form(GOOD[: rng.randrange(1, len(GOOD) - 20)]),
     "flipped bytes in the header": lambda rng: form(bytes(rng.randrange(256) for _ in range(16)) + GOOD[16:]),
     "bomb in a form": lambda rng: form(BOMB),
     "bomb in JSON": lambda rng: classify(image=data_uri(BOMB)),
@@ -101,13 +101,13 @@ KINDS: dict[str, Callable[[random.Random], Request]] = {
     "impossible size": lambda rng: form(HUGE),
     "WebP canvas": lambda rng: form(WEBP_CANVAS + bytes(64), "image/webp"),
     "wrong MIME type": lambda rng: form(GOOD, rng.choice(("text/html", "application/pdf", "video/mp4"))),
-    "no picture": lambda rng: form(rng.choice((b"<html>", b"%PDF-1.7", b"MZ", b"", b"%!PS-Adobe-3.0 EPSF-3.0"))),
+    "no image": lambda rng: form(rng.choice((b"<html>", b"%PDF-1.7", b"MZ", b"", b"%!PS-Adobe-3.0 EPSF-3.0"))),
     "wrong content type": lambda rng: post("/v1/classify", GOOD, rng.choice((b"text/plain", b"image/png", b"x"))),
     "broken JSON": lambda rng: post(rng.choice(("/v1/classify", "/v1/chat/completions")), rng.choice(BROKEN_JSON)),
     "unfinished form": lambda rng: form(GOOD, is_whole=False),
     "two files": lambda rng: form(GOOD + b"\r\n--B\r\ncontent-disposition: form-data; name=x; filename=y\r\n\r\nz"),
     "path as field": lambda rng: form(GOOD, name=rng.choice(PATHS).replace("\0", ""), field="../x"),
-    "path as picture": lambda rng: classify(image=rng.choice(PATHS)),
+    "path as image": lambda rng: classify(image=rng.choice(PATHS)),
     "private address": lambda rng: classify(image=rng.choice(PRIVATE)),
     "private address in a chat": lambda rng: chat(rng.choice(PRIVATE)),
     "too many labels": lambda rng: classify(image=data_uri(GOOD), labels=[str(n) for n in range(3000)]),
@@ -175,7 +175,7 @@ def test_five_thousand_hostile_requests_are_refused_and_the_next_good_one_is_ans
     assert not [line for line in server.lines if "Traceback" in line]
 
 
-def test_a_picture_within_the_limits_is_answered_whatever_it_is_called(server: Server) -> None:
+def test_a_image_within_the_limits_is_answered_whatever_it_is_called(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for name in ("../../etc/passwd", "a b.png", "ü.png"):
         assert asyncio.run(send((host, int(port)), form(png(), name=name))) == 200

@@ -17,7 +17,7 @@ from vlmtune.serve.schema import DATA_URI  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 
-# A schema can say that text is a data URI of a picture, but not how to draw one.
+# A schema can say that text is a data URI of an image, but not how to draw one.
 schemathesis.openapi.format(DATA_URI, st.sampled_from([data_uri(digit_png(3)), data_uri(png())]))
 # Rules that a schema cannot write down (the model's name, one question with a closed set, special tokens in a text)
 # make requests that fit the schema 400; test_server.py holds those.

@@ -46,7 +46,7 @@ class Opened:
         self.page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
 
 
-def test_an_uploaded_picture_gets_label_bars(browser: Any, server: Server) -> None:
+def test_an_uploaded_image_gets_label_bars(browser: Any, server: Server) -> None:
     opened = Opened(browser, server)
     opened.upload("seven.png", digit_png())
     opened.page.wait_for_selector("#bars li")
@@ -59,7 +59,7 @@ def test_an_uploaded_picture_gets_label_bars(browser: Any, server: Server) -> No
     assert outside == []
 
 
-def test_an_example_is_answered_and_a_pasted_picture_replaces_it(browser: Any, server: Server) -> None:
+def test_an_example_is_answered_and_a_pasted_image_replaces_it(browser: Any, server: Server) -> None:
     opened = Opened(browser, server)
     opened.page.locator("#examples button").nth(3).click()
     opened.page.wait_for_selector("#bars li")
@@ -92,7 +92,7 @@ def test_a_broken_file_is_said_to_be_broken_and_the_next_one_is_answered(browser
     error = opened.page.locator("#error")
     playwright.expect(error).to_contain_text("damaged", timeout=PATIENCE_MS)
     opened.upload("notes.png", b"these are notes")
-    playwright.expect(error).to_contain_text("not a picture in a known format", timeout=PATIENCE_MS)
+    playwright.expect(error).to_contain_text("not an image in a known format", timeout=PATIENCE_MS)
     opened.upload("seven.png", digit_png())
     playwright.expect(opened.page.locator("#verdict")).to_have_text("7", timeout=PATIENCE_MS)
     assert error.is_hidden()

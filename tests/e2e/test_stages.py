@@ -26,10 +26,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, LLaVA-style lists, and the file of both stages."""
     folder = tmp_path_factory.mktemp("stages")
     write_tiny_folder(folder / "base")
-    colours = ("red", "blue", "white", "black")
+    colors = ("red", "blue", "white", "black")
     for number in range(24):
-        Image.new("RGB", (16, 16), colours[number % 4]).save(folder / f"{number}.png")
-    captions = [{"image": f"{n}.png", "caption": f"a {colours[n % 4]} square"} for n in range(24)]
+        Image.new("RGB", (16, 16), colors[number % 4]).save(folder / f"{number}.png")
+    captions = [{"image": f"{n}.png", "caption": f"a {colors[n % 4]} square"} for n in range(24)]
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)))
     talks = [
         {
@@ -37,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "image": f"{n}.png",
             "conversations": [
                 {"from": "human", "value": "<image>\nWhat color?"},
-                {"from": "gpt", "value": colours[n % 4]},
+                {"from": "gpt", "value": colors[n % 4]},
                 {"from": "human", "value": "Is it a circle?"},
                 {"from": "gpt", "value": "no"},
             ],
@@ -121,7 +121,7 @@ def test_the_first_stage_moves_the_connector_alone_and_the_second_goes_on_from_i
     learned = json.loads((second / "run.json").read_text())
     assert {item["pattern"] for item in learned["learned"]} == {"mlp", "connector"}
     notes = json.dumps(learned["data"])
-    assert learned["data"]["splits"]["train"]["used"] == 2 * learned["data"]["splits"]["train"]["pictures"], notes
+    assert learned["data"]["splits"]["train"]["used"] == 2 * learned["data"]["splits"]["train"]["images"], notes
     # An ordinary run folder: opens by its name, with its connector.
     opened = open_adapted(str(second))
     assert opened.model.connector.shape.variant == "dci"

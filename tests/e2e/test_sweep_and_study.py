@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pictures import write_class_folders
+from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.cli.main import main
 from vlmtune.cli.study import can_resume, run_study
@@ -55,15 +55,15 @@ def vlmtune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     root = tmp_path_factory.mktemp("experiment")
-    pictures = write_class_folders(root / "pictures", 12)
-    (pictures / "test" / "dax" / "000.png").write_bytes(b"no picture")
+    images = write_class_folders(root / "images", 12)
+    (images / "test" / "dax" / "000.png").write_bytes(b"no image")
     train = {"batch_size": 6, "learning_rate": 5e-3, "max_steps": 6, "eval_every": 2, "save_every": 2}
     return Experiment.model_validate(
         {
             "name": "run",
             "output_dir": str(root / "runs"),
             "model": {"base": str(write_tiny_folder(root / "base")), "dtype": "float32"},
-            "data": {"source": str(pictures)},
+            "data": {"source": str(images)},
             "train": {**train, "keep_checkpoints": 5},
         }
     )
@@ -123,12 +123,12 @@ def test_ceilings_are_evaluations_that_compare_takes(run: Path, vlmtune: Callabl
     done = vlmtune("ceilings", run, "--json")
     assert done.returncode == 0, done.stderr
     rows = {row["key"]: row for row in json.loads(done.stdout)["rows"]}
-    assert set(rows) == {"majority", "prompt-only-tuned", "prompt-only", "base", "neighbours", "linear-probe"}
-    # Squares of three colours: any features tell them apart; the picture that cannot be read counts as wrong.
+    assert set(rows) == {"majority", "prompt-only-tuned", "prompt-only", "base", "neighbors", "linear-probe"}
+    # Squares of three colors: any features tell them apart; the image that cannot be read counts as wrong.
     assert rows["linear-probe"]["num_correct"] == 35 and rows["linear-probe"]["num_unreadable"] == 1
     assert rows["majority"]["accuracy"] == pytest.approx(1 / 3)
-    grey = read_evaluation(run / rows["prompt-only"]["folder"]).predictions
-    assert len(set(grey.prediction[grey.readable].tolist())) == 1
+    gray = read_evaluation(run / rows["prompt-only"]["folder"]).predictions
+    assert len(set(gray.prediction[gray.readable].tolist())) == 1
     compared = vlmtune("compare", run / rows["majority"]["folder"], run / rows["linear-probe"]["folder"], "--json")
     assert json.loads(compared.stdout)["pairs"][0]["is_significant"]
     page = (run / "report.html").read_text()
@@ -141,7 +141,7 @@ def test_a_report_says_which_command_would_measure_what_is_missing(experiment: E
     assert f"vlmtune ceilings {run}" in (run / "report.html").read_text()
 
 
-def test_ceilings_need_labels_and_pictures(experiment: Experiment, run: Path) -> None:
+def test_ceilings_need_labels_and_images(experiment: Experiment, run: Path) -> None:
     with pytest.raises(DataError, match="label set"):
         Ceilings(run, Splits([], [], [], None), [], {})
 
@@ -159,7 +159,7 @@ def test_a_killed_study_keeps_what_is_finished_and_ends_the_same(experiment: Exp
     (second / "run.json").write_text(json.dumps({**described, "finished": None}))
     page.unlink()
     base = tmp_path / "run-study" / "evaluation" / "test-base" / "evaluation.json"
-    base.write_text(json.dumps({**read_json(base), "data": {"fingerprint": "of other pictures"}}))
+    base.write_text(json.dumps({**read_json(base), "data": {"fingerprint": "of other images"}}))
 
     found, page = run_study(own, [0.5, 1.0], [0])
     assert (first / "run.json").stat().st_mtime_ns == before
@@ -167,7 +167,7 @@ def test_a_killed_study_keeps_what_is_finished_and_ends_the_same(experiment: Exp
         [run["accuracy"] for run in point["runs"]] for point in expected["points"]
     ]
     assert [point["num_train"] for point in found["points"]] == [16, 32]
-    assert read_json(base)["data"]["fingerprint"] != "of other pictures"
+    assert read_json(base)["data"]["fingerprint"] != "of other images"
     assert page.exists() and read_json(page.with_suffix(".json"))["num_planned"] == 2
     assert len(list(page.parent.glob("fraction-*/report.html"))) == 2
 
@@ -180,7 +180,7 @@ def test_a_killed_study_keeps_what_is_finished_and_ends_the_same(experiment: Exp
 def test_the_study_command_reads_several_fractions_after_one_option(
     experiment: Experiment, tmp_path: Path, vlmtune: Callable[..., Done]
 ) -> None:
-    config = tmp_path / "colours.yaml"
+    config = tmp_path / "colors.yaml"
     short = experiment.model_copy(update={"output_dir": str(tmp_path / "runs"), "name": None}, deep=True)
     short.train.max_steps = 2
     config.write_text(dump(short))
@@ -188,7 +188,7 @@ def test_the_study_command_reads_several_fractions_after_one_option(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [point["fraction"] for point in found["points"]] == [0.5, 1.0]
-    assert found["page"] == str(tmp_path / "runs" / "colours-study" / "study.html")
+    assert found["page"] == str(tmp_path / "runs" / "colors-study" / "study.html")
     for arguments, words in ((["--fractions", "0.5", "2"], "found 2"), (["0.5"], "without --fractions")):
         refused = vlmtune("study", config, *arguments)
         assert refused.returncode == 1 and words in refused.stderr

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.pictures import write_class_folders
+from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from tests.wandb_files import items, read_records
 from vlmtune.cli.train import run_training
@@ -30,7 +30,7 @@ MEASURED = ("seconds", "samples_per_s")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tracked")
     write_tiny_folder(root / "base")
-    write_class_folders(root / "pictures", 12)
+    write_class_folders(root / "images", 12)
     return root
 
 
@@ -40,7 +40,7 @@ def experiment(root: Path, name: str, **tracking: Any) -> Experiment:
             "name": name,
             "output_dir": str(root / "runs"),
             "model": {"base": str(root / "base"), "dtype": "float32"},
-            "data": {"source": str(root / "pictures")},
+            "data": {"source": str(root / "images")},
             "train": {"batch_size": 6, "learning_rate": 5e-3, "max_steps": 6, "eval_every": 2, "save_every": 2},
             "tracking": tracking or None,
         }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.pictures import write_class_folders
+from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
@@ -32,18 +32,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_class_folders(tmp_path_factory.mktemp("pictures"), 12)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_class_folders(tmp_path_factory.mktemp("images"), 12)
 
 
-def experiment(base: Path, pictures: Path, output: Path, name: str, **train: object) -> Experiment:
+def experiment(base: Path, images: Path, output: Path, name: str, **train: object) -> Experiment:
     settings = {"batch_size": 6, "learning_rate": 5e-3, "max_steps": 8, "eval_every": 4, "save_every": 4}
     return Experiment.model_validate(
         {
             "name": name,
             "output_dir": str(output),
             "model": {"base": str(base), "dtype": "float32"},
-            "data": {"source": str(pictures)},
+            "data": {"source": str(images)},
             "adapter": {"dropout": 0.1},
             "train": settings | train,
         }
@@ -68,13 +68,13 @@ def adapter_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step-{step:06d}" / "adapter_model.safetensors")
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(base: Path, pictures: Path, tmp_path: Path) -> None:
-    whole, folder = start(experiment(base, pictures, tmp_path, "whole"))
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(base: Path, images: Path, tmp_path: Path) -> None:
+    whole, folder = start(experiment(base, images, tmp_path, "whole"))
     whole.run(folder)
-    stopped, cut = start(experiment(base, pictures, tmp_path, "cut"), stop_after=6)
+    stopped, cut = start(experiment(base, images, tmp_path, "cut"), stop_after=6)
     with pytest.raises(KeyboardInterrupt):
         stopped.run(cut)
-    again, cut = start(experiment(base, pictures, tmp_path, "cut"), resume=True)
+    again, cut = start(experiment(base, images, tmp_path, "cut"), resume=True)
     again.run(cut, resume=True)
     expected, found = adapter_tensors(folder.path, 8), adapter_tensors(cut.path, 8)
     assert expected.keys() == found.keys()
@@ -86,10 +86,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(base: Path, pictu
     assert losses[0] == losses[1]
 
 
-def test_accumulated_micro_batches_learn_what_one_batch_learns(base: Path, pictures: Path, tmp_path: Path) -> None:
+def test_accumulated_micro_batches_learn_what_one_batch_learns(base: Path, images: Path, tmp_path: Path) -> None:
     tensors = []
     for name, train in (("one", {}), ("three", {"batch_size": 2, "gradient_accumulation": 3})):
-        wanted = experiment(base, pictures, tmp_path, name, max_steps=2, eval_every=2, **train)
+        wanted = experiment(base, images, tmp_path, name, max_steps=2, eval_every=2, **train)
         wanted.adapter.dropout = 0.0
         trainer, folder = start(wanted)
         trainer.run(folder)
@@ -98,18 +98,18 @@ def test_accumulated_micro_batches_learn_what_one_batch_learns(base: Path, pictu
         assert torch.allclose(expected, tensors[1][name], atol=2e-5), name
 
 
-def test_a_run_that_is_cut_short_gives_its_feature_cache_back(base: Path, pictures: Path, tmp_path: Path) -> None:
-    stopped, cut = start(experiment(base, pictures, tmp_path, "cut", feature_cache="on"), stop_after=1)
+def test_a_run_that_is_cut_short_gives_its_feature_cache_back(base: Path, images: Path, tmp_path: Path) -> None:
+    stopped, cut = start(experiment(base, images, tmp_path, "cut", feature_cache="on"), stop_after=1)
     with pytest.raises(KeyboardInterrupt):
         stopped.run(cut)
     # While the first trainer still stands, as it does in a search whose trial was pruned.
-    other, folder = start(experiment(base, pictures, tmp_path, "other", feature_cache="on", max_steps=1))
+    other, folder = start(experiment(base, images, tmp_path, "other", feature_cache="on", max_steps=1))
     other.run(folder)
-    assert other.cache_note == "picture features are cached"
+    assert other.cache_note == "image features are cached"
 
 
-def test_the_base_weights_do_not_move(base: Path, pictures: Path, tmp_path: Path) -> None:
-    trainer, folder = start(experiment(base, pictures, tmp_path, "frozen", max_steps=2))
+def test_the_base_weights_do_not_move(base: Path, images: Path, tmp_path: Path) -> None:
+    trainer, folder = start(experiment(base, images, tmp_path, "frozen", max_steps=2))
     trainer.run(folder)
     saved = read_checkpoint(locate(str(base)))
     frozen = {name: p for name, p in trainer.model.named_parameters() if not p.requires_grad}
@@ -118,10 +118,8 @@ def test_the_base_weights_do_not_move(base: Path, pictures: Path, tmp_path: Path
         assert torch.equal(parameter, saved[name]), name
 
 
-def test_only_the_best_and_the_newest_checkpoints_stay(base: Path, pictures: Path, tmp_path: Path) -> None:
-    trainer, folder = start(
-        experiment(base, pictures, tmp_path, "kept", save_every=1, eval_every=4, keep_checkpoints=2)
-    )
+def test_only_the_best_and_the_newest_checkpoints_stay(base: Path, images: Path, tmp_path: Path) -> None:
+    trainer, folder = start(experiment(base, images, tmp_path, "kept", save_every=1, eval_every=4, keep_checkpoints=2))
     trainer.run(folder)
     kept = {path.name for path in list_checkpoints(folder.path)}
     assert {"step-000007", "step-000008", (folder.path / "best").resolve().name} == kept
@@ -132,10 +130,8 @@ def metrics(folder: RunFolder, kind: str) -> list[dict[str, float]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def test_a_resumed_run_with_random_pictures_equals_an_uninterrupted_one(
-    base: Path, pictures: Path, tmp_path: Path
-) -> None:
-    """Mixed and augmented pictures, smoothed targets and balanced order included."""
+def test_a_resumed_run_with_random_images_equals_an_uninterrupted_one(base: Path, images: Path, tmp_path: Path) -> None:
+    """Mixed and augmented images, smoothed targets and balanced order included."""
     settings = {
         "augment": ["flip-crop", "trivialaugment"],
         "mixup": 0.4,
@@ -143,33 +139,33 @@ def test_a_resumed_run_with_random_pictures_equals_an_uninterrupted_one(
         "label_smoothing": 0.1,
         "sampling": "balanced",
     }
-    whole, folder = start(experiment(base, pictures, tmp_path, "whole-random", **settings))
+    whole, folder = start(experiment(base, images, tmp_path, "whole-random", **settings))
     whole.run(folder)
-    stopped, cut = start(experiment(base, pictures, tmp_path, "cut-random", **settings), stop_after=6)
+    stopped, cut = start(experiment(base, images, tmp_path, "cut-random", **settings), stop_after=6)
     with pytest.raises(KeyboardInterrupt):
         stopped.run(cut)
-    again, cut = start(experiment(base, pictures, tmp_path, "cut-random", **settings), resume=True)
+    again, cut = start(experiment(base, images, tmp_path, "cut-random", **settings), resume=True)
     again.run(cut, resume=True)
     expected, found = adapter_tensors(folder.path, 8), adapter_tensors(cut.path, 8)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert [line["loss"] for line in metrics(folder, "train")] == [line["loss"] for line in metrics(cut, "train")]
 
 
-def test_a_run_without_a_gain_stops_and_stays_stopped(base: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_gain_stops_and_stays_stopped(base: Path, images: Path, tmp_path: Path) -> None:
     settings = {"eval_every": 1, "save_every": 1, "patience": 2, "min_gain": 1.0, "max_steps": 8}
-    trainer, folder = start(experiment(base, pictures, tmp_path, "patient", **settings))
+    trainer, folder = start(experiment(base, images, tmp_path, "patient", **settings))
     progress = trainer.run(folder)
     # No accuracy exceeds the first by 1: after it, two validations are waited for.
     assert (progress.step, progress.is_stopped, trainer.is_finished) == (3, True, True)
-    again, folder = start(experiment(base, pictures, tmp_path, "patient", **settings), resume=True)
+    again, folder = start(experiment(base, images, tmp_path, "patient", **settings), resume=True)
     assert again.run(folder, resume=True).step == 3
     assert len(metrics(folder, "train")) == 3
 
 
 def test_the_average_of_the_last_checkpoints_is_validated_and_opens_like_any_other(
-    base: Path, pictures: Path, tmp_path: Path
+    base: Path, images: Path, tmp_path: Path
 ) -> None:
-    wanted = experiment(base, pictures, tmp_path, "averaged", max_steps=6, eval_every=2, save_every=2, average_last=3)
+    wanted = experiment(base, images, tmp_path, "averaged", max_steps=6, eval_every=2, save_every=2, average_last=3)
     trainer, folder = start(wanted)
     progress = trainer.run(folder)
     average = folder.path / "checkpoints" / "average-of-3"
@@ -193,9 +189,9 @@ def test_the_average_of_the_last_checkpoints_is_validated_and_opens_like_any_oth
 
 
 def test_an_average_that_is_better_becomes_the_best(
-    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = experiment(base, pictures, tmp_path, "better", max_steps=4, eval_every=2, save_every=2, average_last=2)
+    wanted = experiment(base, images, tmp_path, "better", max_steps=4, eval_every=2, save_every=2, average_last=2)
     trainer, folder = start(wanted)
     accuracies = iter([0.5, 0.4, 0.6])
     monkeypatch.setattr(trainer.validator, "measure", lambda: Validation(next(accuracies), 1.0, 10, 0))
@@ -204,10 +200,10 @@ def test_an_average_that_is_better_becomes_the_best(
 
 
 def test_so_many_of_the_best_stay_as_asked(
-    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = experiment(
-        base, pictures, tmp_path, "best", max_steps=6, eval_every=1, save_every=1, keep_best=3, keep_checkpoints=1
+        base, images, tmp_path, "best", max_steps=6, eval_every=1, save_every=1, keep_best=3, keep_checkpoints=1
     )
     trainer, folder = start(wanted)
     accuracies = iter([0.5, 0.9, 0.6, 0.8, 0.7, 0.1])
@@ -217,12 +213,12 @@ def test_so_many_of_the_best_stay_as_asked(
     assert (folder.path / "best").resolve().name == "step-000002"
 
 
-def test_the_whole_command_teaches_new_words_and_writes_a_report(pictures: Path, tmp_path: Path) -> None:
+def test_the_whole_command_teaches_new_words_and_writes_a_report(images: Path, tmp_path: Path) -> None:
     wanted = Experiment(name="words", output_dir=str(tmp_path))
-    wanted.data.source = str(pictures)
+    wanted.data.source = str(images)
     wanted.train.max_steps = 40
     result = run_training(wanted)
-    # No picture of the pretraining was called wug, blick or dax.
+    # No image of the pretraining was called wug, blick or dax.
     assert result["test_accuracy"] >= 0.9 > result["base_accuracy"]
     run = tmp_path / "words"
     assert {"config.yaml", "run.json", "preflight.json", "metrics.jsonl", "best", "report.html"} <= {

@@ -86,7 +86,7 @@ def test_drawn_answers_are_the_same_after_a_resume(base: Path, official: Path, t
     assert any(not torch.equal(expected[name], value) for name, value in tensors(folder.path, 8).items())
 
 
-def test_a_batch_holds_the_questions_of_a_picture_and_one_encoding_of_it(
+def test_a_batch_holds_the_questions_of_a_image_and_one_encoding_of_it(
     base: Path, official: Path, tmp_path: Path
 ) -> None:
     trainer, _ = start(experiment(base, official, tmp_path))
@@ -94,7 +94,7 @@ def test_a_batch_holds_the_questions_of_a_picture_and_one_encoding_of_it(
     assert len({shown.example.image_id for shown in batch}) == 2
     assert len({id(shown.image) for shown in batch}) == 2
     messages = [finding.message for finding in preflight(trainer).findings if finding.name == "data"]
-    assert "18 training questions about 6 pictures, 6 validation questions about 2 pictures" in messages[0]
+    assert "18 training questions about 6 images, 6 validation questions about 2 images" in messages[0]
 
 
 def evaluate(wanted: Experiment, folder: Path, name: str, **more: Any) -> Path:
@@ -188,7 +188,7 @@ def test_the_vqav2_recipe_learns_from_a_miniature_in_the_hubs_layout(
     ]  # fmt: skip
     wanted = load_experiment(Path("configs/vqav2.yaml"), overrides)
     trainer, folder = start(wanted)
-    assert len({example.image_id for example in trainer.splits.train}) <= 4, "10 % of 32 pictures, taken whole"
+    assert len({example.image_id for example in trainer.splits.train}) <= 4, "10 % of 32 images, taken whole"
     assert [example.id for example in trainer.splits.test] == [
         str(image * 1000 + place) for image in range(2000, 2006) for place in range(NUM_QUESTIONS)
     ][-10:]

@@ -1,7 +1,7 @@
 """GGUF exports in llama.cpp itself: `make test-gguf`.
 
-What is asked: a fine-tuned `builtin:tiny` on handwritten digits, and a model with LFM2-VL's own picture settings, tiles
-included, that has learned to name colours. `docs/LOG.md` holds a recorded run and what llama.cpp does otherwise.
+What is asked: a fine-tuned `builtin:tiny` on handwritten digits, and a model with LFM2-VL's own image settings, tiles
+included, that has learned to name colors. `docs/LOG.md` holds a recorded run and what llama.cpp does otherwise.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.gguf.tiling_base import (
     SMALL,
     TILED,
     WHOLE,
+    write_images,
     write_photographs,
-    write_pictures,
     write_tiling_base,
 )
 from vlmtune.cli.train import run_training
@@ -28,7 +28,7 @@ from vlmtune.config.schema import Experiment
 from vlmtune.export.formats import find_format, lfm2_vl_parts
 from vlmtune.export.gate import Bounds, held_out_prompts, judge
 from vlmtune.export.gguf_files import write_gguf
-from vlmtune.export.gguf_limits import PictureRules
+from vlmtune.export.gguf_limits import ImageRules
 from vlmtune.export.llama_runtime import LlamaCppRuntime
 from vlmtune.export.run import export
 from vlmtune.export.runtime import Asked, OwnRuntime
@@ -38,7 +38,7 @@ from vlmtune.text.prompt import PromptBuilder
 pytest.importorskip("llama_cpp", reason="make test-gguf compiles it")
 pytestmark = pytest.mark.gguf
 
-NUM_PICTURES = 100
+NUM_IMAGES = 100
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +52,21 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that cuts large pictures into tiles of 512, trained on small ones."""
-    folder = tmp_path_factory.mktemp("colours")
-    experiment = Experiment(name="colours", output_dir=str(folder / "runs"))
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that cuts large images into tiles of 512, trained on small ones."""
+    folder = tmp_path_factory.mktemp("colors")
+    experiment = Experiment(name="colors", output_dir=str(folder / "runs"))
     experiment.model.base = str(write_tiling_base(folder / "base"))
-    experiment.data.source = str(write_pictures(folder / "data", {"train": (640, SMALL), "test": (16, SMALL)}))
+    experiment.data.source = str(write_images(folder / "data", {"train": (640, SMALL), "test": (16, SMALL)}))
     experiment.adapter.targets, experiment.adapter.parts = [], ["everything"]
     experiment.train.max_steps, experiment.train.batch_size = 150, 16
     experiment.train.learning_rate, experiment.train.augment = 2e-3, "none"
     run_training(experiment, with_base=False)
-    return folder / "runs" / "colours"
+    return folder / "runs" / "colors"
 
 
 def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...], num: int) -> Subject:
-    data = write_pictures(folder / "data", {"train": (8, SMALL), "test": (num, sizes)})
+    data = write_images(folder / "data", {"train": (8, SMALL), "test": (num, sizes)})
     return open_subject(run, num, [f"data.source={data}"])
 
 
@@ -78,12 +78,12 @@ def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...], num: i
 def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
     digits: Path, tmp_path: Path, dtype: str, agreement: float, difference: float
 ) -> None:
-    made = export(open_subject(digits, NUM_PICTURES), find_format("gguf"), dtype, tmp_path / dtype, Bounds(agreement))
-    assert made.verdict.runtime.startswith("llama.cpp") and made.verdict.num_pictures == NUM_PICTURES
+    made = export(open_subject(digits, NUM_IMAGES), find_format("gguf"), dtype, tmp_path / dtype, Bounds(agreement))
+    assert made.verdict.runtime.startswith("llama.cpp") and made.verdict.num_images == NUM_IMAGES
     assert made.verdict.is_accepted, made.verdict.sentence()
     assert made.verdict.max_probability_difference < difference
-    # llama.cpp cannot be told to leave a picture whole: the gate does what the card says.
-    assert made.verdict.notes == ("100 of 100 pictures were scaled to one tile's size first",)
+    # llama.cpp cannot be told to leave an image whole: the gate does what the card says.
+    assert made.verdict.notes == ("100 of 100 images were scaled to one tile's size first",)
 
 
 def test_greedy_answers_are_the_same(digits: Path, tmp_path: Path) -> None:
@@ -100,37 +100,37 @@ def test_greedy_answers_are_the_same(digits: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("whole", WHOLE), ("tiled", TILED)])
-def test_pictures_in_one_tile_and_in_many_get_the_trained_models_labels(
-    colours: Path, tmp_path: Path, name: str, sizes: tuple[tuple[int, int], ...]
+def test_images_in_one_tile_and_in_many_get_the_trained_models_labels(
+    colors: Path, tmp_path: Path, name: str, sizes: tuple[tuple[int, int], ...]
 ) -> None:
-    subject = held_out(colours, tmp_path, sizes, NUM_PICTURES)
+    subject = held_out(colors, tmp_path, sizes, NUM_IMAGES)
     made = export(subject, find_format("gguf"), "F16", tmp_path / name, Bounds(0.99))
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()  # the same tokens, tiles' names and thumbnail included
 
 
-def test_photographs_get_the_trained_models_labels(colours: Path, tmp_path: Path) -> None:
-    source = write_photographs(tmp_path / "data", NUM_PICTURES)
-    subject = open_subject(colours, NUM_PICTURES, [f"data.source={source}"])
+def test_photographs_get_the_trained_models_labels(colors: Path, tmp_path: Path) -> None:
+    source = write_photographs(tmp_path / "data", NUM_IMAGES)
+    subject = open_subject(colors, NUM_IMAGES, [f"data.source={source}"])
     made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.99))
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()
 
 
-def test_black_bars_are_counted(colours: Path, tmp_path: Path) -> None:
+def test_black_bars_are_counted(colors: Path, tmp_path: Path) -> None:
     made = export(
-        held_out(colours, tmp_path, LETTERBOXED, 8), find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.0, 1.0)
+        held_out(colors, tmp_path, LETTERBOXED, 8), find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.0, 1.0)
     )
-    assert any(note.startswith("8 of 8 pictures are cut into tiles with black bars") for note in made.verdict.notes)
+    assert any(note.startswith("8 of 8 images are cut into tiles with black bars") for note in made.verdict.notes)
 
 
-def test_tiles_of_another_shape_than_the_grids_are_letterboxed(colours: Path, tmp_path: Path) -> None:
-    """llama.cpp keeps the picture's shape and fills up with black, where transformers stretches. If this fails because
+def test_tiles_of_another_shape_than_the_grids_are_letterboxed(colors: Path, tmp_path: Path) -> None:
+    """llama.cpp keeps the image's shape and fills up with black, where transformers stretches. If this fails because
     they agree, llama.cpp has changed: take the warning out of docs/LOG.md."""
-    trained = open_subject(colours, 1).open()
-    picture = np.full((700, 1500, 3), 200, np.uint8)
-    picture[:, :, 2] = 30
-    ours, theirs = _embeddings(trained, tmp_path, picture)
+    trained = open_subject(colors, 1).open()
+    image = np.full((700, 1500, 3), 200, np.uint8)
+    image[:, :, 2] = 30
+    ours, theirs = _embeddings(trained, tmp_path, image)
     assert ours.shape == theirs.shape
     assert _distance(ours, theirs) > 0.1
     whole = np.full((1024, 1024, 3), 200, np.uint8)
@@ -138,11 +138,11 @@ def test_tiles_of_another_shape_than_the_grids_are_letterboxed(colours: Path, tm
     assert _distance(*_embeddings(trained, tmp_path, whole)) < 0.01
 
 
-def test_every_picture_feature_is_ours_where_nothing_is_resized(colours: Path, tmp_path: Path) -> None:
+def test_every_image_feature_is_ours_where_nothing_is_resized(colors: Path, tmp_path: Path) -> None:
     """512 × 512: one tile as it is, positions interpolated from 8 × 8 to 32 × 32, pixel-unshuffle, connector."""
-    trained = open_subject(colours, 1).open()
-    picture = np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8)
-    ours, theirs = _embeddings(trained, tmp_path, picture)
+    trained = open_subject(colors, 1).open()
+    image = np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8)
+    ours, theirs = _embeddings(trained, tmp_path, image)
     assert ours.shape == theirs.shape == (256, 64)
     assert _distance(ours, theirs) < 0.005
 
@@ -180,7 +180,7 @@ def _distance(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _embeddings(trained: object, folder: Path, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(ours, llama.cpp's) float32[T, D] of one picture, in float32 files."""
+    """(ours, llama.cpp's) float32[T, D] of one image, in float32 files."""
     from PIL import Image
 
     from vlmtune.models.registry import OpenedModel
@@ -188,13 +188,13 @@ def _embeddings(trained: object, folder: Path, pixels: np.ndarray) -> tuple[np.n
     assert isinstance(trained, OpenedModel)
     model, processor = lfm2_vl_parts(trained)
     files = write_gguf(folder, "features", model, trained.tokenizer, processor, "F32")
-    rules = PictureRules(processor.settings)
+    rules = ImageRules(processor.settings)
     runtime = LlamaCppRuntime(files.model, files.projector, rules, trained.tokenizer.image_token_id)
-    picture = Image.fromarray(pixels)
-    processed = processor.process(picture)
+    image = Image.fromarray(pixels)
+    processed = processor.process(image)
     with torch.inference_mode():
         ours = model.encode_images([processed])[0].numpy()
-    found = list(_encoded_chunks(runtime, Asked("picture", picture, processed, [], "a", "b"), ours.shape[1]))
+    found = list(_encoded_chunks(runtime, Asked("image", image, processed, [], "a", "b"), ours.shape[1]))
     runtime.close()
     return ours, np.concatenate(found)
 

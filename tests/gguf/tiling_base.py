@@ -1,5 +1,5 @@
-"""A base with LFM2-VL's own picture settings (patches of 16, tiles of 512, thumbnail), small enough for a CPU, and
-pictures of many shapes for it. It starts random and learns to name a colour in a minute (`train`)."""
+"""A base with LFM2-VL's own image settings (patches of 16, tiles of 512, thumbnail), small enough for a CPU, and
+images of many shapes for it. It starts random and learns to name a color in a minute (`train`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor, Lfm2VlImageSetti
 from vlmtune.models.weights import save_hf
 from vlmtune.text.build_tokenizer import train_tokenizer
 
-COLOURS = ("red", "amber", "lime", "green", "cyan", "blue", "violet", "pink")
+COLORS = ("red", "amber", "lime", "green", "cyan", "blue", "violet", "pink")
 
-# (width, height): small ones to learn from; one tile; tiles in a grid of the picture's shape; tiles of another shape.
+# (width, height): small ones to learn from; one tile; tiles in a grid of the image's shape; tiles of another shape.
 SMALL = ((224, 224), (256, 256), (320, 192))
 WHOLE = ((512, 512), (320, 256), (640, 480), (97, 211))
 TILED = ((1024, 1024), (1152, 576), (768, 1536))
@@ -27,9 +27,7 @@ LETTERBOXED = ((1200, 700), (900, 1000), (1500, 700))
 
 def write_tiling_base(folder: Path, seed: int = 0) -> Path:
     """Save the model as the hub would hold it; returns the folder."""
-    tokenizer = train_tokenizer(
-        [f"{colour} picture of {colour}, choose what it shows" for colour in COLOURS] * 4, 900, 10
-    )
+    tokenizer = train_tokenizer([f"{color} image of {color}, choose what it shows" for color in COLORS] * 4, 900, 10)
     config = {
         "model_type": "lfm2_vl",
         "text_config": {
@@ -53,7 +51,7 @@ def write_tiling_base(folder: Path, seed: int = 0) -> Path:
             "intermediate_size": 96,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "num_patches": 64,  # 8 × 8 positions: every picture's are interpolated
+            "num_patches": 64,  # 8 × 8 positions: every image's are interpolated
             "patch_size": 16,
         },
         "projector_hidden_size": 96,
@@ -70,51 +68,51 @@ def write_tiling_base(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_pictures(root: Path, splits: Mapping[str, tuple[int, tuple[tuple[int, int], ...]]]) -> Path:
-    """`root`/split/colour/number.png for each split's (number of pictures, sizes to go round); returns root."""
+def write_images(root: Path, splits: Mapping[str, tuple[int, tuple[tuple[int, int], ...]]]) -> Path:
+    """`root`/split/color/number.png for each split's (number of images, sizes to go round); returns root."""
     rng = np.random.default_rng(0)
     for split, (num, sizes) in splits.items():
         for number in range(num):
-            colour = number % len(COLOURS)
-            folder = root / split / COLOURS[colour]
+            color = number % len(COLORS)
+            folder = root / split / COLORS[color]
             folder.mkdir(parents=True, exist_ok=True)
-            size = sizes[number // len(COLOURS) % len(sizes)]
-            _draw(rng, colour, size).save(folder / f"{number:04d}.png", compress_level=1)
+            size = sizes[number // len(COLORS) % len(sizes)]
+            _draw(rng, color, size).save(folder / f"{number:04d}.png", compress_level=1)
     return root
 
 
 def write_photographs(root: Path, num: int) -> Path:
-    """Cuttings of scikit-learn's two photographs in the same folders (which colour they get says nothing): as they are,
+    """Cuttings of scikit-learn's two photographs in the same folders (which color they get says nothing): as they are,
     and every third enlarged until it is cut into tiles; returns root."""
     from sklearn.datasets import load_sample_images
 
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     rng = np.random.default_rng(0)
-    for number in range(num + len(COLOURS)):
+    for number in range(num + len(COLORS)):
         split = "test" if number < num else "train"
-        folder = root / split / COLOURS[number % len(COLOURS)]
+        folder = root / split / COLORS[number % len(COLORS)]
         folder.mkdir(parents=True, exist_ok=True)
         photograph = photographs[number % 2]
         width, height = (int(rng.integers(9, side // 32) * 32) for side in photograph.size)
         x, y = int(rng.integers(0, photograph.width - width)), int(rng.integers(0, photograph.height - height))
-        picture = photograph.crop((x, y, x + width, y + height))
+        image = photograph.crop((x, y, x + width, y + height))
         if number % 3 == 0:
-            picture = picture.resize(TILED[number // 3 % len(TILED)], Image.Resampling.LANCZOS)
-        picture.save(folder / f"{number:04d}.png", compress_level=1)
+            image = image.resize(TILED[number // 3 % len(TILED)], Image.Resampling.LANCZOS)
+        image.save(folder / f"{number:04d}.png", compress_level=1)
     return root
 
 
-def _draw(rng: np.random.Generator, colour: int, size: tuple[int, int]) -> Image.Image:
-    """Most of it in one eighth of the circle of hues, up to its edges; grey shapes and noise over it."""
+def _draw(rng: np.random.Generator, color: int, size: tuple[int, int]) -> Image.Image:
+    """Most of it in one eighth of the circle of hues, up to its edges; gray shapes and noise over it."""
     width, height = size
-    hue = (colour + rng.random()) / len(COLOURS)
+    hue = (color + rng.random()) / len(COLORS)
     ends = [[int(255 * level) for level in colorsys.hsv_to_rgb(hue, *rng.uniform(0.5, 1, 2))] for _ in range(4)]
-    picture = Image.fromarray(np.array(ends, np.uint8).reshape(2, 2, 3)).resize(size, Image.Resampling.BILINEAR)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.array(ends, np.uint8).reshape(2, 2, 3)).resize(size, Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(2, 6))):
         x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
         side = int(rng.integers(8, max(9, min(size) // 3)))
-        grey = (int(rng.integers(0, 256)),) * 3
-        (draw.ellipse if rng.random() < 0.5 else draw.rectangle)([x, y, x + side, y + side], fill=grey)
-    pixels = np.asarray(picture).astype(np.int16) + rng.integers(-20, 21, (height, width, 3))
+        gray = (int(rng.integers(0, 256)),) * 3
+        (draw.ellipse if rng.random() < 0.5 else draw.rectangle)([x, y, x + side, y + side], fill=gray)
+    pixels = np.asarray(image).astype(np.int16) + rng.integers(-20, 21, (height, width, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Runs transformers' LFM2-VL processor in a process of its own and writes what it made of some pictures.
+"""Runs transformers' LFM2-VL processor in a process of its own and writes what it made of some images.
 
 Why apart: transformers' image processors need torchvision, whose wheels are built for CUDA. Beside a CPU torch it has
 to be imported with its missing operators declared first, before transformers is; and merely being installed next to
@@ -45,7 +45,7 @@ CASES: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "tolerant": ((1000, 1000), {"max_pixels_tolerance": 8.0}),
     "bicubic": ((333, 444), {"resample": 3}),
     "imagenet_statistics": ((100, 90), {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}),
-    "not_normalised": ((100, 90), {"do_normalize": False}),
+    "not_normalized": ((100, 90), {"do_normalize": False}),
     "not_rescaled": ((100, 90), {"do_rescale": False}),
     "no_factor": ((100, 90), {"downsample_factor": 1, "min_image_tokens": 16, "max_image_tokens": 64}),
     "tiny_as_it_is": ((32, 32), TINY),
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
 }
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def make_image(height: int, width: int, seed: int = 0) -> Image.Image:
     """Noise over gradients: every level occurs, and neither resampling nor rounding goes unseen."""
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
@@ -97,9 +97,9 @@ def main(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     results = {}
     for name, ((height, width), settings) in cases().items():
-        # A processor made anew for each: transformers caches the normalisation of the first settings it sees.
+        # A processor made anew for each: transformers caches the normalization of the first settings it sees.
         processor = Lfm2VlProcessor(Lfm2VlImageProcessor(**settings), tokenizer)
-        made = processor(images=[picture(height, width)], text=["<image>"], return_tensors="pt")
+        made = processor(images=[make_image(height, width)], text=["<image>"], return_tensors="pt")
         for key in ("pixel_values", "pixel_attention_mask", "spatial_shapes", "input_ids"):
             results[f"{name}.{key}"] = made[key].contiguous()
     save_file(results, folder / "results.safetensors")

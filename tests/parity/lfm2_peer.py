@@ -57,7 +57,7 @@ def build_pair(seed: int = 0, **changes: Any) -> tuple[Any, Lfm2Vl]:
     peer = Lfm2VlForConditionalGeneration(PeerConfig(**values)).eval()
     with torch.no_grad():
         for parameter in peer.parameters():
-            # Zero biases and unit norms would hide a missing term: randomise everything.
+            # Zero biases and unit norms would hide a missing term: randomize everything.
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.5 if parameter.dim() == 1 else 0.0))
     ours = Lfm2Vl(Lfm2VlConfig.from_dict(values)).eval()
     weights = {name: tensor for name, tensor in peer.state_dict().items() if name != "lm_head.weight"}
@@ -65,16 +65,16 @@ def build_pair(seed: int = 0, **changes: Any) -> tuple[Any, Lfm2Vl]:
     return peer, ours
 
 
-def random_picture(grids: list[tuple[int, int]], seed: int) -> ProcessedImage:
+def random_image(grids: list[tuple[int, int]], seed: int) -> ProcessedImage:
     """Random patches for tiles of the given grids (in patches, both even)."""
     generator = torch.Generator().manual_seed(seed)
     tiles = [(torch.randn(rows * columns, 48, generator=generator), (rows, columns)) for rows, columns in grids]
     return ProcessedImage(tiles=tiles, text="", num_tokens=sum(r * c // 4 for r, c in grids))
 
 
-def peer_pixels(pictures: list[ProcessedImage]) -> dict[str, torch.Tensor]:
-    """The pictures as transformers' model takes them: padded to the longest tile."""
-    tiles = [tile for picture in pictures for tile in picture.tiles]
+def peer_pixels(images: list[ProcessedImage]) -> dict[str, torch.Tensor]:
+    """The images as transformers' model takes them: padded to the longest tile."""
+    tiles = [tile for image in images for tile in image.tiles]
     longest = max(len(patches) for patches, _ in tiles)
     pixels = torch.zeros(len(tiles), longest, 48)
     mask = torch.zeros(len(tiles), longest, dtype=torch.int32)

@@ -70,7 +70,7 @@ def build_pair(generation: Generation, seed: int = 0, side: int = 3, **text: Any
     peer = PaliGemmaForConditionalGeneration._from_config(PeerConfig(**values), attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in peer.parameters():
-            # Zero biases and unit norms would hide a missing term: randomise everything.
+            # Zero biases and unit norms would hide a missing term: randomize everything.
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.3 if parameter.dim() == 1 else 0.0))
     ours = PaliGemma(PaliGemmaConfig.from_dict(values)).eval()
     weights = {name: tensor for name, tensor in peer.state_dict().items() if name != "lm_head.weight"}
@@ -78,8 +78,8 @@ def build_pair(generation: Generation, seed: int = 0, side: int = 3, **text: Any
     return peer, ours
 
 
-def random_picture(seed: int, side: int = 3) -> tuple[ProcessedImage, Tensor]:
-    """A picture as we take it, and as transformers does: float32[1, 3, side * patch, side * patch]."""
+def random_image(seed: int, side: int = 3) -> tuple[ProcessedImage, Tensor]:
+    """An image as we take it, and as transformers does: float32[1, 3, side * patch, side * patch]."""
     pixels = torch.randn(3, side * PATCH, side * PATCH, generator=torch.Generator().manual_seed(seed))
     grid = pixels.view(3, side, PATCH, side, PATCH).permute(1, 3, 0, 2, 4)
     patches = grid.reshape(side * side, 3 * PATCH * PATCH)

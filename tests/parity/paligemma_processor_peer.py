@@ -1,4 +1,4 @@
-"""Runs transformers' PaliGemma processor in a process of its own and writes what it made of pictures and prompts.
+"""Runs transformers' PaliGemma processor in a process of its own and writes what it made of images and prompts.
 
 Why apart, and what to install: see `images_peer.py`. Usage: python paligemma_processor_peer.py FOLDER. FOLDER holds a
 tokenizer; `results.safetensors` is written there.
@@ -13,9 +13,9 @@ from typing import Any
 from PIL import Image
 
 if __name__ == "__main__":
-    from images_peer import PEERS, declare_torchvision, picture
+    from images_peer import PEERS, declare_torchvision, make_image
 else:
-    from tests.parity.images_peer import PEERS, declare_torchvision, picture
+    from tests.parity.images_peer import PEERS, declare_torchvision, make_image
 
 # Name: (height, width), mode, pixels a side, patch, settings that differ from the checkpoints'.
 CASES: dict[str, tuple[tuple[int, int], str, int, int, dict[str, Any]]] = {
@@ -26,14 +26,14 @@ CASES: dict[str, tuple[tuple[int, int], str, int, int, dict[str, Any]]] = {
     "photo": ((600, 900), "RGB", 224, 14, {}),
     "photo_448": ((600, 900), "RGB", 448, 14, {}),
     "photo_896": ((600, 900), "RGB", 896, 14, {}),
-    "grey": ((100, 80), "L", 224, 14, {}),
+    "gray": ((100, 80), "L", 224, 14, {}),
     "transparent": ((100, 80), "RGBA", 224, 14, {}),
     "palette": ((100, 80), "P", 224, 14, {}),
     "bilinear": ((100, 80), "RGB", 224, 14, {"resample": 2}),
     "imagenet_statistics": (
         (100, 90), "RGB", 16, 4, {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
     ),
-    "not_normalised": ((100, 90), "RGB", 16, 4, {"do_normalize": False}),
+    "not_normalized": ((100, 90), "RGB", 16, 4, {"do_normalize": False}),
     "not_rescaled": ((100, 90), "RGB", 16, 4, {"do_rescale": False}),
 }  # fmt: skip
 # Prompt, answer.
@@ -47,11 +47,11 @@ PROMPTS: dict[str, tuple[str, str]] = {
 }
 
 
-def case_picture(name: str) -> Image.Image:
+def case_image(name: str) -> Image.Image:
     (height, width), mode, *_ = CASES[name]
-    image = picture(height, width)
+    image = make_image(height, width)
     if mode == "RGBA":
-        image.putalpha(picture(height, width, 1).convert("L"))
+        image.putalpha(make_image(height, width, 1).convert("L"))
     return image.convert(mode)
 
 
@@ -67,15 +67,15 @@ def main(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     results = {}
     for name, (_, _, size, patch, settings) in CASES.items():
-        # A processor made anew for each: transformers caches the normalisation of the first settings it sees.
+        # A processor made anew for each: transformers caches the normalization of the first settings it sees.
         images = SiglipImageProcessor(
             size={"height": size, "width": size}, image_seq_length=(size // patch) ** 2, **settings
         )
-        results[f"{name}.pixels"] = images(case_picture(name), return_tensors="pt")["pixel_values"].contiguous()
+        results[f"{name}.pixels"] = images(case_image(name), return_tensors="pt")["pixel_values"].contiguous()
     images = SiglipImageProcessor(size={"height": 16, "width": 16}, image_seq_length=16)
     processor = PaliGemmaProcessor(images, tokenizer)
     for name, (prompt, answer) in PROMPTS.items():
-        made = processor(images=[case_picture("exact")], text=["<image>" + prompt], suffix=[answer])
+        made = processor(images=[case_image("exact")], text=["<image>" + prompt], suffix=[answer])
         results[f"{name}.ids"] = torch.tensor(made["input_ids"][0])
         results[f"{name}.types"] = torch.tensor(made["token_type_ids"][0])
     save_file(results, folder / "results.safetensors")

@@ -1,4 +1,4 @@
-"""Exports open in transformers and PEFT with our answers, on a hundred pictures, for both families."""
+"""Exports open in transformers and PEFT with our answers, on a hundred images, for both families."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlmtune.text.prompt import PromptBuilder
 
 pytestmark = pytest.mark.parity
 
-NUM_PICTURES = 100
+NUM_IMAGES = 100
 # Labels' probabilities, float32 on both sides, prompts of 100 to 250 tokens.
 PROBABILITY = 1e-4
 MAX_NEW_TOKENS = 4
@@ -35,7 +35,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param != "lfm2_vl":
         base = str(write_tiny_paligemma(folder / "base", 2 if request.param == "paligemma2" else 1, seed=1))
         targets, noise = tuple(target for target in targets if target != "conv"), 0.3
-    return open_subject(write_run(folder / "run", base, targets=targets, noise=noise), NUM_PICTURES)
+    return open_subject(write_run(folder / "run", base, targets=targets, noise=noise), NUM_IMAGES)
 
 
 @pytest.mark.parametrize("name", ["merged", "peft"])
@@ -45,7 +45,7 @@ def test_an_export_gives_the_trained_models_labels_and_greedy_answers(
     form = find_format(name)
     made = export(subject, form, choose_dtype(form, None), tmp_path / name, bounds=Bounds(1.0))
     assert "transformers" in made.verdict.runtime
-    assert (made.verdict.num_pictures, made.verdict.num_agree) == (NUM_PICTURES, NUM_PICTURES)
+    assert (made.verdict.num_images, made.verdict.num_agree) == (NUM_IMAGES, NUM_IMAGES)
     assert made.verdict.max_probability_difference < PROBABILITY
 
     trained = subject.open()
@@ -58,12 +58,12 @@ def test_an_export_gives_the_trained_models_labels_and_greedy_answers(
         ours = own.greedy(asked, end, MAX_NEW_TOKENS)
         assert theirs.greedy(asked, end, MAX_NEW_TOKENS) == ours
         answers.add(tuple(ours))
-    assert len(answers) > 1  # a model that says the same of every picture would show nothing
+    assert len(answers) > 1  # a model that says the same of every image would show nothing
 
 
 def test_a_bfloat16_merge_is_rounded_once(subject: Subject, tmp_path: Path) -> None:
     form = find_format("merged")
-    few = dataclasses.replace(subject, pictures=subject.pictures[:3])
+    few = dataclasses.replace(subject, images=subject.images[:3])
     made = export(few, form, "bfloat16", tmp_path / "merged", bounds=Bounds(0.0, 1.0))
     stored = load_file(made.folder / "model.safetensors")
     merged = subject.open(dtype="float32")

@@ -49,8 +49,8 @@ def models() -> tuple[Any, Lfm2Vl]:
     weights = {}
     for name, parameter in ours.named_parameters():
         spread = 0.02 if parameter.dim() > 1 else 0.1
-        centre = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
-        weights[name] = torch.empty(parameter.shape).normal_(centre, spread, generator=generator)
+        center = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
+        weights[name] = torch.empty(parameter.shape).normal_(center, spread, generator=generator)
     ours.load_state_dict(weights, strict=True, assign=True)
     weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
     peer.load_state_dict(weights, strict=True, assign=True)
@@ -62,7 +62,7 @@ def models() -> tuple[Any, Lfm2Vl]:
     return peer.eval(), ours.eval()
 
 
-def picture(grid: tuple[int, int], seed: int) -> ProcessedImage:
+def make_image(grid: tuple[int, int], seed: int) -> ProcessedImage:
     patches = torch.randn(grid[0] * grid[1], 768, generator=torch.Generator().manual_seed(seed))
     return ProcessedImage([(patches, grid)], "", grid[0] * grid[1] // 4)
 
@@ -70,17 +70,17 @@ def picture(grid: tuple[int, int], seed: int) -> ProcessedImage:
 def test_the_real_size_equals_transformers(models: tuple[Any, Lfm2Vl]) -> None:
     peer, ours = models
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in peer.parameters())
-    pictures = [picture((8, 8), 1), picture((4, 12), 2)]
+    images = [make_image((8, 8), 1), make_image((4, 12), 2)]
     generator = torch.Generator().manual_seed(3)
     text = torch.randint(400, 65536, (14,), generator=generator).tolist()
     ids = text[:4] + [IMAGE_TOKEN] * 16 + text[4:6] + [IMAGE_TOKEN] * 12 + text[6:]
-    longest = max(len(p.tiles[0][0]) for p in pictures)
-    pixels = torch.stack([F.pad(p.tiles[0][0], (0, 0, 0, longest - len(p.tiles[0][0]))) for p in pictures])
-    mask = torch.stack([(torch.arange(longest) < len(p.tiles[0][0])).int() for p in pictures])
+    longest = max(len(p.tiles[0][0]) for p in images)
+    pixels = torch.stack([F.pad(p.tiles[0][0], (0, 0, 0, longest - len(p.tiles[0][0]))) for p in images])
+    mask = torch.stack([(torch.arange(longest) < len(p.tiles[0][0])).int() for p in images])
     inputs = {
         "pixel_values": pixels,
         "pixel_attention_mask": mask,
-        "spatial_shapes": torch.tensor([p.tiles[0][1] for p in pictures]),
+        "spatial_shapes": torch.tensor([p.tiles[0][1] for p in images]),
     }
     labels = torch.tensor([[-100] * (len(ids) - 3) + ids[-3:]])
     out = peer(input_ids=torch.tensor([ids]), labels=labels, **inputs)
@@ -90,7 +90,7 @@ def test_the_real_size_equals_transformers(models: tuple[Any, Lfm2Vl]) -> None:
         parameter.grad = None
 
     rows = Rows.chains([len(ids) - 1], read_last=3)
-    hidden = ours.decode(ours.embed(torch.tensor(ids[:-1]), ours.encode_images(pictures)), [rows]).hidden
+    hidden = ours.decode(ours.embed(torch.tensor(ids[:-1]), ours.encode_images(images)), [rows]).hidden
     logits = ours.logits(hidden)
     loss = F.cross_entropy(logits, torch.tensor(ids[-3:]))
     loss.backward()
@@ -108,7 +108,7 @@ def test_the_real_size_equals_transformers(models: tuple[Any, Lfm2Vl]) -> None:
         generated = peer.generate(
             input_ids=torch.tensor([ids]), max_new_tokens=4, do_sample=False, eos_token_id=None, **inputs
         )[0, len(ids) :].tolist()
-        embeddings = ours.embed(torch.tensor(ids), ours.encode_images(pictures))
+        embeddings = ours.embed(torch.tensor(ids), ours.encode_images(images))
         decoded = ours.decode(embeddings, [Rows.chains([len(ids)])], want_state=True)
         tokens: list[int] = []
         for _ in range(4):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.parity.images_peer import PEERS, cases, picture
+from tests.parity.images_peer import PEERS, cases, make_image
 from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor, Lfm2VlImageSettings
 from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.text.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["a picture"], vocab_size=1000, max_tile_grid=24)
+    return train_tokenizer(["an image"], vocab_size=1000, max_tile_grid=24)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def peer(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_every_value_and_token_equals_transformers(name: str, peer: dict[str, Tensor], tokenizer: Tokenizer) -> None:
     (height, width), values = cases()[name]
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    ours = Lfm2VlImageProcessor(Lfm2VlImageSettings(**settings)).process(picture(height, width))
+    ours = Lfm2VlImageProcessor(Lfm2VlImageSettings(**settings)).process(make_image(height, width))
     assert [list(shape) for _, shape in ours.tiles] == peer[f"{name}.spatial_shapes"].tolist()
     for (patches, (rows, columns)), theirs in zip(ours.tiles, peer[f"{name}.pixel_values"], strict=True):
         # Not by its mask, which is too short for a strip that exceeds the most tokens.

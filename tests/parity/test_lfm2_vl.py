@@ -12,7 +12,7 @@ from tests.parity.lfm2_peer import (
     VOCABULARY,
     build_pair,
     peer_pixels,
-    random_picture,
+    random_image,
     tiny_config,
 )
 from tests.parity.tolerances import GRADIENT, LAYER, LOSS, MODEL
@@ -32,32 +32,32 @@ def random_ids(length: int, seed: int) -> list[int]:
     return torch.randint(6, VOCABULARY, (length,), generator=generator).tolist()
 
 
-def test_tower_and_connector_match_on_ragged_and_tiled_pictures() -> None:
+def test_tower_and_connector_match_on_ragged_and_tiled_images() -> None:
     peer, ours = build_pair()
-    pictures = [
-        random_picture([(4, 4)], 1),
-        random_picture([(2, 6)], 2),
-        random_picture([(4, 4), (6, 4), (2, 2)], 3),
+    images = [
+        random_image([(4, 4)], 1),
+        random_image([(2, 6)], 2),
+        random_image([(4, 4), (6, 4), (2, 2)], 3),
     ]
     with torch.no_grad():
-        theirs = peer.get_image_features(**peer_pixels(pictures)).pooler_output
-        features = ours.encode_images(pictures)
-    assert [len(f) for f in features] == [picture.num_tokens for picture in pictures]
+        theirs = peer.get_image_features(**peer_pixels(images)).pooler_output
+        features = ours.encode_images(images)
+    assert [len(f) for f in features] == [image.num_tokens for image in images]
     assert relative_error(torch.cat(features), torch.cat(list(theirs))) < MODEL
 
 
 def test_every_vision_layer_matches() -> None:
     peer, ours = build_pair()
-    picture = random_picture([(6, 4)], 4)
+    image = random_image([(6, 4)], 4)
     captured: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _m, _i, out: captured.append(out))
         for layer in peer.model.vision_tower.encoder.layers
     ]
     with torch.no_grad():
-        peer.get_image_features(**peer_pixels([picture]))
+        peer.get_image_features(**peer_pixels([image]))
         steps: list[Tensor] = []
-        ours.model.vision_tower(picture.tiles[0][0][None], (6, 4), steps)
+        ours.model.vision_tower(image.tiles[0][0][None], (6, 4), steps)
     for hook in hooks:
         hook.remove()
     for step, theirs in zip(steps[1:], captured, strict=True):
@@ -85,24 +85,24 @@ def test_decoder_layers_and_logits_match_on_ragged_batches(kinds: list[str] | No
             first += len(s)
 
 
-def sequence_with_pictures(seed: int) -> tuple[list[int], list]:
-    pictures = [random_picture([(4, 4)], seed), random_picture([(2, 4), (4, 2)], seed + 1)]
+def sequence_with_images(seed: int) -> tuple[list[int], list]:
+    images = [random_image([(4, 4)], seed), random_image([(2, 4), (4, 2)], seed + 1)]
     ids = (
         random_ids(4, seed) + [IMAGE_TOKEN] * 4 + random_ids(2, seed + 1) + [IMAGE_TOKEN] * 4 + random_ids(6, seed + 2)
     )
-    return ids, pictures
+    return ids, images
 
 
-def test_loss_and_every_gradient_match_with_pictures_in_the_prompt() -> None:
+def test_loss_and_every_gradient_match_with_images_in_the_prompt() -> None:
     peer, ours = build_pair()
-    ids, pictures = sequence_with_pictures(10)
+    ids, images = sequence_with_images(10)
     num_answer = 3
     labels = torch.tensor([[-100] * (len(ids) - num_answer) + ids[-num_answer:]])
-    theirs = peer(input_ids=torch.tensor([ids]), labels=labels, **peer_pixels(pictures)).loss
+    theirs = peer(input_ids=torch.tensor([ids]), labels=labels, **peer_pixels(images)).loss
     theirs.backward()
 
     rows = Rows.chains([len(ids) - 1], read_last=num_answer)
-    embeddings = ours.embed(torch.tensor(ids[:-1]), ours.encode_images(pictures))
+    embeddings = ours.embed(torch.tensor(ids[:-1]), ours.encode_images(images))
     logits = ours.logits(ours.decode(embeddings, [rows]).hidden)
     loss = F.cross_entropy(logits, torch.tensor(ids[-num_answer:]))
     loss.backward()
@@ -133,17 +133,17 @@ def test_continuing_a_state_equals_running_the_whole(cut: int) -> None:
 
 def test_greedy_tokens_match_generate() -> None:
     peer, ours = build_pair()
-    ids, pictures = sequence_with_pictures(20)
+    ids, images = sequence_with_images(20)
     with torch.no_grad():
         theirs = peer.generate(
             input_ids=torch.tensor([ids]),
             max_new_tokens=8,
             do_sample=False,
             eos_token_id=None,
-            **peer_pixels(pictures),
+            **peer_pixels(images),
         )[0, len(ids) :].tolist()
         decoded = ours.decode(
-            ours.embed(torch.tensor(ids), ours.encode_images(pictures)),
+            ours.embed(torch.tensor(ids), ours.encode_images(images)),
             [Rows.chains([len(ids)])],
             want_state=True,
         )

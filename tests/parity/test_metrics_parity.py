@@ -36,7 +36,7 @@ def test_equal_mass_calibration_error_equals_netcal(num_labels: int, seed: int) 
     log_probs, truth = predictions(1500, num_labels, 1.8, seed)
     probs = np.exp(log_probs)
     ours = calibration_error(reliability_bins(probs.max(1), probs.argmax(1) == truth, 15))
-    # The same fifteen bins of 100 pictures; at their edges netcal's quantiles may move one picture.
+    # The same fifteen bins of 100 images; at their edges netcal's quantiles may move one image.
     peer = ECE(bins=15, equal_intervals=False).measure(probs if num_labels > 2 else probs[:, 1], truth)
     if num_labels == 2:  # netcal measures the probability of label 1, so ours is asked the same
         ours = calibration_error(reliability_bins(probs[:, 1], truth == 1, 15))

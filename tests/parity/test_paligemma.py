@@ -16,7 +16,7 @@ from tests.parity.paligemma_peer import (
     peer_logits,
     prompt_ids,
     random_ids,
-    random_picture,
+    random_image,
     tiny_config,
 )
 from tests.parity.tolerances import LAYER, MODEL
@@ -44,21 +44,21 @@ def our_logits(ours: PaliGemma, prompt: list[int], answer: list[int], features: 
 @pytest.mark.parametrize("side", [1, 3, 4])
 def test_tower_layer_by_layer_and_connector_match_at_several_image_sizes(side: int) -> None:
     peer, ours = build_pair(1, side=side)
-    pictures = [random_picture(seed, side) for seed in range(3)]
+    images = [random_image(seed, side) for seed in range(3)]
     captured: list[Tensor] = []
     for layer in peer.model.vision_tower.encoder.layers:
         layer.register_forward_hook(lambda _m, _i, out: captured.append(out))
     with torch.no_grad():
-        theirs = peer.get_image_features(torch.cat([pixels for _, pixels in pictures]))
+        theirs = peer.get_image_features(torch.cat([pixels for _, pixels in images]))
         steps: list[Tensor] = []
-        patches = torch.stack([picture.tiles[0][0] for picture, _ in pictures])
+        patches = torch.stack([image.tiles[0][0] for image, _ in images])
         towered = ours.model.vision_tower(patches, steps)
-        features = ours.encode_images([picture for picture, _ in pictures])
+        features = ours.encode_images([image for image, _ in images])
     for step, expected in zip(steps[1:], captured, strict=True):
         assert relative_error(step, expected) < LAYER
     assert relative_error(towered, theirs.last_hidden_state) < MODEL
     assert relative_error(torch.stack(features), theirs.pooler_output) < MODEL
-    assert [len(f) for f in features] == [picture.num_tokens for picture, _ in pictures]
+    assert [len(f) for f in features] == [image.num_tokens for image, _ in images]
 
 
 @both
@@ -66,7 +66,7 @@ def test_decoder_layers_and_logits_match_on_ragged_prompts(generation: Generatio
     peer, ours = build_pair(generation)
     prompts = [prompt_ids(6, 1), prompt_ids(0, 2), prompt_ids(13, 3)]
     answers = [random_ids(4, 4), random_ids(12, 5), []]
-    pictures = [random_picture(seed) for seed in range(3)]
+    images = [random_image(seed) for seed in range(3)]
     captured: list[Tensor] = []
     for layer in ours.model.language_model.layers:
         layer.register_forward_hook(lambda _m, _i, out: captured.append(out[0]))
@@ -74,10 +74,10 @@ def test_decoder_layers_and_logits_match_on_ragged_prompts(generation: Generatio
     ids = torch.tensor([token for p, a in zip(prompts, answers, strict=True) for token in p + a])
     with torch.no_grad():
         rows = Rows.chains(lengths, read_last=lengths, bidirectional=[len(p) for p in prompts])
-        embeddings = ours.embed(ids, ours.encode_images([picture for picture, _ in pictures]))
+        embeddings = ours.embed(ids, ours.encode_images([image for image, _ in images]))
         logits = ours.logits(ours.decode(embeddings, [rows]).hidden)
         first = 0
-        for prompt, answer, (_, pixels) in zip(prompts, answers, pictures, strict=True):
+        for prompt, answer, (_, pixels) in zip(prompts, answers, images, strict=True):
             out = peer_logits(peer, prompt, answer, pixels, output_hidden_states=True)
             own = slice(first, first + len(prompt) + len(answer))
             assert relative_error(embeddings[own], out.hidden_states[0][0]) < LAYER
@@ -102,13 +102,13 @@ def test_decoder_layers_and_logits_match_on_ragged_prompts(generation: Generatio
 )
 def test_each_of_gemma_2s_settings_means_what_it_means_there(changes: dict[str, object]) -> None:
     peer, ours = build_pair(2, **changes)
-    prompt, answer, (picture, pixels) = prompt_ids(4, 1), random_ids(9, 2), random_picture(3)
+    prompt, answer, (image, pixels) = prompt_ids(4, 1), random_ids(9, 2), random_image(3)
     with torch.no_grad():
         theirs = peer_logits(peer, prompt, answer, pixels).logits[0]
-        assert relative_error(our_logits(ours, prompt, answer, ours.encode_images([picture])), theirs) < MODEL
+        assert relative_error(our_logits(ours, prompt, answer, ours.encode_images([image])), theirs) < MODEL
         _, usual = build_pair(2)
         if not changes.keys() & {"num_key_value_heads", "attention_bias"}:
-            other = our_logits(usual, prompt, answer, usual.encode_images([picture]))
+            other = our_logits(usual, prompt, answer, usual.encode_images([image]))
             assert relative_error(other, theirs) > 0.01, "the setting changes nothing: this test could not fail"
 
 
@@ -116,10 +116,10 @@ def test_each_of_gemma_2s_settings_means_what_it_means_there(changes: dict[str, 
 @pytest.mark.parametrize("cut", [0, 1, 5])
 def test_continuing_a_prompts_state_equals_running_the_whole(generation: Generation, cut: int) -> None:
     peer, ours = build_pair(generation)
-    prompt, answer, (picture, pixels) = prompt_ids(4, 1), random_ids(9, 2), random_picture(3)
+    prompt, answer, (image, pixels) = prompt_ids(4, 1), random_ids(9, 2), random_image(3)
     with torch.no_grad():
         theirs = peer_logits(peer, prompt, answer, pixels).logits[0, len(prompt) + cut :]
-        embeddings = ours.embed(torch.tensor(prompt + answer), ours.encode_images([picture]))
+        embeddings = ours.embed(torch.tensor(prompt + answer), ours.encode_images([image]))
         before = Rows.chains([len(prompt) + cut], bidirectional=[len(prompt)])
         state = ours.decode(embeddings[: len(prompt) + cut], [before], want_state=True).state
         rest = Rows.chains([len(answer) - cut], read_last=len(answer) - cut)
@@ -131,12 +131,12 @@ def test_continuing_a_prompts_state_equals_running_the_whole(generation: Generat
 def test_greedy_tokens_match_generate_on_ragged_prompts(generation: Generation) -> None:
     peer, ours = build_pair(generation)
     prompts = [prompt_ids(3, 1), prompt_ids(9, 2), prompt_ids(0, 3)]
-    pictures = [random_picture(seed) for seed in range(3)]
+    images = [random_image(seed) for seed in range(3)]
     with torch.no_grad():
-        features = ours.encode_images([picture for picture, _ in pictures])
+        features = ours.encode_images([image for image, _ in images])
     questions = [Question(prompt, [own]) for prompt, own in zip(prompts, features, strict=True)]
     answers = generate(ours, None, questions, stop=[], sampling=Sampling(max_new_tokens=10))
-    for prompt, (_, pixels), answer in zip(prompts, pictures, answers, strict=True):
+    for prompt, (_, pixels), answer in zip(prompts, images, answers, strict=True):
         theirs = peer.generate(
             input_ids=torch.tensor([prompt]),
             token_type_ids=torch.zeros(1, len(prompt), dtype=torch.int64),

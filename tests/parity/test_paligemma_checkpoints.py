@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.parity.paligemma_peer import Generation, build_pair, peer_logits, prompt_ids, random_ids, random_picture
+from tests.parity.paligemma_peer import Generation, build_pair, peer_logits, prompt_ids, random_ids, random_image
 from tests.parity.test_paligemma import both, our_logits, relative_error
 from tests.parity.tolerances import MODEL
 from tests.tiny_paligemma import write_tiny_paligemma
@@ -26,7 +26,7 @@ from vlmtune.models.weights import load_strict, read_checkpoint, save_hf
 pytestmark = pytest.mark.parity
 
 PROMPT, ANSWER = prompt_ids(4, 1), random_ids(3, 2)
-PICTURE, PIXELS = random_picture(3)
+IMAGE, PIXELS = random_image(3)
 
 
 def load_ours(folder: Path) -> PaliGemma:
@@ -39,7 +39,7 @@ def load_ours(folder: Path) -> PaliGemma:
 def ours_and_theirs(ours: PaliGemma, peer: torch.nn.Module) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         theirs: Tensor = peer_logits(peer, PROMPT, ANSWER, PIXELS).logits[0]
-        return our_logits(ours, PROMPT, ANSWER, ours.encode_images([PICTURE])), theirs
+        return our_logits(ours, PROMPT, ANSWER, ours.encode_images([IMAGE])), theirs
 
 
 def hub(name: str) -> str:

@@ -107,9 +107,9 @@ def test_one_forward_at_real_shapes(name: str) -> None:
     text, image_size, _ = SIZES[name]
     ours = build_on_meta(config(text, image_size))
     assert isinstance(ours, PaliGemma)
-    picture = ProcessedImage([(torch.empty(256, 588, device="meta"), (16, 16))], "", 256)
+    image = ProcessedImage([(torch.empty(256, 588, device="meta"), (16, 16))], "", 256)
     with torch.no_grad():
-        (features,) = ours.encode_images([picture])
+        (features,) = ours.encode_images([image])
         assert features.shape == (256, text["hidden_size"])
         prompt = torch.cat([features, ours.embed_tokens(torch.zeros(10, dtype=torch.int64, device="meta"))])
         decoded = ours.decode(prompt, [Rows.chains([266], bidirectional=[266])], want_state=True)
@@ -138,14 +138,14 @@ def test_real_widths_compute_what_transformers_does(text: dict[str, Any]) -> Non
     peer.load_state_dict(weights | {"lm_head.weight": weights["model.language_model.embed_tokens.weight"]}, assign=True)
     pixels = torch.randn(1, 3, 224, 224, generator=generator)
     patches = torch.nn.functional.unfold(pixels, 14, stride=14)[0].T
-    picture = ProcessedImage([(patches, (16, 16))], "", 256)
+    image = ProcessedImage([(patches, (16, 16))], "", 256)
     prompt, answer = [999] * 256 + [2, *range(20, 30), 108], [50, 51, 1]
     with torch.no_grad():
         types = torch.tensor([[0] * len(prompt) + [1] * len(answer)])
         labels = torch.tensor([[-100] * len(prompt) + answer])
         ids = torch.tensor([prompt + answer])
         theirs = peer(ids, pixel_values=pixels, token_type_ids=types, attention_mask=types * 0 + 1, labels=labels)
-        features = ours.encode_images([picture])
+        features = ours.encode_images([image])
         step = sample_loss(ours, [], [Sample(prompt, features, [Answer(answer)])])
         rows = Rows.chains([len(ids[0])], read_last=len(ids[0]), bidirectional=[len(prompt)])
         found = ours.logits(ours.decode(ours.embed(ids[0], features), [rows]).hidden)

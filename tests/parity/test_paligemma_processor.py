@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.parity.images_peer import PEERS
-from tests.parity.paligemma_processor_peer import CASES, PROMPTS, case_picture
+from tests.parity.paligemma_processor_peer import CASES, PROMPTS, case_image
 from tests.tiny_paligemma import gemma_tokenizer
 from vlmtune.config.schema import TaskSection
 from vlmtune.models.paligemma_images import PaliGemmaImageProcessor, PaliGemmaImageSettings
@@ -46,12 +46,12 @@ def peer(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "transparent"])
-def test_every_value_of_a_picture_equals_transformers(name: str, peer: dict[str, Tensor]) -> None:
+def test_every_value_of_a_image_equals_transformers(name: str, peer: dict[str, Tensor]) -> None:
     _, _, size, patch, changes = CASES[name]
     side = size // patch
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     ours = PaliGemmaImageProcessor(PaliGemmaImageSettings(size=size, image_seq_length=side**2, **settings))
-    made = ours.process(case_picture(name))
+    made = ours.process(case_image(name))
     ((patches, grid),) = made.tiles
     # Cut as transformers' strided convolution cuts.
     theirs = torch.nn.functional.unfold(peer[f"{name}.pixels"], patch, stride=patch)[0].T
@@ -59,9 +59,9 @@ def test_every_value_of_a_picture_equals_transformers(name: str, peer: dict[str,
     assert torch.equal(patches, theirs)
 
 
-def test_a_transparent_picture_lies_over_white_as_in_transformers(peer: dict[str, Tensor], tmp_path: Path) -> None:
-    case_picture("transparent").save(tmp_path / "picture.png")
-    opened = ImageSource(path=tmp_path / "picture.png", name="picture").open()
+def test_a_transparent_image_lies_over_white_as_in_transformers(peer: dict[str, Tensor], tmp_path: Path) -> None:
+    case_image("transparent").save(tmp_path / "image.png")
+    opened = ImageSource(path=tmp_path / "image.png", name="image").open()
     ((patches, _),) = PaliGemmaImageProcessor().process(opened).tiles
     theirs = torch.nn.functional.unfold(peer["transparent.pixels"], 14, stride=14)[0].T
     # Pillow blends on whole levels and transformers on fractions: a level apart here and there, of 127.5 a unit.

@@ -23,7 +23,7 @@ from tests.parity.paligemma_peer import (
     build_pair,
     peer_logits,
     prompt_ids,
-    random_picture,
+    random_image,
 )
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.adapters.files import load_adapter, save_adapter
@@ -48,7 +48,7 @@ def pair(generation: Generation) -> tuple[Any, PaliGemma]:
 
 words = st.lists(st.integers(8, VOCABULARY - 2), max_size=9)
 Drawn = tuple[list[int], int, list[Answer]]
-"""A prompt, its picture's seed, its answers."""
+"""A prompt, its image's seed, its answers."""
 
 
 @st.composite
@@ -60,7 +60,7 @@ def samples(draw: st.DrawFn, max_answers: int) -> list[Drawn]:
             Answer([*draw(words), END], draw(st.sampled_from([1.0, 0.3])))
             for _ in range(draw(st.integers(1, max_answers)))
         ]
-        drawn.append((prompt, draw(st.integers(0, 2)), answers))  # few pictures: some are asked about twice
+        drawn.append((prompt, draw(st.integers(0, 2)), answers))  # few images: some are asked about twice
     return drawn
 
 
@@ -68,7 +68,7 @@ def peer_loss(peer: Any, drawn: list[Drawn]) -> Tensor:
     total = torch.zeros(())
     for prompt, seed, answers in drawn:
         for answer in answers:
-            logits = peer_logits(peer, prompt, answer.ids, random_picture(seed)[1]).logits[0]
+            logits = peer_logits(peer, prompt, answer.ids, random_image(seed)[1]).logits[0]
             predicted = logits[len(prompt) - 1 : -1]
             total = total + answer.weight * F.cross_entropy(predicted, torch.tensor(answer.ids), reduction="sum")
     return total
@@ -76,8 +76,8 @@ def peer_loss(peer: Any, drawn: list[Drawn]) -> Tensor:
 
 def our_loss(ours: PaliGemma, drawn: list[Drawn]) -> Tensor:
     seeds = sorted({seed for _, seed, _ in drawn})
-    features = dict(zip(seeds, ours.encode_images([random_picture(seed)[0] for seed in seeds]), strict=True))
-    # Questions about one picture hold one tensor, as they do in training; their prompts share nothing all the same.
+    features = dict(zip(seeds, ours.encode_images([random_image(seed)[0] for seed in seeds]), strict=True))
+    # Questions about one image hold one tensor, as they do in training; their prompts share nothing all the same.
     step = sample_loss(ours, [], [Sample(prompt, [features[seed]], answers) for prompt, seed, answers in drawn])
     assert step.weight == pytest.approx(sum(a.weight * len(a.ids) for _, _, answers in drawn for a in answers))
     return step.total
@@ -122,7 +122,7 @@ def test_the_loss_of_one_answer_equals_transformers_own() -> None:
         peer, ours = pair(generation)
         prompt, answer = prompt_ids(4, 1), [20, 21, END]
         labels = torch.tensor([[-100] * len(prompt) + answer])
-        theirs = peer_logits(peer, prompt, answer, random_picture(2)[1], labels=labels).loss.item()
+        theirs = peer_logits(peer, prompt, answer, random_image(2)[1], labels=labels).loss.item()
         assert our_loss(ours, [(prompt, 2, [Answer(answer)])]).item() / 3 == pytest.approx(theirs, rel=LOSS)
 
 
@@ -206,11 +206,11 @@ def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(generati
     def check(labels: list[list[list[int]]], drawn: list[Drawn]) -> None:
         scorer = LabelScorer(ours, [], LabelTrie.build(labels))
         with torch.no_grad():
-            features = ours.encode_images([random_picture(seed)[0] for _, seed, _ in drawn])
+            features = ours.encode_images([random_image(seed)[0] for _, seed, _ in drawn])
         questions = [Question(prompt, [f]) for (prompt, _, _), f in zip(drawn, features, strict=True)]
         scores, best = scorer.score(questions), scorer.best(questions)
         for row, (prompt, seed, _) in enumerate(drawn):
-            theirs = peer_scores(peer, prompt, random_picture(seed)[1], labels)
+            theirs = peer_scores(peer, prompt, random_image(seed)[1], labels)
             assert (scores[row] - theirs).abs().max().item() <= MODEL * theirs.abs().max().item()
             assert best[row].label == int(scores[row].argmax())
             assert best[row].score == pytest.approx(scores[row].max().item(), rel=MODEL)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_picture
+from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_image
 from tests.parity.random_trees import RandomBatch, batches, encoded, peer_loss, relaxed
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.adapters.connectors import install_connector, wanted_shape
@@ -24,8 +24,8 @@ from vlmtune.train.step import Sample, sample_loss
 
 pytestmark = pytest.mark.parity
 
-PICTURE = random_picture([(4, 4), (2, 4)], 1)
-IDS = [6, *[IMAGE_TOKEN] * PICTURE.num_tokens, 11, 12, 13, 14]
+IMAGE = random_image([(4, 4), (2, 4)], 1)
+IDS = [6, *[IMAGE_TOKEN] * IMAGE.num_tokens, 11, 12, 13, 14]
 
 SECTIONS = {
     "roles": AdapterSection(
@@ -44,12 +44,12 @@ SECTIONS = {
 
 def our_logits(model: Lfm2Vl) -> Tensor:
     rows = Rows.chains([len(IDS)], read_last=[len(IDS)])
-    embedded = model.embed(torch.tensor(IDS), model.encode_images([PICTURE]))
+    embedded = model.embed(torch.tensor(IDS), model.encode_images([IMAGE]))
     return model.logits(model.decode(embedded, [rows]).hidden)
 
 
 def peer_logits(peer: Any) -> Tensor:
-    logits: Tensor = peer(input_ids=torch.tensor([IDS]), **peer_pixels([PICTURE])).logits[0]
+    logits: Tensor = peer(input_ids=torch.tensor([IDS]), **peer_pixels([IMAGE])).logits[0]
     return logits
 
 
@@ -141,7 +141,7 @@ def test_lora_gradients_over_random_trees_equal_pefts_over_whole_samples(max_ans
         prefix, drawn = batch
         expected = peer_loss(loaded, prefix, drawn)
         expected.backward()
-        features = encoded(ours, [picture for _, picture, _ in drawn])
+        features = encoded(ours, [image for _, image, _ in drawn])
         samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
         loss = sample_loss(ours, prefix, samples).total
         loss.backward()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_picture
+from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_image
 from tests.parity.random_trees import END, RandomBatch, batches, encoded, peer_loss, prompt_lists, relaxed
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.inference.generation import generate
@@ -47,7 +47,7 @@ def test_loss_and_gradients_equal_running_every_sample_whole(max_answers: int) -
         prefix, drawn = batch
         theirs = peer_loss(peer, prefix, drawn)
         theirs.backward()
-        features = encoded(ours, [picture for _, picture, _ in drawn])
+        features = encoded(ours, [image for _, image, _ in drawn])
         samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
         step = sample_loss(ours, prefix, samples)
         step.total.backward()
@@ -64,11 +64,11 @@ def test_loss_and_gradients_equal_running_every_sample_whole(max_answers: int) -
 
 def test_checkpointed_activations_give_the_same_gradients() -> None:
     _, ours = pair()
-    picture = random_picture([(4, 4)], 1)
+    image = random_image([(4, 4)], 1)
     found = []
     for enabled in (False, True):
         ours.checkpoint_activations(enabled)
-        sample = Sample([*[IMAGE_TOKEN] * 4, 10], ours.encode_images([picture]), [Answer([20, 21, END])])
+        sample = Sample([*[IMAGE_TOKEN] * 4, 10], ours.encode_images([image]), [Answer([20, 21, END])])
         sample_loss(ours, [7, 8, 9], [sample]).total.backward()
         found.append(gradients(ours))
     ours.checkpoint_activations(False)
@@ -77,10 +77,10 @@ def test_checkpointed_activations_give_the_same_gradients() -> None:
 
 def test_loss_on_everything_equals_the_older_recipe() -> None:
     peer, ours = pair()
-    prefix, picture = [7, 8, 9], random_picture([(4, 4)], 1)
+    prefix, image = [7, 8, 9], random_image([(4, 4)], 1)
     drawn = [
-        ([*[IMAGE_TOKEN] * 4, 10, 11], picture, [Answer([20, END])]),
-        ([12, *[IMAGE_TOKEN] * 4], picture, [Answer([21, END])]),
+        ([*[IMAGE_TOKEN] * 4, 10, 11], image, [Answer([20, END])]),
+        ([12, *[IMAGE_TOKEN] * 4], image, [Answer([21, END])]),
     ]
     theirs = torch.zeros(())
     for ids, own, answers in drawn:
@@ -93,7 +93,7 @@ def test_loss_on_everything_equals_the_older_recipe() -> None:
     assert step.weight == sum(len(prefix) + len(ids) + 1 for ids, _, _ in drawn)
 
 
-def test_loss_on_everything_sums_the_samples_also_where_pictures_and_prompts_are_shared() -> None:
+def test_loss_on_everything_sums_the_samples_also_where_images_and_prompts_are_shared() -> None:
     """Nothing of a learned prompt is shared but the prefix, whose tokens are every sample's targets."""
     _, ours = pair()
 
@@ -102,7 +102,7 @@ def test_loss_on_everything_sums_the_samples_also_where_pictures_and_prompts_are
     def check(batch: RandomBatch) -> None:
         prefix, drawn = batch
         with torch.no_grad():
-            features = encoded(ours, [picture for _, picture, _ in drawn])
+            features = encoded(ours, [image for _, image, _ in drawn])
             samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
             together = sample_loss(ours, prefix, samples, "all")
             alone = [sample_loss(ours, [], [Sample(prefix + s.ids, s.features, s.answers)], "all") for s in samples]
@@ -125,13 +125,13 @@ def label_sets(draw: st.DrawFn) -> list[list[list[int]]]:
 
 
 @torch.no_grad()
-def peer_scores(peer: Any, prompt: list[int], picture: ProcessedImage, labels: list[list[list[int]]]) -> Tensor:
+def peer_scores(peer: Any, prompt: list[int], image: ProcessedImage, labels: list[list[list[int]]]) -> Tensor:
     scores = []
     for forms in labels:
         by_form = []
         for form in forms:
             whole = torch.tensor([prompt + form])
-            log_probs = peer(input_ids=whole, **peer_pixels([picture])).logits[0].log_softmax(-1)
+            log_probs = peer(input_ids=whole, **peer_pixels([image])).logits[0].log_softmax(-1)
             by_form.append(log_probs[len(prompt) - 1 : -1].gather(1, torch.tensor(form)[:, None]).sum())
         scores.append(torch.stack(by_form).logsumexp(0))
     return torch.stack(scores)
@@ -145,11 +145,11 @@ def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(
     peer, ours = pair()
     scorer = LabelScorer(ours, prefix, LabelTrie.build(labels))
     with torch.no_grad():
-        features = encoded(ours, [picture for _, picture in drawn])
+        features = encoded(ours, [image for _, image in drawn])
     questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
     scores, best = scorer.score(questions), scorer.best(questions)
-    for row, (ids, picture) in enumerate(drawn):
-        theirs = peer_scores(peer, prefix + ids, picture, labels)
+    for row, (ids, image) in enumerate(drawn):
+        theirs = peer_scores(peer, prefix + ids, image, labels)
         assert (scores[row] - theirs).abs().max().item() <= MODEL * theirs.abs().max().item()
         assert best[row].label == int(scores[row].argmax())
         assert best[row].score == pytest.approx(scores[row].max().item(), rel=MODEL)
@@ -174,24 +174,24 @@ def test_batched_generation_equals_one_at_a_time_and_transformers() -> None:
     peer, ours = pair()
     prefix = [7, 8, 9]
     drawn = [
-        ([*[IMAGE_TOKEN] * 4, 10], random_picture([(4, 4)], 5)),
-        ([11, *[IMAGE_TOKEN] * 6, 12, 13], random_picture([(4, 6)], 6)),
+        ([*[IMAGE_TOKEN] * 4, 10], random_image([(4, 4)], 5)),
+        ([11, *[IMAGE_TOKEN] * 6, 12, 13], random_image([(4, 6)], 6)),
     ]
-    drawn.append(([*drawn[0][0][:4], 14, 15], drawn[0][1]))  # another question about the first picture
+    drawn.append(([*drawn[0][0][:4], 14, 15], drawn[0][1]))  # another question about the first image
     scorer = LabelScorer(ours, prefix, LabelTrie.build([[[6, END]]]))
     with torch.no_grad():
-        features = encoded(ours, [picture for _, picture in drawn])
+        features = encoded(ours, [image for _, image in drawn])
     questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
     together = generate(ours, scorer.prefix_state(), questions, stop=[])
-    for (ids, picture), answer in zip(drawn, together, strict=True):
+    for (ids, image), answer in zip(drawn, together, strict=True):
         whole = torch.tensor([prefix + ids])
-        theirs = peer.generate(whole, max_new_tokens=32, do_sample=False, eos_token_id=None, **peer_pixels([picture]))
+        theirs = peer.generate(whole, max_new_tokens=32, do_sample=False, eos_token_id=None, **peer_pixels([image]))
         assert answer == theirs[0, whole.shape[1] :].tolist()
 
 
-def test_questions_about_one_picture_share_its_rows() -> None:
+def test_questions_about_one_image_share_its_rows() -> None:
     _, ours = pair()
-    features = ours.encode_images([random_picture([(4, 4)], 5)])
+    features = ours.encode_images([random_image([(4, 4)], 5)])
     samples = [Sample([*[IMAGE_TOKEN] * 4, 10 + n, 20], features, [Answer([30, END])]) for n in range(3)]
     step = sample_loss(ours, [7, 8], samples)
     assert step.num_rows == 2 + 4 + 3 * 3 and step.num_rows_unshared == 3 * (2 + 6 + 1)

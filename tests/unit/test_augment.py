@@ -1,4 +1,4 @@
-"""Random changes of training pictures: repeatable, within bounds, and never against the answer."""
+"""Random changes of training images: repeatable, within bounds, and never against the answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlmtune.data import augment
 from vlmtune.data.augment import Augmentation
 from vlmtune.data.auto_augment import RAND_AUGMENT, TRIVIAL_AUGMENT, affine, rand_augment
 from vlmtune.data.mixing import Mixing, cut_mix
-from vlmtune.data.spared import coloured_labels, has_colours, has_sides, refuse_flips, sided_labels
+from vlmtune.data.spared import colored_labels, has_colors, has_sides, refuse_flips, sided_labels
 from vlmtune.errors import UserError
 from vlmtune.records import Example, ImageSource, LabelSet
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
 NAMES = sorted({*CHANGES, *CHAINS})
 
 
-def picture(width: int = 30, height: int = 20) -> Image.Image:
+def make_image(width: int = 30, height: int = 20) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
@@ -42,39 +42,39 @@ def question(text: str, *answers: str) -> Example:
     return Example("q", ImageSource(data=b"", name="q"), answers or ("yes",), text)
 
 
-def test_the_schema_and_the_pictures_know_the_same_changes() -> None:
+def test_the_schema_and_the_images_know_the_same_changes() -> None:
     assert set(CHANGES) == set(augment._CHANGES)
     assert all(set(parts) <= set(CHANGES) for parts in CHAINS.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_draw_gives_the_same_picture_in_the_same_size(name: str) -> None:
-    first = Augmentation.named(name)(picture(), np.random.default_rng(5))
+def test_the_same_draw_gives_the_same_image_in_the_same_size(name: str) -> None:
+    first = Augmentation.named(name)(make_image(), np.random.default_rng(5))
     assert first.size == (30, 20)
     assert first.mode == "RGB"
-    assert np.array_equal(first, Augmentation.named(name)(picture(), np.random.default_rng(5)))
+    assert np.array_equal(first, Augmentation.named(name)(make_image(), np.random.default_rng(5)))
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"none"}))
-def test_other_draws_give_other_pictures(name: str) -> None:
-    drawn = {Augmentation.named(name)(picture(), np.random.default_rng(seed)).tobytes() for seed in range(12)}
+def test_other_draws_give_other_images(name: str) -> None:
+    drawn = {Augmentation.named(name)(make_image(), np.random.default_rng(seed)).tobytes() for seed in range(12)}
     assert len(drawn) >= (2 if name == "flip" else 8)
 
 
-def test_none_leaves_the_picture_alone() -> None:
-    assert np.array_equal(Augmentation.named("none")(picture(), np.random.default_rng(0)), picture())
+def test_none_leaves_the_image_alone() -> None:
+    assert np.array_equal(Augmentation.named("none")(make_image(), np.random.default_rng(0)), make_image())
     assert not Augmentation.named("none").changes
 
 
 def test_older_names_and_lists_say_the_same() -> None:
-    assert TrainSection(augment="flip-crop").augment == ["flip", "random-crop", "colour"]
-    assert TrainSection(augment=["flip", "crop"]).augment == ["flip", "random-crop", "colour"]
+    assert TrainSection(augment="flip-crop").augment == ["flip", "random-crop", "color"]
+    assert TrainSection(augment=["flip", "crop"]).augment == ["flip", "random-crop", "color"]
     assert TrainSection(augment="none").augment == []
     assert TrainSection().augment is None
 
 
 def test_mistakes_name_the_known_changes_settings_and_bounds() -> None:
-    steps = ["flipcrop", {"randaugment": {"magnitud": 3}}, {"colour": {"strength": 2}}, {"flip": {}, "colour": {}}]
+    steps = ["flipcrop", {"randaugment": {"magnitud": 3}}, {"color": {"strength": 2}}, {"flip": {}, "color": {}}]
     messages = dict(find_mistakes(TrainSection(augment=steps).augment or []))
     assert "Did you mean 'flip-crop'" in messages[0] and "trivialaugment" in messages[0]
     assert "magnitude" in messages[1]
@@ -88,13 +88,13 @@ def test_strength_zero_changes_nothing_where_an_operation_has_a_strength(table) 
         if operation.amounts != (0.0, 0.0):
             # An affine map of amount 0 still interpolates: by rounding, at the border only.
             inner = np.s_[1:-1, 1:-1]
-            unchanged = np.array(operation.apply(picture(), operation.amounts[0]))[inner]
-            assert np.array_equal(unchanged, np.array(picture())[inner]), name
+            unchanged = np.array(operation.apply(make_image(), operation.amounts[0]))[inner]
+            assert np.array_equal(unchanged, np.array(make_image())[inner]), name
 
 
 def test_affine_moves_and_turns_the_way_it_says() -> None:
     image = Image.new("RGB", (21, 21))
-    image.putpixel((10, 5), (255, 0, 0))  # above the centre
+    image.putpixel((10, 5), (255, 0, 0))  # above the center
 
     def bright(changed: Image.Image) -> tuple[int, ...]:
         red = np.array(changed)[:, :, 0]
@@ -109,7 +109,7 @@ def test_affine_moves_and_turns_the_way_it_says() -> None:
 def test_rand_augment_applies_as_many_operations_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     applied = []
     monkeypatch.setattr("vlmtune.data.auto_augment._apply", lambda op, image, draw, s: applied.append(s) or image)
-    rand_augment(picture(), np.random.default_rng(0), ops=3, magnitude=7)
+    rand_augment(make_image(), np.random.default_rng(0), ops=3, magnitude=7)
     assert applied == [7, 7, 7]
 
 
@@ -132,7 +132,7 @@ def test_labels_that_a_mirror_would_turn_into_others_are_found(labels: tuple[str
         refuse_flips(["flip"], label_set(*labels))
     else:
         with pytest.raises(UserError, match=r"train\.augment: flip.*anyway"):
-            refuse_flips(["colour", "flip"], label_set(*labels))
+            refuse_flips(["color", "flip"], label_set(*labels))
         refuse_flips([{"flip": {"anyway": 1}}], label_set(*labels))
 
 
@@ -141,21 +141,21 @@ def test_questions_about_sides_and_writing_are_told_from_others() -> None:
     assert all(has_sides(question(text)) for text in sided)
     assert has_sides(question("Where is the dog?", "on the left"))
     assert not has_sides(question("How many dogs are there?"))
-    later = replace(question("What colour is it?"), history=(("What is there?", "A dog on the right."),))
+    later = replace(question("What color is it?"), history=(("What is there?", "A dog on the right."),))
     assert has_sides(later)
     assert not has_sides(Example("e", ImageSource(data=b"", name="e"), ("left",)))
 
 
-def test_a_picture_with_sides_is_never_mirrored() -> None:
-    mirrored = ImageOps.mirror(picture())
+def test_a_image_with_sides_is_never_mirrored() -> None:
+    mirrored = ImageOps.mirror(make_image())
     flipping = chain({"flip": {"probability": 1}})
-    assert np.array_equal(flipping(picture(), np.random.default_rng(0)), mirrored)
-    assert np.array_equal(flipping(picture(), np.random.default_rng(0), keep_sides=True), picture())
+    assert np.array_equal(flipping(make_image(), np.random.default_rng(0)), mirrored)
+    assert np.array_equal(flipping(make_image(), np.random.default_rng(0), keep_sides=True), make_image())
     anyway = chain({"flip": {"probability": 1, "anyway": True}})
-    assert np.array_equal(anyway(picture(), np.random.default_rng(0), keep_sides=True), mirrored)
+    assert np.array_equal(anyway(make_image(), np.random.default_rng(0), keep_sides=True), mirrored)
 
 
-def test_a_picture_with_sides_is_not_turned_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_with_sides_is_not_turned_far(monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[float] = []
 
     def note(image: Image.Image, *, degrees: float = 0.0, **_: object) -> Image.Image:
@@ -167,26 +167,26 @@ def test_a_picture_with_sides_is_not_turned_far(monkeypatch: pytest.MonkeyPatch)
     for is_sided, most in ((True, 30), (False, 135)):
         turns.clear()
         for seed in range(600):
-            trivial(picture(), np.random.default_rng(seed), keep_sides=is_sided)
+            trivial(make_image(), np.random.default_rng(seed), keep_sides=is_sided)
         assert most * 0.8 < max(turns) <= most
 
 
-def test_questions_and_labels_of_colours_are_told_from_others() -> None:
-    assert has_colours(question("What color is the ball?", "odd"))
-    assert has_colours(question("What is this?", "a red ball"))
-    assert not has_colours(question("What is covered here?", "redder than most"))
-    assert "2 of 3 labels name a colour" in (coloured_labels(label_set("red car", "blue car", "bike")) or "")
-    assert coloured_labels(label_set("red panda", "cat", "dog")) is None
+def test_questions_and_labels_of_colors_are_told_from_others() -> None:
+    assert has_colors(question("What color is the ball?", "odd"))
+    assert has_colors(question("What is this?", "a red ball"))
+    assert not has_colors(question("What is covered here?", "redder than most"))
+    assert "2 of 3 labels name a color" in (colored_labels(label_set("red car", "blue car", "bike")) or "")
+    assert colored_labels(label_set("red panda", "cat", "dog")) is None
 
 
-@pytest.mark.parametrize("name", ["colour", "randaugment", "trivialaugment", "crop", "flip-crop"])
-def test_where_colours_matter_none_is_changed(name: str) -> None:
-    """On a picture of one colour, only a change of colour shows."""
+@pytest.mark.parametrize("name", ["color", "randaugment", "trivialaugment", "crop", "flip-crop"])
+def test_where_colors_matter_none_is_changed(name: str) -> None:
+    """On an image of one color, only a change of color shows."""
     plain = Image.new("RGB", (24, 24), (200, 90, 30))
-    kept = [Augmentation.named(name)(plain, np.random.default_rng(s), keep_colours=True) for s in range(60)]
-    assert all(np.array_equal(picture, plain) for picture in kept)
+    kept = [Augmentation.named(name)(plain, np.random.default_rng(s), keep_colors=True) for s in range(60)]
+    assert all(np.array_equal(image, plain) for image in kept)
     changed = [Augmentation.named(name)(plain, np.random.default_rng(s)) for s in range(60)]
-    assert not all(np.array_equal(picture, plain) for picture in changed)
+    assert not all(np.array_equal(image, plain) for image in changed)
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 1000), width=st.integers(1, 40), height=st.integers(1, 40))

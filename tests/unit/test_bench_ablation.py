@@ -27,7 +27,7 @@ def ablation() -> ModuleType:
 
 
 def options(**changes: object) -> argparse.Namespace:
-    values = {"cifar": Path("x"), "device": "cpu", "pictures": 9, "test_pictures": None, "epochs": 1.0}
+    values = {"cifar": Path("x"), "device": "cpu", "images": 9, "test_images": None, "epochs": 1.0}
     return argparse.Namespace(**(values | {"rate": 2e-3, "older_rate": 5e-5} | changes))
 
 
@@ -45,13 +45,13 @@ def run(ablation: ModuleType, arm: int, seed: int, right: str) -> dict[str, obje
     return {"arm": ablation.ARMS[arm].name, "seed": seed, "right": right, "train_s": 10.0, "parameters": 5}
 
 
-def test_gains_are_paired_by_picture_and_seed(ablation: ModuleType) -> None:
+def test_gains_are_paired_by_image_and_seed(ablation: ModuleType) -> None:
     runs = [
         run(ablation, 0, 0, "1100"),
         run(ablation, 0, 1, "1000"),
         run(ablation, 1, 0, "1110"),  # seed 1 of the second arm is still to come: its first arm counts for no gain
     ]
-    first, second = ablation.summarise(runs)
+    first, second = ablation.summarize(runs)
     assert (first["accuracy"], first["by_seed"]) == (0.375, [0.5, 0.25])
     assert "gain" not in first
     assert (second["gain"], second["gain_by_seed"]) == (0.25, [0.25])

@@ -37,7 +37,7 @@ def test_temperature_undoes_what_was_done_to_a_calibrated_model(sharpened: float
     assert calibration.fit_temperature(log_probs, truth) == pytest.approx(1 / sharpened, rel=0.06)
 
 
-def test_temperature_keeps_the_winner_and_normalises() -> None:
+def test_temperature_keeps_the_winner_and_normalizes() -> None:
     log_probs, _ = true_model(100, 1)
     scaled = calibration.apply_temperature(log_probs, 3.7)
     assert (scaled.argmax(1) == log_probs.argmax(1)).all()
@@ -46,11 +46,11 @@ def test_temperature_keeps_the_winner_and_normalises() -> None:
 
 @pytest.mark.parametrize("method", ["lac", "aps"])
 @pytest.mark.parametrize("coverage", [0.8, 0.95])
-def test_conformal_sets_cover_fresh_pictures_as_promised(method, coverage: float) -> None:
+def test_conformal_sets_cover_fresh_images_as_promised(method, coverage: float) -> None:
     log_probs, truth = true_model(6000, 2, temperature=0.5)  # overconfident: the guarantee does not need calibration
     threshold = calibration.conformal_threshold(log_probs[:3000], truth[:3000], coverage, method)
     figures = calibration.measure_sets(calibration.label_sets(log_probs[3000:], threshold, method), truth[3000:])
-    # The most probable label always belongs, which makes APS (high scores for sure pictures) somewhat too wide.
+    # The most probable label always belongs, which makes APS (high scores for sure images) somewhat too wide.
     excess = {"lac": 0.025, "aps": 0.1}[method]
     assert coverage - 0.02 < figures["coverage"] < coverage + excess
     assert 1 <= figures["mean_size"] < 8
@@ -73,7 +73,7 @@ def test_abstention_threshold_is_the_lowest_that_reaches_the_precision() -> None
     correct = np.array([True, True, True, False, True])
     assert calibration.abstention_threshold(confidence, correct, 1.0, with_margin=False) == 0.8
     assert calibration.abstention_threshold(confidence, correct, 0.75, with_margin=False) == 0.6
-    assert calibration.abstention_threshold(confidence, correct, 0.95) is None  # five pictures prove nothing
+    assert calibration.abstention_threshold(confidence, correct, 0.95) is None  # five images prove nothing
     assert calibration.abstention_threshold(confidence, ~correct, 1.0, with_margin=False) is None
 
 
@@ -109,13 +109,13 @@ def test_a_runs_calibration_is_that_of_its_latest_fine_tuned_evaluation(tmp_path
     write_folder(tmp_path / "evaluation" / "adjusted", facts("x", test) | adjusted, test)
     found = calibration.read_calibration(tmp_path)
     assert found is not None and found.wanted_coverage == 0.999
-    assert found.conformal["lac"] == np.inf  # 300 pictures cannot vouch for 99.9 %
+    assert found.conformal["lac"] == np.inf  # 300 images cannot vouch for 99.9 %
     assert found.temperature == figures["temperature"]
 
 
-def test_calibrate_refuses_the_same_pictures_and_missing_probabilities() -> None:
+def test_calibrate_refuses_the_same_images_and_missing_probabilities() -> None:
     validation, test = tables(50)
-    with pytest.raises(DataError, match="50 pictures are in both"):
+    with pytest.raises(DataError, match="50 images are in both"):
         calibration.calibrate(validation, validation)
     argmax = random_table(num=50, has_probabilities=False)
     with pytest.raises(DataError, match=r"evaluate\.mode: full"):

@@ -13,7 +13,7 @@ from vlmtune.config.load import dump
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
 from vlmtune.train.checkpoints import Progress, average_checkpoints, checkpoint_path, list_checkpoints, mark_best, prune
-from vlmtune.train.resume import differing_keys, differing_pictures
+from vlmtune.train.resume import differing_images, differing_keys
 from vlmtune.train.run_folder import RunFolder
 
 pytestmark = pytest.mark.unit
@@ -107,19 +107,19 @@ def test_a_folder_of_something_else_is_not_trained_into_and_its_content_named(tm
         RunFolder.claim(experiment(tmp_path), resume=False)
 
 
-def test_a_run_is_continued_only_on_the_same_pictures(tmp_path: Path) -> None:
+def test_a_run_is_continued_only_on_the_same_images(tmp_path: Path) -> None:
     def description(fingerprint: str) -> dict[str, object]:
         return {"splits": {"train": {"fingerprint": fingerprint, "used": 9}, "validation": {"fingerprint": "v"}}}
 
-    assert differing_pictures(description("a"), description("a")) == []
-    assert differing_pictures(description("a"), description("b")) == [
-        "train pictures: 9 in the run, 9 now, and not the same"
+    assert differing_images(description("a"), description("a")) == []
+    assert differing_images(description("a"), description("b")) == [
+        "train images: 9 in the run, 9 now, and not the same"
     ]
     stored = experiment(tmp_path)
     folder = RunFolder.claim(stored, resume=False)
     folder.begin(stored)
     folder.write_json("run.json", {"data": description("a")})
-    with pytest.raises(RunFolderError, match="train pictures"):
+    with pytest.raises(RunFolderError, match="train images"):
         RunFolder.claim(stored, resume=True, data=description("b"))
 
 

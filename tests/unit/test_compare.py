@@ -1,4 +1,4 @@
-"""Comparisons pair pictures by id, refuse what cannot be paired, and say which pictures and classes changed."""
+"""Comparisons pair images by id, refuse what cannot be paired, and say which images and classes changed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_two_models_of_equal_skill_do_not_differ_significantly() -> None:
     assert pair["difference_interval"][0] < 0 < pair["difference_interval"][1]
 
 
-def test_pictures_and_labels_in_another_order_change_nothing(weak: Evaluation, strong: Evaluation) -> None:
+def test_images_and_labels_in_another_order_change_nothing(weak: Evaluation, strong: Evaluation) -> None:
     table = strong.predictions
     order = np.random.default_rng(0).permutation(len(table))
     new_order = np.arange(9, -1, -1)

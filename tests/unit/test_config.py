@@ -74,9 +74,9 @@ def test_a_choice_named_off_is_not_a_boolean(write) -> None:
 
 
 def test_a_plain_text_stands_for_the_source_of_the_data_and_for_the_base_model(write, tmp_path) -> None:
-    (tmp_path / "pictures").mkdir()
-    experiment = load_experiment(write("data: pictures\nmodel: LiquidAI/LFM2-VL-450M\n"))
-    assert experiment.data.source == str(tmp_path / "pictures")
+    (tmp_path / "images").mkdir()
+    experiment = load_experiment(write("data: images\nmodel: LiquidAI/LFM2-VL-450M\n"))
+    assert experiment.data.source == str(tmp_path / "images")
     assert experiment.model.base == "LiquidAI/LFM2-VL-450M"
 
 
@@ -84,12 +84,12 @@ def test_a_relative_source_is_looked_for_in_the_current_directory_before_the_fil
     write, tmp_path, monkeypatch
 ) -> None:
     here = tmp_path / "here"
-    (here / "pictures").mkdir(parents=True)
-    (tmp_path / "pictures").mkdir()
+    (here / "images").mkdir(parents=True)
+    (tmp_path / "images").mkdir()
     monkeypatch.chdir(here)
-    assert load_experiment(write("data: pictures\n")).data.source == str(here / "pictures")
-    (here / "pictures").rmdir()
-    assert load_experiment(write("data: pictures\n")).data.source == str(tmp_path / "pictures")
+    assert load_experiment(write("data: images\n")).data.source == str(here / "images")
+    (here / "images").rmdir()
+    assert load_experiment(write("data: images\n")).data.source == str(tmp_path / "images")
 
 
 def test_a_missing_source_names_both_places(write, tmp_path, monkeypatch) -> None:

@@ -62,7 +62,7 @@ def test_what_the_file_says_is_never_changed() -> None:
     assert decided.train.save_every == 3
 
 
-def test_alpha_follows_the_rank_and_fewer_pictures_get_more_passes() -> None:
+def test_alpha_follows_the_rank_and_fewer_images_get_more_passes() -> None:
     few = recipes.apply(Experiment(adapter=AdapterSection(rank=8)), num_train=100, num_labels=10)
     many = recipes.apply(Experiment(), num_train=50_000, num_labels=10)
     assert few.adapter.alpha == 16
@@ -117,7 +117,7 @@ def test_a_long_class_list_is_left_out_of_the_prompt_and_open_answers_have_none(
 
 
 def test_the_texts_cifar_run_has_its_published_number_of_steps() -> None:
-    """45,000 pictures, 3 epochs, 16 a step: 8,439 optimizer steps (text 000)."""
+    """45,000 images, 3 epochs, 16 a step: 8,439 optimizer steps (text 000)."""
     experiment = Experiment(train=TrainSection(epochs=3, batch_size=4, gradient_accumulation=4))
     assert recipes.num_steps(experiment, 45_000) == 8_439
 
@@ -128,7 +128,7 @@ def test_a_fine_tuned_tiny_model_can_be_said_to_be_tiny() -> None:
     assert tiny.train.learning_rate == recipes.apply(Experiment(), num_train=500, num_labels=10).train.learning_rate
 
 
-def test_pictures_that_are_asked_about_are_not_changed_at_random() -> None:
+def test_images_that_are_asked_about_are_not_changed_at_random() -> None:
     asked = Experiment.model_validate({"task": {"kind": "vqa"}, "adapter": {"parts": ["everything"]}})
     decided = recipes.apply(asked, num_train=20_000, num_labels=0)
     assert decided.train.augment == [] and decided.train.batch_size == 96

@@ -54,15 +54,15 @@ def either(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-def picture(width: int = 24, height: int = 16) -> Image.Image:
+def make_image(width: int = 24, height: int = 16) -> Image.Image:
     noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(width), dtype=torch.uint8)
     return Image.fromarray(noise.numpy())
 
 
 @torch.no_grad()
-def logits(opened: OpenedModel, pictures: list[Image.Image]) -> list[Tensor]:
-    """Of every row of a prompt around each picture."""
-    processed = [opened.processor.process(image) for image in pictures]
+def logits(opened: OpenedModel, images: list[Image.Image]) -> list[Tensor]:
+    """Of every row of a prompt around each image."""
+    processed = [opened.processor.process(image) for image in images]
     found = []
     for image, features in zip(processed, opened.model.encode_images(processed), strict=True):
         assert len(features) == image.num_tokens
@@ -80,29 +80,29 @@ def logits(opened: OpenedModel, pictures: list[Image.Image]) -> list[Tensor]:
 def test_a_dense_connector_starts_equal_to_the_pretrained_model_bit_for_bit(
     either: Path, variant: str, dtype: str
 ) -> None:
-    pictures = [picture(24, 16), picture(40, 40), picture(16, 16)]
+    images = [make_image(24, 16), make_image(40, 40), make_image(16, 16)]
     plain, dense = open_model(str(either), dtype=dtype), open_model(str(either), dtype=dtype)
     put_connector(dense, ConnectorSection.model_validate({"kind": "dense", "variant": variant}))
     assert dense.model.connector.dense is not None
-    for expected, found in zip(logits(plain, pictures), logits(dense, pictures), strict=True):
+    for expected, found in zip(logits(plain, images), logits(dense, images), strict=True):
         assert torch.equal(expected, found)
 
 
 def test_the_new_channels_of_a_dense_connector_are_read(either: Path) -> None:
     opened = open_model(str(either))
     put_connector(opened, ConnectorSection(kind="dense"))
-    before = logits(opened, [picture()])[0]
+    before = logits(opened, [make_image()])[0]
     dense = opened.model.connector.dense
     assert dense is not None
     with torch.no_grad():
         dense.weight.add_(0.1)
-    assert not torch.allclose(before, logits(opened, [picture()])[0], atol=1e-3)
+    assert not torch.allclose(before, logits(opened, [make_image()])[0], atol=1e-3)
 
 
 def test_a_zero_start_learns_at_once(either: Path) -> None:
     opened = open_model(str(either))
     put_connector(opened, ConnectorSection(kind="dense"))
-    image = opened.processor.process(picture())
+    image = opened.processor.process(make_image())
     opened.model.encode_images([image])[0].square().sum().backward()
     dense = opened.model.connector.dense
     assert dense is not None and dense.weight.grad is not None
@@ -113,7 +113,7 @@ def test_a_zero_start_learns_at_once(either: Path) -> None:
 def test_dense_channels_are_the_means_of_the_layers_the_file_names(folder: Path) -> None:
     opened = open_model(str(folder))
     put_connector(opened, ConnectorSection(kind="dense", groups=["0-1", "2"]))
-    image = opened.processor.process(picture())
+    image = opened.processor.process(make_image())
     tower, (patches, grid) = opened.model.get_submodule("model.vision_tower"), image.tiles[0]
     states: list[Tensor] = []
     with torch.no_grad():
@@ -136,13 +136,13 @@ def test_sti_appends_means_of_eight_tokens_and_the_prompt_follows(either: Path) 
     plain, sti = open_model(str(either)), open_model(str(either))
     put_connector(sti, ConnectorSection(kind="dense", variant="sti"))
     for size in ((16, 16), (24, 16), (64, 40), (90, 200)):
-        before, after = plain.processor.process(picture(*size)), sti.processor.process(picture(*size))
+        before, after = plain.processor.process(make_image(*size)), sti.processor.process(make_image(*size))
         own = [rows * columns // plain.model.connector.shape.factor**2 for _, (rows, columns) in before.tiles]
         assert after.num_tokens == sum(count + 2 * -(-count // STI_POOL) for count in own)
         assert after.text.count("<image>") == after.num_tokens == len(sti.model.encode_images([after])[0])
         assert after.text.replace("<image>", "") == before.text.replace("<image>", "")
     # The tower's own tokens come first and are the pretrained ones.
-    image = plain.processor.process(picture())
+    image = plain.processor.process(make_image())
     count = image.num_tokens
     assert torch.equal(plain.model.encode_images([image])[0], sti.model.encode_images([image])[0][:count])
 
@@ -175,10 +175,10 @@ def test_another_number_of_tokens_a_patch_is_followed_by_the_prompt() -> None:
 
 def test_a_pixel_unshuffle_on_paligemma_makes_a_quarter_of_the_tokens(paligemma: Path) -> None:
     opened = open_model(str(paligemma))
-    before = opened.processor.process(picture()).num_tokens
+    before = opened.processor.process(make_image()).num_tokens
     put_connector(opened, ConnectorSection(kind="mlp"))
-    assert opened.processor.process(picture()).num_tokens == before // 4
-    assert len(logits(opened, [picture()])[0]) < before
+    assert opened.processor.process(make_image()).num_tokens == before // 4
+    assert len(logits(opened, [make_image()])[0]) < before
 
 
 @pytest.mark.parametrize("section", KINDS, ids=lambda section: section.variant or section.kind)
@@ -194,16 +194,16 @@ def test_a_trained_connector_comes_back_with_its_adapter(
     with torch.no_grad():
         for parameter in plan.parameters.values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    expected = logits(opened, [picture(), picture(40, 40)])
+    expected = logits(opened, [make_image(), make_image(40, 40)])
     save_adapter(tmp_path / "adapter", opened.model, plan, str(either))
     again = open_adapted(str(tmp_path / "adapter"), keep_adapter=True)
-    for ours, theirs in zip(expected, logits(again, [picture(), picture(40, 40)]), strict=True):
+    for ours, theirs in zip(expected, logits(again, [make_image(), make_image(40, 40)]), strict=True):
         assert torch.equal(ours, theirs)
     # Values go back into the same model, as on resuming.
     with torch.no_grad():
         next(opened.model.connector.parameters()).zero_()
     load_adapter(tmp_path / "adapter", opened.model)
-    assert torch.equal(logits(opened, [picture()])[0], expected[0])
+    assert torch.equal(logits(opened, [make_image()])[0], expected[0])
 
 
 def test_a_frozen_connector_from_a_first_stage_is_saved_with_the_second(folder: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_frozen_connector_from_a_first_stage_is_saved_with_the_second(folder: 
         for parameter in plan.whole.values():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     save_adapter(tmp_path / "one", first.model, plan, str(folder))
-    expected = logits(first, [picture()])[0]
+    expected = logits(first, [make_image()])[0]
 
     second = open_model(str(folder))
     put_connector(second, dense.model_copy(update={"start": str(tmp_path / "one")}))
@@ -223,7 +223,7 @@ def test_a_frozen_connector_from_a_first_stage_is_saved_with_the_second(folder: 
     assert not plan.whole
     save_adapter(tmp_path / "two", second.model, plan, str(folder))
     again = open_adapted(str(tmp_path / "two"))
-    assert torch.equal(expected, logits(again, [picture()])[0])
+    assert torch.equal(expected, logits(again, [make_image()])[0])
     assert load_adapter(tmp_path / "two", second.model) is plan
     with pytest.raises(AdapterError, match="does not fit"):
         put_connector(
@@ -240,7 +240,7 @@ def test_the_base_s_own_connector_of_a_first_stage_is_taken_too(folder: Path, tm
     save_adapter(tmp_path / "one", first.model, plan, str(folder))
     second = open_model(str(folder))
     put_connector(second, ConnectorSection(kind="mlp", start=str(tmp_path / "one")))
-    assert torch.equal(logits(first, [picture()])[0], logits(second, [picture()])[0])
+    assert torch.equal(logits(first, [make_image()])[0], logits(second, [make_image()])[0])
     assert connector_is_exportable(second.model) is None
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.drawn import draw
-from vlmtune.data.drawn_captions import NUM_PICTURES
+from vlmtune.data.drawn_captions import NUM_IMAGES
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import DataError
 from vlmtune.inference.predictor import Predictor, Query
@@ -76,14 +76,14 @@ def test_each_answer_of_a_conversation_is_learned_with_all_turns_before_it(folde
     counted = {item["reason"].split(" (")[0]: item["count"] for item in splits.description["left_out"]}
     assert counted == {
         "last questions without an answer": 1,
-        "conversations without a picture": 1,
-        "conversations about several pictures": 1,
+        "conversations without an image": 1,
+        "conversations about several images": 1,
         "turns with an empty question or answer, and those after them": 1,
         "system turns": 1,
     }
 
 
-def test_turns_of_one_picture_stay_in_one_split_and_can_be_cut_to_the_first(folder: Path) -> None:
+def test_turns_of_one_image_stay_in_one_split_and_can_be_cut_to_the_first(folder: Path) -> None:
     path = folder / "talk.json"
     path.write_text(json.dumps(LLAVA[:2]))
     splits = load(path, turns="first")
@@ -102,10 +102,10 @@ def test_a_conversation_out_of_order_is_named_with_its_place(folder: Path) -> No
         load(path)
 
 
-def test_pictures_of_a_list_may_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_images_of_a_list_may_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("lists") / "talk.json"
     path.write_text(json.dumps(LLAVA[:1]))
-    with pytest.raises(DataError, match="no picture file"):
+    with pytest.raises(DataError, match="no image file"):
         load(path)
     assert everything(load(path, image_folder=str(folder)))
 
@@ -136,7 +136,7 @@ def test_conversations_are_read_from_parquet(folder: Path) -> None:
     splits = load(folder / "talk.parquet")
     found = everything(splits)
     assert set(found) == {"1#1", "1#2", "2#1"}
-    assert any("without a picture" in item["reason"] and item["count"] == 1 for item in splits.description["left_out"])
+    assert any("without an image" in item["reason"] and item["count"] == 1 for item in splits.description["left_out"])
     assert found["1#2"].history == (("What?", "A cat."),)
 
 
@@ -168,7 +168,7 @@ def test_a_family_without_turns_says_what_to_do() -> None:
 
 def test_built_in_captions_are_the_same_everywhere_and_apart_from_the_questions() -> None:
     splits = load_splits(DataSection(source="builtin:drawn-captions"), VQA, 0)
-    assert {name: len(splits.split(name)) for name in ("train", "validation", "test")} == NUM_PICTURES
+    assert {name: len(splits.split(name)) for name in ("train", "validation", "test")} == NUM_IMAGES
     first = splits.train[0]
     assert (
         first.image.digest()

@@ -1,4 +1,4 @@
-"""`data check`: what every picture shows, and which pictures are the same."""
+"""`data check`: what every image shows, and which images are the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 
 def texture(seed: int, side: int = 32) -> Image.Image:
-    """A smooth random picture, as photos are: neighbours alike, far parts not."""
+    """A smooth random image, as photos are: neighbors alike, far parts not."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
 
@@ -60,7 +60,7 @@ def test_clean_folder_has_counts_and_nothing_to_complain_of(folder: Path) -> Non
     assert report.imbalance["test"] == 1.0
 
 
-def test_unreadable_pictures_are_listed_with_reasons(folder: Path) -> None:
+def test_unreadable_images_are_listed_with_reasons(folder: Path) -> None:
     file = io.BytesIO()
     texture(1, 128).save(file, "JPEG")
     (folder / "train/a/cut.jpg").write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
@@ -71,13 +71,13 @@ def test_unreadable_pictures_are_listed_with_reasons(folder: Path) -> None:
     reasons = {Path(item.file).name: item.reason for item in report.unreadable}
     assert "truncated" in reasons["cut.jpg"]
     assert reasons["empty.png"] == "the file is empty"
-    assert reasons["page.jpg"] == "not a picture in a known format"
+    assert reasons["page.jpg"] == "not an image in a known format"
     assert "No such file" in reasons["gone.png"]
     assert len(reasons) == 4
-    assert report.num_pictures == 16  # none leaves the count
+    assert report.num_images == 16  # none leaves the count
 
 
-def test_odd_pictures_are_read_as_meant_and_named(folder: Path) -> None:
+def test_odd_images_are_read_as_meant_and_named(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     upright = texture(70).crop((0, 0, 32, 16))
@@ -167,7 +167,7 @@ def test_similar_pairs_equal_a_plain_search() -> None:
     assert result.is_complete
 
 
-def test_too_many_alike_pictures_stop_the_search_and_say_so() -> None:
+def test_too_many_alike_images_stop_the_search_and_say_so() -> None:
     hashes = np.zeros(500, np.uint64)
     result = similar_pairs(hashes, np.zeros((500, 16, 16, 3), np.uint8), max_candidates=10_000)
     assert not result.is_complete

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 COLORS = {"red": (200, 10, 10), "green": (10, 200, 10), "blue": (10, 10, 200)}
 
 
-def picture(color: str, number: int = 0, side: int = 8) -> Image.Image:
+def make_image(color: str, number: int = 0, side: int = 8) -> Image.Image:
     image = Image.new("RGB", (side, side), COLORS[color])
     image.putpixel((0, 0), (number, number // 256, 7))  # no two files alike
     return image
@@ -28,14 +28,14 @@ def picture(color: str, number: int = 0, side: int = 8) -> Image.Image:
 
 def encoded(color: str, number: int = 0) -> bytes:
     file = io.BytesIO()
-    picture(color, number).save(file, "PNG")
+    make_image(color, number).save(file, "PNG")
     return file.getvalue()
 
 
 def class_folder(root: Path, color: str, num: int, start: int = 0) -> None:
     (root / color).mkdir(parents=True, exist_ok=True)
     for number in range(start, start + num):
-        picture(color, number).save(root / color / f"{number}.png")
+        make_image(color, number).save(root / color / f"{number}.png")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def load(source: Path | str, task: TaskSection | None = None, **keys: object):
 def write_csv(folder: Path, text: str, name: str = "labels.csv") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number, color in enumerate(COLORS):
-        picture(color, number).save(folder / f"{color}.png")
+        make_image(color, number).save(folder / f"{color}.png")
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
 
@@ -84,17 +84,17 @@ def test_classes_named_like_splits_stay_classes(tmp_path: Path) -> None:
     }
 
 
-def test_other_files_and_loose_pictures_are_counted(tmp_path: Path) -> None:
+def test_other_files_and_loose_images_are_counted(tmp_path: Path) -> None:
     for color in COLORS:
         class_folder(tmp_path, color, 4)
     (tmp_path / "red" / "notes.txt").write_text("x")
     (tmp_path / "red" / "photo.HEIC").write_bytes(b"x")
     (tmp_path / "blue" / ".DS_Store").write_text("x")
-    picture("red").save(tmp_path / "cover.png")
+    make_image("red").save(tmp_path / "cover.png")
     left_out = {item["reason"]: item for item in load(tmp_path).description["left_out"]}
-    assert left_out["files that are not pictures by name"]["count"] == 3
-    assert ".heic (1)" in left_out["files that are not pictures by name"]["examples"]
-    assert left_out["pictures outside any class folder"]["examples"] == ("cover.png",)
+    assert left_out["files that are not images by name"]["count"] == 3
+    assert ".heic (1)" in left_out["files that are not images by name"]["examples"]
+    assert left_out["images outside any class folder"]["examples"] == ("cover.png",)
 
 
 def test_odd_file_names_upper_case_suffixes_and_links_are_read(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_odd_file_names_upper_case_suffixes_and_links_are_read(tmp_path: Path) -
     folder = tmp_path / "in" / "grüne Äpfel"
     folder.mkdir()
     for name in ("ein Bild.PNG", "写真.JpEg", "a,b;c.png"):
-        picture("green").save(folder / name, "PNG")
+        make_image("green").save(folder / name, "PNG")
     (folder / "deep").mkdir()
-    picture("green", 9).save(folder / "deep" / "x.png")
+    make_image("green", 9).save(folder / "deep" / "x.png")
     (folder / "deep" / "round").symlink_to(folder)  # must not go round for ever
     class_folder(tmp_path / "elsewhere", "blue", 3)
     (tmp_path / "in" / "blue").symlink_to(tmp_path / "elsewhere" / "blue")
@@ -137,13 +137,13 @@ def test_empty_class_folder_is_an_error_naming_it(tmp_path: Path) -> None:
     class_folder(tmp_path / "train", "red", 2)
     (tmp_path / "train" / "green").mkdir()
     (tmp_path / "train" / "green" / "list.txt").write_text("x")
-    with pytest.raises(DataError, match=r"train/green: this class folder has no pictures.*\.txt \(1\)"):
+    with pytest.raises(DataError, match=r"train/green: this class folder has no images.*\.txt \(1\)"):
         load(tmp_path)
 
 
 def test_folder_without_classes_explains_the_layout(tmp_path: Path) -> None:
-    picture("red").save(tmp_path / "1.png")
-    with pytest.raises(DataError, match=r"no class folders in it, but 1 pictures without a label. Expected"):
+    make_image("red").save(tmp_path / "1.png")
+    with pytest.raises(DataError, match=r"no class folders in it, but 1 images without a label. Expected"):
         load(tmp_path)
 
 
@@ -173,20 +173,20 @@ def test_words_and_numbers_in_a_table_stay_text(tmp_path: Path) -> None:
     assert [row.answers[0] for row in open_source(DataSection(source=str(table))).splits["all"]()] == ["yes", "no", "1"]
 
 
-def test_a_missing_picture_is_named_with_file_and_line(tmp_path: Path) -> None:
+def test_a_missing_image_is_named_with_file_and_line(tmp_path: Path) -> None:
     table = write_csv(tmp_path, 'image,label,why\nred.png,red,"two\nlines"\ngone.png,green,"two\nlines"\nblue.png,,\n')
     with pytest.raises(DataError) as caught:
         load(table)
-    assert f"{table}, line 4: there is no picture file {tmp_path / 'gone.png'}" in str(caught.value)
+    assert f"{table}, line 4: there is no image file {tmp_path / 'gone.png'}" in str(caught.value)
     assert f"{table}, line 6: the label (column 'label') is empty" in str(caught.value)
 
 
 def test_a_missing_column_lists_the_columns(tmp_path: Path) -> None:
-    table = write_csv(tmp_path, "image,colour,shape\nred.png,red,x\n")
-    with pytest.raises(DataError, match=r"no column for the label.*Columns: image, colour, shape.*data.label_column"):
+    table = write_csv(tmp_path, "image,color,shape\nred.png,red,x\n")
+    with pytest.raises(DataError, match=r"no column for the label.*Columns: image, color, shape.*data.label_column"):
         load(table)
-    with pytest.raises(DataError, match=r"Unknown column 'color'. Did you mean 'colour'\?"):
-        load(table, label_column="color")
+    with pytest.raises(DataError, match=r"Unknown column 'colr'. Did you mean 'color'\?"):
+        load(table, label_column="colr")
 
 
 def test_a_short_row_and_bad_json_name_their_line(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_split_column_and_one_table_a_split_agree(tmp_path: Path) -> None:
     for split in ("train", "test"):
         assert [row.answers for row in first.splits[split]()] == [row.answers for row in second.splits[split]()]
     ids = [row.id for source in (first, second) for row in source.splits["train"]() + source.splits["test"]()]
-    assert len(set(ids)) == 6  # the same picture on two rows has two ids, the same in both layouts
+    assert len(set(ids)) == 6  # the same image on two rows has two ids, the same in both layouts
 
 
 # --- parquet, datasets folders, hub
@@ -279,7 +279,7 @@ def test_hub_layout_takes_class_names_and_their_order_from_the_card(hub_cache: P
     assert pixel == COLORS["green"]
 
 
-def test_pickled_picture_of_a_table_carries_its_bytes_only(hub_cache: Path) -> None:
+def test_pickled_image_of_a_table_carries_its_bytes_only(hub_cache: Path) -> None:
     import pickle
 
     folder = parquet_folder(hub_cache / "colors", struct_rows(lambda i: i), CARD)
@@ -313,12 +313,12 @@ def test_class_indices_in_a_mapping_mean_the_named_classes(hub_cache: Path) -> N
     assert labels.shown == (("crimson",), ("green",), ("navy", "dark blue"))
 
 
-def test_unlabelled_split_and_label_beyond_the_names_are_errors(hub_cache: Path) -> None:
+def test_unlabeled_split_and_label_beyond_the_names_are_errors(hub_cache: Path) -> None:
     def rows(split: str) -> list[dict[str, object]]:
         return struct_rows(lambda i: -1 if split == "test" else i)(split)
 
     folder = parquet_folder(hub_cache / "colors", rows, CARD)
-    with pytest.raises(DataError, match=r"split 'test', row 0: the label is -1, which means unlabelled"):
+    with pytest.raises(DataError, match=r"split 'test', row 0: the label is -1, which means unlabeled"):
         load(folder)
 
 
@@ -396,7 +396,7 @@ def test_paths_are_told_from_hub_ids(tmp_path: Path) -> None:
 # --- built-in
 
 
-def test_digits_are_rgb_pictures_with_a_fixed_test_split() -> None:
+def test_digits_are_rgb_images_with_a_fixed_test_split() -> None:
     splits = load("builtin:digits")
     other = load_splits(DataSection(), TaskSection(), 7)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (1293, 144, 360)

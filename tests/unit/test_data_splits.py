@@ -80,7 +80,7 @@ def test_a_small_subset_has_every_label_and_lies_inside_a_larger_one() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(counts_per_label, st.floats(0.01, 0.9), st.integers(0, 3))
-def test_held_out_pictures_are_disjoint_and_leave_every_label_one(
+def test_held_out_images_are_disjoint_and_leave_every_label_one(
     counts: dict[str, int], share: float, seed: int
 ) -> None:
     rows = [row(i, label) for label, num in counts.items() for i in range(num)]
@@ -93,7 +93,7 @@ def test_held_out_pictures_are_disjoint_and_leave_every_label_one(
 
 def test_identical_files_are_held_out_together_and_counted() -> None:
     # Every file exists three times under different names, with labels that partly disagree.
-    rows = [row(3 * i + j, "ab"[(i + (j == 2)) % 2], f"picture {i}".encode()) for i in range(40) for j in range(3)]
+    rows = [row(3 * i + j, "ab"[(i + (j == 2)) % 2], f"image {i}".encode()) for i in range(40) for j in range(3)]
     kept, held, twins = hold_out(rows, 0.25, 0, "test")
     assert twins == 120
     assert 27 <= len(held) <= 30
@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_split_wherever_the_files_lie(tmp_path: Pat
     assert parts[0] == parts[1] == parts[2]
     other = ids(load_splits(DataSection(source=str(first)), TaskSection(), 4))
     assert other[1] != parts[0][1]
-    assert other[2] == parts[0][2]  # the test pictures never change sides with the seed
+    assert other[2] == parts[0][2]  # the test images never change sides with the seed
 
 
 def test_fraction_and_limits_shorten_and_are_accounted_for(tmp_path: Path) -> None:
@@ -147,16 +147,16 @@ def test_fraction_and_limits_shorten_and_are_accounted_for(tmp_path: Path) -> No
     assert described["test"]["fingerprint"] != whole.description["splits"]["test"]["fingerprint"]
 
 
-def test_one_picture_a_label_cannot_be_held_out_and_says_so(tmp_path: Path) -> None:
+def test_one_image_a_label_cannot_be_held_out_and_says_so(tmp_path: Path) -> None:
     splits = load_splits(DataSection(source=str(folder(tmp_path, [0, 1]))), TaskSection(), 0)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (2, 0, 0)
-    assert any("no test picture could be held out" in note for note in splits.description["notes"])
+    assert any("no test image could be held out" in note for note in splits.description["notes"])
 
 
 # --- roles
 
 
-def test_roles_are_recognised_or_asked_for() -> None:
+def test_roles_are_recognized_or_asked_for() -> None:
     assert assign_roles(DataSection(), ["test", "train", "val"], "x") == {
         "train": "train",
         "validation": "val",
@@ -214,7 +214,7 @@ def test_one_label_and_repeated_labels_are_errors() -> None:
         label_set(TaskSection(labels=["a", "b", "a "]), ["a"])
 
 
-def test_labels_without_pictures_are_noted(tmp_path: Path) -> None:
+def test_labels_without_images_are_noted(tmp_path: Path) -> None:
     source = str(folder(tmp_path, list(range(20))))
     splits = load_splits(DataSection(source=source), TaskSection(labels=["a", "b", "c"]), 0)
-    assert "labels without a picture in train: c" in splits.description["notes"]
+    assert "labels without an image in train: c" in splits.description["notes"]

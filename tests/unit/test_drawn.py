@@ -1,4 +1,4 @@
-"""Drawn pictures: repeatable, and their facts, questions and class lists agree with each other."""
+"""Drawn images: repeatable, and their facts, questions and class lists agree with each other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_seed_draws_the_same_picture_and_another_seed_another(kind: str) -> None:
+def test_the_same_seed_draws_the_same_image_and_another_seed_another(kind: str) -> None:
     first, facts = draw(kind, 3)
     again, facts_again = draw(kind, 3)
     other, _ = draw(kind, 4)
@@ -33,7 +33,7 @@ def test_the_same_seed_draws_the_same_picture_and_another_seed_another(kind: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_has_the_size_asked_for_and_is_not_blank(kind: str) -> None:
+def test_a_image_has_the_size_asked_for_and_is_not_blank(kind: str) -> None:
     for seed in range(20):
         image, facts = draw(kind, seed, size=48)
         assert image.size == (48, 48) and image.mode == "RGB"

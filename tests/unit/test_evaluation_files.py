@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.synthetic_runs import facts, in_memory, picture, random_table, write_evaluation
+from tests.synthetic_runs import facts, in_memory, make_image, random_table, write_evaluation
 from vlmtune.errors import DataError, RunFolderError
 from vlmtune.evaluate.compare import compare, figures_of
 from vlmtune.evaluate.files import read_evaluation, thumbnail, thumbnail_rows
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("has_probabilities", [True, False])
 def test_a_folder_reads_back_as_written(tmp_path: Path, has_probabilities: bool) -> None:
     table = random_table(num=50, num_unreadable=3, has_probabilities=has_probabilities)
-    written = {"test/000004": picture(table, 4)}
+    written = {"test/000004": make_image(table, 4)}
     write_folder(tmp_path / "e", facts("test", table), table, written)
     found = read_evaluation(tmp_path / "e")
     assert found.facts == facts("test", table)

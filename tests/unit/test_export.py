@@ -83,7 +83,7 @@ def test_the_gate_counts_labels_and_finds_the_largest_difference(subject: Subjec
 
 
 def test_an_export_whose_labels_agree_by_chance_is_refused_by_its_probabilities() -> None:
-    facts = {"runtime": "r", "judged": "labels", "num_pictures": 30, "num_unreadable": 0, "num_agree": 30}
+    facts = {"runtime": "r", "judged": "labels", "num_images": 30, "num_unreadable": 0, "num_agree": 30}
     near, far = (
         Verdict(**facts, max_probability_difference=d, bounds=Bounds(), differences=(), notes=())  # type: ignore[arg-type]
         for d in (0.15, 0.49)
@@ -93,7 +93,7 @@ def test_an_export_whose_labels_agree_by_chance_is_refused_by_its_probabilities(
 
 def _label_of_first(subject: Subject) -> str:
     predictor = open_predictor(str(subject.checkpoint))
-    (scores,) = predictor.classify([Query(subject.pictures[0].image)])
+    (scores,) = predictor.classify([Query(subject.images[0].image)])
     assert isinstance(scores, LabelScores)
     return scores.prediction
 
@@ -103,7 +103,7 @@ def test_open_answers_are_compared_word_by_word(subject: Subject) -> None:
         subject,
         labels=None,
         task=subject.task.model_copy(update={"list_labels": "never"}),
-        pictures=subject.pictures[:3],
+        images=subject.images[:3],
     )
     trained = subject.open()
     own = OwnRuntime(trained, "the trained model")
@@ -112,15 +112,15 @@ def test_open_answers_are_compared_word_by_word(subject: Subject) -> None:
     assert (verdict.judged, verdict.num_agree, verdict.is_accepted) == ("answers", 0, False)
 
 
-def test_unreadable_pictures_are_counted_and_not_judged(subject: Subject) -> None:
-    broken = dataclasses.replace(subject.pictures[0], image=ImageSource(data=b"no picture", name="broken"))
+def test_unreadable_images_are_counted_and_not_judged(subject: Subject) -> None:
+    broken = dataclasses.replace(subject.images[0], image=ImageSource(data=b"no image", name="broken"))
     trained = subject.open()
     own = OwnRuntime(trained, "the trained model")
-    half = dataclasses.replace(subject, pictures=[broken, subject.pictures[1]])
+    half = dataclasses.replace(subject, images=[broken, subject.images[1]])
     verdict = judge(half, own, own, trained, Bounds(1.0))
-    assert (verdict.num_pictures, verdict.num_unreadable) == (1, 1)
-    with pytest.raises(DataError, match="None of the 1 held-out pictures"):
-        judge(dataclasses.replace(subject, pictures=[broken]), own, own, trained, Bounds(1.0))
+    assert (verdict.num_images, verdict.num_unreadable) == (1, 1)
+    with pytest.raises(DataError, match="None of the 1 held-out images"):
+        judge(dataclasses.replace(subject, images=[broken]), own, own, trained, Bounds(1.0))
 
 
 def test_a_merged_export_opens_as_MODEL_with_its_task_and_labels(subject: Subject, tmp_path: Path) -> None:  # noqa: N802
@@ -128,7 +128,7 @@ def test_a_merged_export_opens_as_MODEL_with_its_task_and_labels(subject: Subjec
     assert made.verdict.is_accepted and "not installed" in " ".join(made.verdict.notes)
     predictor = open_predictor(str(made.folder))
     assert predictor.labels == subject.labels
-    queries = [Query(example.image) for example in subject.pictures]
+    queries = [Query(example.image) for example in subject.images]
     theirs = list(open_predictor(str(subject.run)).classify(queries))
     for ours, trained in zip(predictor.classify(queries), theirs, strict=True):
         assert isinstance(ours, LabelScores) and isinstance(trained, LabelScores)
@@ -140,7 +140,7 @@ def test_an_exported_adapter_opens_with_the_runs_image_settings(tmp_path: Path) 
     run = write_run(tmp_path / "run", model={"max_image_tokens": 4, "min_image_tokens": 4})
     made = export(open_subject(run, 2), find_format("peft"), "as trained", tmp_path / "peft", Bounds(1.0))
     predictor = open_predictor(str(made.folder))
-    assert predictor.opened.processor.process(open_subject(run, 1).pictures[0].image.open()).num_tokens == 4
+    assert predictor.opened.processor.process(open_subject(run, 1).images[0].image.open()).num_tokens == 4
 
 
 @pytest.mark.parametrize("name", ["merged", "gguf"])
@@ -187,7 +187,7 @@ def test_the_card_holds_evaluation_and_verdict_as_the_hub_reads_them(subject: Su
     assert (results["accuracy"].dataset_split, results["accuracy"].task_type) == ("test", "image-classification")
     assert card.data.library_name == "peft" and card.data.base_model is None  # builtin:tiny is not on the hub
     assert "8 of 8 (100.00 %)" in card.text and "0.9606 to 1.0006" in card.text
-    assert "<picture>What does the picture show?" in card.text
+    assert "<image>What does the picture show?" in card.text
     assert str(tmp_path) not in (made.folder / "README.md").read_text()
 
 

@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "merged"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "README.md").write_text(f"vlmtune predict {PLACE} picture.jpg")
+    (folder / "README.md").write_text(f"vlmtune predict {PLACE} image.jpg")
     write(folder)
     return folder
 
@@ -66,7 +66,7 @@ def test_what_the_gate_judged_goes_in_one_commit_with_card_and_manifest(folder: 
     ((repo, operations, options),) = hub.commits
     assert repo == "owner/name" and options["commit_message"] == "said"
     assert [operation.path_in_repo for operation in operations] == ["README.md", "model.safetensors", "vlmtune.json"]
-    assert operations[0].path_or_fileobj == b"vlmtune predict owner/name picture.jpg"
+    assert operations[0].path_or_fileobj == b"vlmtune predict owner/name image.jpg"
 
 
 def test_a_refused_export_is_not_pushed(folder: Path) -> None:

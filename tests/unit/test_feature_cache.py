@@ -1,4 +1,4 @@
-"""The cache of frozen picture features: equal to encoding, refused where it would be wrong, whole after a crash."""
+"""The cache of frozen image features: equal to encoding, refused where it would be wrong, whole after a crash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import ImageSource
 from vlmtune.train import feature_cache
 from vlmtune.train.feature_cache import Refusal, connect, features_key, open_feature_cache
-from vlmtune.train.feature_files import CachedPicture, FeatureCache
+from vlmtune.train.feature_files import CachedImage, FeatureCache
 
 pytestmark = pytest.mark.unit
 PLAIN = Augmentation.named("none")
@@ -31,7 +31,7 @@ def opened() -> OpenedModel:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[ImageSource]:
+def images() -> list[ImageSource]:
     draw, found = np.random.default_rng(0), []
     for number in range(12):
         buffer = io.BytesIO()
@@ -50,7 +50,7 @@ def filled(folder: Path, count: int = 3) -> list[torch.Tensor]:
     cache = FeatureCache(folder, "key")
     features = [torch.randn(4 + i, 8).to(torch.bfloat16) for i in range(count)]
     for number, tensor in enumerate(features):
-        cache.put(f"d{number}", CachedPicture(tensor, f"<{number}>"))
+        cache.put(f"d{number}", CachedImage(tensor, f"<{number}>"))
     cache.close()
     return features
 
@@ -69,7 +69,7 @@ def test_features_come_back_bit_for_bit_after_opening_again(tmp_path: Path) -> N
 def test_a_record_put_while_reading_is_found(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "key")
     for number in range(4):
-        cache.put(f"d{number}", CachedPicture(torch.full((2, 3), float(number)), ""))
+        cache.put(f"d{number}", CachedImage(torch.full((2, 3), float(number)), ""))
         found = cache.get(f"d{number}")
         assert found is not None and found.features.unique().tolist() == [number]
 
@@ -81,7 +81,7 @@ def test_a_torn_end_is_cut_off_and_the_rest_kept(tmp_path: Path, torn: str) -> N
     path.write_bytes(path.read_bytes()[:-5])
     cache = FeatureCache(tmp_path, "key")
     assert cache.num_repaired == 1 and len(cache) == 2 and cache.get("d2") is None
-    cache.put("d2", CachedPicture(features[2], "<2>"))
+    cache.put("d2", CachedImage(features[2], "<2>"))
     cache.close()
     again = FeatureCache(tmp_path, "key")
     found = again.get("d2")
@@ -93,7 +93,7 @@ def test_a_record_without_an_index_line_is_overwritten(tmp_path: Path) -> None:
     with (tmp_path / "features.bin").open("ab") as file:
         file.write(b"left by a crash")
     cache = FeatureCache(tmp_path, "key")
-    cache.put("new", CachedPicture(torch.ones(2, 8), ""))
+    cache.put("new", CachedImage(torch.ones(2, 8), ""))
     found = cache.get("new")
     assert found is not None and found.features.eq(1).all()
 
@@ -105,7 +105,7 @@ def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "features.bin").write_bytes(content)
     cache = FeatureCache(tmp_path, "key")
     assert cache.get("d0") is None and cache.get("d1") is not None
-    cache.put("d0", CachedPicture(features[0], "<0>"))
+    cache.put("d0", CachedImage(features[0], "<0>"))
     cache.close()
     found = FeatureCache(tmp_path, "key").get("d0")
     assert found is not None and torch.equal(found.features, features[0])
@@ -131,12 +131,12 @@ def test_the_key_depends_on_weights_preprocessing_and_number_format(opened: Open
     assert features_key(other, FROZEN, "float32") != key
 
 
-def test_cached_features_equal_encoding(tmp_path: Path, opened: OpenedModel, pictures: list[ImageSource]) -> None:
+def test_cached_features_equal_encoding(tmp_path: Path, opened: OpenedModel, images: list[ImageSource]) -> None:
     plan = decoder_only(opened)
-    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", pictures=pictures, precision="float32")  # type: ignore[arg-type]
+    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", images=images, precision="float32")  # type: ignore[arg-type]
     assert isinstance(cache, FeatureCache)
-    image = opened.processor.process(pictures[0].open())
-    found = cache.get(pictures[0].digest())
+    image = opened.processor.process(images[0].open())
+    found = cache.get(images[0].digest())
     assert found is not None and found.text == image.text
     with torch.no_grad():
         torch.testing.assert_close(found.features, opened.model.encode_images([image])[0], rtol=1e-5, atol=1e-5)
@@ -150,16 +150,16 @@ def test_it_is_refused_where_the_tower_learns(tmp_path: Path) -> None:
 
 
 def test_a_learning_connector_learns_from_kept_tower_features_as_from_the_tower(
-    tmp_path: Path, pictures: list[ImageSource]
+    tmp_path: Path, images: list[ImageSource]
 ) -> None:
     opened = open_model("builtin:tiny", dtype="float32", device="cpu")
-    pictures = pictures[:4]
+    images = images[:4]
     plan = apply_adapter(opened.model, AdapterSection(targets=["attention"], parts=["connector"]))
-    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", pictures=pictures, precision="float32")
+    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", images=images, precision="float32")
     assert isinstance(cache, FeatureCache) and cache.level == "tower"
-    kept = [cache.get(picture.digest()) for picture in pictures]
-    found = connect(opened.model, "tower", [picture for picture in kept if picture is not None])
-    expected = opened.model.encode_images([opened.processor.process(picture.open()) for picture in pictures])
+    kept = [cache.get(image.digest()) for image in images]
+    found = connect(opened.model, "tower", [image for image in kept if image is not None])
+    expected = opened.model.encode_images([opened.processor.process(image.open()) for image in images])
     weight = opened.model.connector.linear_2.weight
     (gradient,) = torch.autograd.grad(torch.cat(found).square().sum(), [weight])
     (wanted,) = torch.autograd.grad(torch.cat(expected).square().sum(), [weight])
@@ -176,11 +176,11 @@ def test_it_is_refused_under_random_augmentation_and_when_off(tmp_path: Path, op
 
 
 def test_auto_refuses_a_single_epoch_and_gives_its_measurement(
-    tmp_path: Path, opened: OpenedModel, pictures: list[ImageSource]
+    tmp_path: Path, opened: OpenedModel, images: list[ImageSource]
 ) -> None:
     plan = decoder_only(opened)
-    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "auto", pictures=pictures * 9, num_epochs=1)  # type: ignore[arg-type]
-    assert isinstance(refusal, Refusal) and "ms a picture" in refusal.reason
+    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "auto", images=images * 9, num_epochs=1)  # type: ignore[arg-type]
+    assert isinstance(refusal, Refusal) and "ms an image" in refusal.reason
 
 
 def test_two_holders_of_one_folder_are_not_allowed(tmp_path: Path, opened: OpenedModel) -> None:
@@ -198,17 +198,17 @@ def test_a_full_disk_ends_the_keeping_and_not_the_run(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "features.bin").stat().st_size + 5, limits[1]))
     try:
-        cache.put("d2", CachedPicture(torch.randn(100, 8), "<2>"))
+        cache.put("d2", CachedImage(torch.randn(100, 8), "<2>"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    cache.put("d3", CachedPicture(torch.randn(1, 8), "<3>"))
+    cache.put("d3", CachedImage(torch.randn(1, 8), "<3>"))
     assert cache.get("d2") is None and cache.get("d3") is None and "only 2" in cache.note
     cache.close()
     again = FeatureCache(tmp_path, "key")
     for number, tensor in enumerate(features):
         found = again.get(f"d{number}")
         assert found is not None and torch.equal(found.features, tensor)
-    again.put("d2", CachedPicture(features[0], "<2>"))
+    again.put("d2", CachedImage(features[0], "<2>"))
     again.close()
     last = FeatureCache(tmp_path, "key").get("d2")
     assert last is not None and torch.equal(last.features, features[0])
@@ -218,16 +218,16 @@ def test_a_repaired_cache_says_so(tmp_path: Path) -> None:
     filled(tmp_path)
     (tmp_path / "features.bin").write_bytes(b"\0" * (tmp_path / "features.bin").stat().st_size)
     cache = FeatureCache(tmp_path, "key")
-    assert cache.note == "picture features are cached"
+    assert cache.note == "image features are cached"
     assert cache.get("d0") is None and cache.get("d1") is None
-    assert cache.note == "picture features are cached; 2 torn or damaged records were made again"
+    assert cache.note == "image features are cached; 2 torn or damaged records were made again"
 
 
-def test_a_picture_that_many_questions_ask_about_needs_its_room_once(
-    tmp_path: Path, opened: OpenedModel, pictures: list[ImageSource], monkeypatch: pytest.MonkeyPatch
+def test_a_image_that_many_questions_ask_about_needs_its_room_once(
+    tmp_path: Path, opened: OpenedModel, images: list[ImageSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[int] = []
-    monkeypatch.setattr(feature_cache, "_judge", lambda cache, opened, pictures, *rest: judged.append(len(pictures)))
-    cache = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on", pictures=pictures * 9)  # type: ignore[arg-type]
-    assert isinstance(cache, FeatureCache) and judged == [len(pictures)]
+    monkeypatch.setattr(feature_cache, "_judge", lambda cache, opened, images, *rest: judged.append(len(images)))
+    cache = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on", images=images * 9)  # type: ignore[arg-type]
+    assert isinstance(cache, FeatureCache) and judged == [len(images)]
     cache.close()

@@ -17,7 +17,7 @@ from vlmtune.export import llama_runtime, transformers_runtime
 from vlmtune.export.formats import find_format
 from vlmtune.export.gate import Bounds
 from vlmtune.export.gguf_files import import_gguf, read_gguf, write_gguf
-from vlmtune.export.gguf_limits import PictureRules, unsupported
+from vlmtune.export.gguf_limits import ImageRules, unsupported
 from vlmtune.export.gguf_names import LANGUAGE_MODEL, PROJECTOR, gguf_place
 from vlmtune.export.gguf_vocabulary import CONTROL, NORMAL, UNUSED, read_vocabulary
 from vlmtune.export.run import export
@@ -180,21 +180,21 @@ def test_what_llama_cpp_cannot_be_told_is_refused(changes: dict[str, Any], reaso
 
 def test_the_settings_of_the_hubs_checkpoints_are_no_obstacle() -> None:
     assert unsupported(random_model(), Lfm2VlImageProcessor(Lfm2VlImageSettings())) == []
-    assert PictureRules(Lfm2VlImageSettings()).sentences() == []
+    assert ImageRules(Lfm2VlImageSettings()).sentences() == []
 
 
-def test_pictures_that_llama_cpp_would_cut_are_scaled_where_the_model_knows_no_tiles() -> None:
-    rules = PictureRules(SETTINGS)  # 16 tokens of 8 × 8 pixels: 32 × 32, and tiles from 2,048 pixels
+def test_images_that_llama_cpp_would_cut_are_scaled_where_the_model_knows_no_tiles() -> None:
+    rules = ImageRules(SETTINGS)  # 16 tokens of 8 × 8 pixels: 32 × 32, and tiles from 2,048 pixels
     assert rules.size_for(32, 32) is None and rules.size_for(43, 43) is None
     assert rules.size_for(64, 64) == (32, 32)
     assert rules.size_for(60, 120) == (16, 40)
-    assert PictureRules(Lfm2VlImageSettings()).size_for(3000, 4000) is None
+    assert ImageRules(Lfm2VlImageSettings()).size_for(3000, 4000) is None
     assert "at most 1,024 pixels" in " ".join(rules.sentences())
 
 
 def test_black_bars_are_foreseen_from_the_grid_of_tiles() -> None:
     settings = Lfm2VlImageSettings()
-    processor, rules = Lfm2VlImageProcessor(settings), PictureRules(settings)
+    processor, rules = Lfm2VlImageProcessor(settings), ImageRules(settings)
 
     def is_letterboxed(width: int, height: int) -> bool:
         from PIL import Image

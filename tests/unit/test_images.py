@@ -52,7 +52,7 @@ GOLDEN: list[tuple[tuple[int, int], dict[str, Any], list[tuple[tuple[int, int], 
 
 
 def pattern(height: int, width: int) -> Image.Image:
-    """A picture from integer arithmetic alone."""
+    """An image from integer arithmetic alone."""
     row, column = np.mgrid[:height, :width]
     channels = [row * 7 + column * 13, row * column // 3, (row // 5) * (column // 7) * 11]
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
@@ -93,10 +93,10 @@ def test_tokens_equal_the_unshuffled_patches_for_any_size(height: int, width: in
     made = Lfm2VlImageProcessor(settings).process(Image.new("RGB", (width, height), (200, 100, 0)))
     tokens = sum(-(-rows // 2) * -(-columns // 2) for _, (rows, columns) in made.tiles)
     assert made.num_tokens == made.text.count("<image>") == tokens
-    colour = (torch.tensor([200.0, 100.0, 0.0]) - 127.5) / 127.5
+    color = (torch.tensor([200.0, 100.0, 0.0]) - 127.5) / 127.5
     for patches, (rows, columns) in made.tiles:
         assert patches.shape == (rows * columns, 8 * 8 * 3)
-        assert torch.allclose(patches.view(-1, 3), colour, atol=1.01 / 127.5)
+        assert torch.allclose(patches.view(-1, 3), color, atol=1.01 / 127.5)
 
 
 def test_a_patch_is_row_by_row_with_channels_last() -> None:
@@ -117,10 +117,10 @@ def test_any_mode_gives_the_patches_of_its_rgb_conversion(mode: str) -> None:
 
 def test_threads_and_copies_give_the_same_patches() -> None:
     processor = Lfm2VlImageProcessor(Lfm2VlImageSettings(**SMALL))
-    pictures = [pattern(20 + 9 * i, 150 - 7 * i) for i in range(16)]
-    expected = [processor.process(picture) for picture in pictures]
+    images = [pattern(20 + 9 * i, 150 - 7 * i) for i in range(16)]
+    expected = [processor.process(image) for image in images]
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(pickle.loads(pickle.dumps(processor)).process, pictures))
+        made = list(pool.map(pickle.loads(pickle.dumps(processor)).process, images))
     for ours, theirs in zip(made, expected, strict=True):
         assert ours.text == theirs.text
         assert all(torch.equal(a, b) for (a, _), (b, _) in zip(ours.tiles, theirs.tiles, strict=True))

@@ -100,7 +100,7 @@ def test_one_label_of_one_token_is_scored_without_a_trie_row() -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.integers(6, 8), min_size=1, max_size=5), min_size=1, max_size=5))
-def test_questions_without_a_picture_share_their_beginning_and_score_as_alone(prompts: list[list[int]]) -> None:
+def test_questions_without_a_image_share_their_beginning_and_score_as_alone(prompts: list[list[int]]) -> None:
     scorer = LabelScorer(MODEL, [7], LabelTrie.build(two_token_labels(3)))
     questions = [Question(ids, []) for ids in prompts]
     alone = torch.cat([scorer.score([question]) for question in questions])

@@ -155,9 +155,9 @@ def test_several_spellings_are_one_label_and_the_mapping_is_what_is_learned(tmp_
         "1": "clapping",
         "2": ["listening_to_music", "listening to music"],
     }
-    assert "It spelt 'listening_to_music' as 'listening to music'" in notes
+    assert "It spelled 'listening_to_music' as 'listening to music'" in notes
     assert found.task.user_prompt is not None and "- {labels}" in found.task.user_prompt
-    assert "split: train holds pictures" in notes
+    assert "split: train holds images" in notes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.parity.lfm2_peer import random_picture, tiny_config
+from tests.parity.lfm2_peer import random_image, tiny_config
 from tests.tiny_model import random_model
 from vlmtune.adapters.layers import LoraLinear
 from vlmtune.adapters.lora import apply_adapter, count_trainable, parameter_groups, plan_of, trainable_parameters
@@ -22,16 +22,16 @@ from vlmtune.models.rows import Rows
 pytestmark = pytest.mark.unit
 
 ROLES = ["attention", "mlp", "conv", "connector", "vision_attention", "vision_mlp"]
-PICTURES = [random_picture([(4, 4)], 1), random_picture([(2, 4)], 2)]
+IMAGES = [random_image([(4, 4)], 1), random_image([(2, 4)], 2)]
 
 
 def run(model: Lfm2Vl) -> Tensor:
-    """float32[N, V]: logits of two prompts, each with a picture."""
-    features = model.encode_images(PICTURES)
+    """float32[N, V]: logits of two prompts, each with an image."""
+    features = model.encode_images(IMAGES)
     ids, lengths = [], []
-    for picture, tokens in zip(PICTURES, ([7, 8, 9], [10, 11]), strict=True):
-        ids += [6, *[model.image_token_id] * picture.num_tokens, *tokens]
-        lengths.append(1 + picture.num_tokens + len(tokens))
+    for image, tokens in zip(IMAGES, ([7, 8, 9], [10, 11]), strict=True):
+        ids += [6, *[model.image_token_id] * image.num_tokens, *tokens]
+        lengths.append(1 + image.num_tokens + len(tokens))
     rows = Rows.chains(lengths, read_last=lengths)
     embedded = model.embed(torch.tensor(ids), features)
     return model.logits(model.decode(embedded, [rows]).hidden)

@@ -1,4 +1,4 @@
-"""Figures equal scikit-learn's; an unreadable picture never leaves the denominator."""
+"""Figures equal scikit-learn's; an unreadable image never leaves the denominator."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_figures_equal_scikit_learn(table) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(tables, st.integers(1, 6))
-def test_unreadable_pictures_count_as_errors_as_scikit_learn_counts_an_unknown_label(table, num_unreadable) -> None:
+def test_unreadable_images_count_as_errors_as_scikit_learn_counts_an_unknown_label(table, num_unreadable) -> None:
     guess = table.prediction.copy()
     guess[:num_unreadable] = -1
     log_probs = table.log_probs.copy()
@@ -71,7 +71,7 @@ def test_unreadable_pictures_count_as_errors_as_scikit_learn_counts_an_unknown_l
     json.dumps(figures, allow_nan=False)
 
 
-def test_an_unreadable_picture_is_a_uniform_guess_in_likelihood_and_brier() -> None:
+def test_an_unreadable_image_is_a_uniform_guess_in_likelihood_and_brier() -> None:
     table = random_table(num=4, num_labels=10, num_unreadable=4)
     figures = measure(table)
     assert figures["nll"] == pytest.approx(np.log(10))
@@ -91,14 +91,14 @@ def test_reliability_bins_equal_scikit_learn_quantile_bins() -> None:
     correct = rng.random(1500) < confidence
     bins = reliability_bins(confidence, correct, 15)
     right, stated = calibration_curve(correct, confidence, n_bins=15, strategy="quantile")
-    assert [b["accuracy"] for b in bins] == pytest.approx(right, abs=0.011)  # the edge may give a bin one picture more
+    assert [b["accuracy"] for b in bins] == pytest.approx(right, abs=0.011)  # the edge may give a bin one image more
     assert [b["confidence"] for b in bins] == pytest.approx(stated, abs=1e-3)
     assert [b["count"] for b in bins] == [100] * 15
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.9, 1.0]), st.booleans()), min_size=1, max_size=60), st.randoms())
-def test_calibration_and_risk_do_not_depend_on_the_order_of_pictures(rows, shuffler) -> None:
+def test_calibration_and_risk_do_not_depend_on_the_order_of_images(rows, shuffler) -> None:
     shuffled = list(rows)
     shuffler.shuffle(shuffled)
     results = []
@@ -121,7 +121,7 @@ def test_risk_at_full_coverage_is_the_error_rate_and_falls_for_a_model_that_know
     assert risks[200] < risks[-1] / 2
 
 
-def test_a_class_without_pictures_or_predictions_does_not_lower_macro_f1() -> None:
+def test_a_class_without_images_or_predictions_does_not_lower_macro_f1() -> None:
     table = random_table(num=60, num_labels=3, skill=20)
     wider = replace(table, labels=(*table.labels, "never"), log_probs=None)
     assert measure(wider)["macro_f1"] == pytest.approx(measure(table)["macro_f1"]) == 1.0

@@ -1,4 +1,4 @@
-"""PaliGemma's prompts, pictures, configuration and roles: what is asked, what is refused, and in which words."""
+"""PaliGemma's prompts, images, configuration and roles: what is asked, what is refused, and in which words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vlmtune.text.tokenizer import Tokenizer
 pytestmark = pytest.mark.unit
 
 TOKENIZER = gemma_tokenizer()
-PICTURE = "<image>" * 4
+IMAGE = "<image>" * 4
 LABELS = LabelSet(("0", "1"), (("cat", "a cat"), ("sea lion",)))
 
 
@@ -54,16 +54,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["classify", "vqa", "own", "system", "system without list"],
 )  # fmt: skip
-def test_a_prompt_is_the_picture_then_bos_then_one_text_and_a_newline(task: dict[str, str], text: str) -> None:
+def test_a_prompt_is_the_image_then_bos_then_one_text_and_a_newline(task: dict[str, str], text: str) -> None:
     builder = PromptBuilder(TOKENIZER, TaskSection.model_validate(task), LABELS)
     question = "why?" if task.get("kind") == "vqa" else None
-    assert builder.text(question, PICTURE) == PICTURE + text
+    assert builder.text(question, IMAGE) == IMAGE + text
     assert builder.system == ""  # there is no such turn: it stands above the user prompt
     assert builder.shared_prefix() == []
 
 
 @given(st.text(min_size=1).filter(lambda text: bool(text.strip()) and "<" not in text))
-def test_an_answer_is_tokenised_apart_and_ends_with_eos(answer: str) -> None:
+def test_an_answer_is_tokenized_apart_and_ends_with_eos(answer: str) -> None:
     builder = PromptBuilder(TOKENIZER, TaskSection(), LABELS)
     assert builder.answer_tokens(answer) == [*TOKENIZER.encode(answer), TOKENIZER.token_id("<eos>")]
     assert builder.check_answer_boundary(answer) is None
@@ -71,7 +71,7 @@ def test_an_answer_is_tokenised_apart_and_ends_with_eos(answer: str) -> None:
 
 def test_coordinates_and_masks_are_kept_in_prompts_and_answers() -> None:
     builder = PromptBuilder(TOKENIZER, TaskSection(user_prompt="segment <loc0012> cat"), None)
-    ids = builder.build(None, PICTURE).ids
+    ids = builder.build(None, IMAGE).ids
     assert TOKENIZER.token_id("<loc0012>") in ids
     target = builder.answer_tokens("<loc0001><seg127> cat")
     assert target[:2] == [TOKENIZER.token_id("<loc0001>"), TOKENIZER.token_id("<seg127>")]
@@ -90,13 +90,13 @@ def test_coordinates_are_one_token_also_where_the_file_lists_them_as_plain_words
     assert len(opened) == len(TOKENIZER)
 
 
-def test_special_tokens_of_other_people_and_a_picture_that_comes_last_are_refused() -> None:
+def test_special_tokens_of_other_people_and_a_image_that_comes_last_are_refused() -> None:
     with pytest.raises(ConfigError, match="<bos>"):
         PromptBuilder(TOKENIZER, TaskSection(user_prompt="<bos>hello"), None)
-    with pytest.raises(ConfigError, match=r"image_position.*picture first"):
+    with pytest.raises(ConfigError, match=r"image_position.*image first"):
         PromptBuilder(TOKENIZER, TaskSection(image_position="last"), None)
     with pytest.raises(DataError, match="<image>"):
-        PromptBuilder(TOKENIZER, TaskSection(kind="vqa"), None).build("<image> what?", PICTURE)
+        PromptBuilder(TOKENIZER, TaskSection(kind="vqa"), None).build("<image> what?", IMAGE)
 
 
 def test_a_saved_tokenizer_has_no_template_and_opens_as_before(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_saved_tokenizer_has_no_template_and_opens_as_before(tmp_path: Path) -
     assert again.encode("answer en <seg000>\n") == TOKENIZER.encode("answer en <seg000>\n")
 
 
-def test_every_picture_has_the_checkpoints_size_and_values_within_one() -> None:
+def test_every_image_has_the_checkpoints_size_and_values_within_one() -> None:
     processor = PaliGemmaImageProcessor(PaliGemmaImageSettings(size=28, image_seq_length=4))
     for size, mode in (((5, 90), "RGB"), ((300, 20), "L"), ((28, 28), "P")):
         made = processor.process(Image.linear_gradient("L").resize(size).convert(mode))
@@ -119,7 +119,7 @@ def test_every_picture_has_the_checkpoints_size_and_values_within_one() -> None:
     assert torch.equal(white, torch.ones_like(white))
 
 
-def test_a_patch_is_its_square_of_the_picture_channels_first() -> None:
+def test_a_patch_is_its_square_of_the_image_channels_first() -> None:
     image = Image.new("RGB", (4, 4), (0, 0, 0))
     image.putpixel((3, 0), (255, 0, 0))  # the right patch's top right pixel
     processor = PaliGemmaImageProcessor(PaliGemmaImageSettings(size=4, image_seq_length=4))
@@ -127,7 +127,7 @@ def test_a_patch_is_its_square_of_the_picture_channels_first() -> None:
     assert (patches == 1).nonzero().tolist() == [[0, 1, 0, 0, 1]]
 
 
-def test_other_families_picture_settings_are_refused(folder: Path) -> None:
+def test_other_families_image_settings_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.max_image_tokens.*448"):
         open_model(str(folder), image_overrides={"max_image_tokens": 64, "min_image_tokens": None})
 
@@ -141,7 +141,7 @@ def test_other_families_picture_settings_are_refused(folder: Path) -> None:
         ({"resample": 0}, "resample 0"),
     ],
 )
-def test_picture_settings_that_do_not_belong_to_the_model_are_told(
+def test_image_settings_that_do_not_belong_to_the_model_are_told(
     folder: Path, tmp_path: Path, change: dict[str, Any], told: str
 ) -> None:
     for name in ("config.json", "preprocessor_config.json"):
@@ -212,7 +212,7 @@ def test_a_question_task_needs_no_label_set(folder: Path) -> None:
 
 
 def test_learning_the_prompt_too_is_refused(folder: Path, tmp_path: Path) -> None:
-    from tests.pictures import write_class_folders
+    from tests.images import write_class_folders
     from vlmtune.train.loop import Trainer
     from vlmtune.train.prepare import load_data, open_base
 

@@ -1,4 +1,4 @@
-"""The predictor: several questions about one picture, and pictures that cannot be read."""
+"""The predictor: several questions about one image, and images that cannot be read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def source(color: str) -> ImageSource:
     return ImageSource(data=file.getvalue(), name=color)
 
 
-RED, BLUE, BROKEN = source("red"), source("blue"), ImageSource(data=b"no picture", name="broken")
+RED, BLUE, BROKEN = source("red"), source("blue"), ImageSource(data=b"no image", name="broken")
 ASKED = [Query(RED, "what?"), Query(RED, "why?"), Query(BROKEN, "what?"), Query(BROKEN, "why?"), Query(BLUE, "what?"),
          Query(RED, "how?")]  # fmt: skip
 
@@ -36,7 +36,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     return Predictor(open_model(str(folder)), TaskSection(kind="vqa"))
 
 
-def test_questions_in_a_row_about_one_picture_prepare_it_once_and_are_answered_as_one_by_one(
+def test_questions_in_a_row_about_one_image_prepare_it_once_and_are_answered_as_one_by_one(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = Sampling(max_new_tokens=4)

@@ -52,7 +52,7 @@ def small(output: Path, name: str = "run") -> Pretraining:
                     "intermediate_size": 16,
                 },
             },
-            "pictures": {"num": 100, "num_validation": 10, "mixture": {"digit": 1, "shapes": 1}},
+            "images": {"num": 100, "num_validation": 10, "mixture": {"digit": 1, "shapes": 1}},
             "tower": {"steps": 4, "batch_size": 8},
             "whole": {"steps": 4, "batch_size": 4, "num_questions": 2},
             "save_every": 3,
@@ -88,15 +88,15 @@ def test_questions_are_learned_in_the_words_of_the_default_prompt(tiny) -> None:
     assert builder.build("What color is it?", image.text).ids == tiny.tokenizer.encode(learned)
 
 
-def test_pictures_reach_the_tower_as_the_image_processor_makes_them(tiny) -> None:  # type: ignore[no-untyped-def]
-    picture, _ = draw("thing", 1)
-    patches, grid = tiny.processor.process(picture).tiles[0]
+def test_images_reach_the_tower_as_the_image_processor_makes_them(tiny) -> None:  # type: ignore[no-untyped-def]
+    image, _ = draw("thing", 1)
+    patches, grid = tiny.processor.process(image).tiles[0]
     assert grid == (8, 8)
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(1, 32, 32, 3)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, 32, 32, 3)
     torch.testing.assert_close(to_patches(pixels, 4)[0], patches)
 
 
-def test_any_picture_becomes_about_16_tokens(tiny) -> None:  # type: ignore[no-untyped-def]
+def test_any_image_becomes_about_16_tokens(tiny) -> None:  # type: ignore[no-untyped-def]
     for size in ((32, 32), (500, 500), (640, 200), (9, 9)):
         assert 8 <= tiny.processor.process(Image.new("RGB", size)).num_tokens <= 16
 
@@ -109,12 +109,12 @@ def test_lessons_in_one_tree_give_the_logits_of_plain_prompts(tiny) -> None:  # 
     with torch.no_grad():
         logits, targets, weights, counts = runner.run(tokens, asked)
         first = 0
-        branches = [(picture, lesson, i) for picture, lesson in asked for i in range(len(lesson.branches))]
+        branches = [(image, lesson, i) for image, lesson in asked for i in range(len(lesson.branches))]
         assert len(branches) == len(counts) and len(targets) == len(weights) == sum(counts)
-        for (picture, lesson, i), count in zip(branches, counts, strict=True):
+        for (image, lesson, i), count in zip(branches, counts, strict=True):
             prompt, answer, _ = lesson.branches[i]
             ids = tiny.tokenizer.encode(lesson.head + "<image>" * 16 + prompt + answer)
-            embeddings = tiny.model.embed(torch.tensor(ids), [tokens[picture]])
+            embeddings = tiny.model.embed(torch.tensor(ids), [tokens[image]])
             plain = tiny.model.logits(tiny.model.decode(embeddings, [Rows.chains([len(ids)], read_last=count)]).hidden)
             torch.testing.assert_close(logits[first : first + count], plain, atol=1e-4, rtol=1e-4)
             assert tiny.tokenizer.decode(targets[first : first + count].tolist()) == answer + "<|im_end|>"
@@ -173,7 +173,7 @@ def test_an_existing_run_is_never_written_over(tmp_path: Path) -> None:
 
 def test_the_shipped_file_is_valid_and_an_unknown_key_is_named(tmp_path: Path) -> None:
     config = load_section(ROOT / "configs" / "tiny.yaml", Pretraining)
-    assert config.whole.steps > 0 and set(config.pictures.mixture) <= set(KINDS)
+    assert config.whole.steps > 0 and set(config.images.mixture) <= set(KINDS)
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("whole:\n  step: 5\n")
     with pytest.raises(ConfigError, match="steps"):

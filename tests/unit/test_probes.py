@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from tests.synthetic_runs import in_memory, random_table, write_evaluation
-from vlmtune.evaluate.probes import Split, linear_probe, majority_class, nearest_neighbours
+from vlmtune.evaluate.probes import Split, linear_probe, majority_class, nearest_neighbors
 from vlmtune.report.calibration import expected_coverage
 from vlmtune.report.ceilings import against
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unit
 @pytest.fixture(scope="module")
 def data() -> tuple[Split, Split, np.ndarray, np.ndarray]:
     x, y = make_classification(500, 12, n_informative=6, n_classes=4, class_sep=1.2, random_state=0)
-    x, y = (x * np.geomspace(0.01, 100, 12)).astype(np.float32), y.astype(np.int64)  # scales that need standardising
+    x, y = (x * np.geomspace(0.01, 100, 12)).astype(np.float32), y.astype(np.int64)  # scales that need standardizing
     return Split(x[:250], y[:250]), Split(x[250:350], y[250:350]), x[350:], y[350:]
 
 
@@ -34,9 +34,9 @@ def test_the_majority_class_is_the_most_frequent_training_label() -> None:
     assert np.exp(probed.log_probs[0]) == pytest.approx([0.2, 0.2, 0.6, 0.0], abs=1e-6)
 
 
-def test_nearest_neighbours_equal_scikit_learns(data: Any) -> None:
+def test_nearest_neighbors_equal_scikit_learns(data: Any) -> None:
     train, validation, test, _ = data
-    probed = nearest_neighbours(train, validation, test, 4)
+    probed = nearest_neighbors(train, validation, test, 4)
     k = int(probed.setting.removeprefix("k = "))
     scaler = StandardScaler().fit(train.features)
     peer = KNeighborsClassifier(k, metric="cosine", weights="distance").fit(
@@ -59,16 +59,16 @@ def test_the_linear_probe_equals_scikit_learns_at_the_chosen_penalty(data: Any) 
     assert np.exp(probed.log_probs).sum(axis=1) == pytest.approx(1.0)
 
 
-def test_a_label_without_training_pictures_has_a_probability_all_the_same(data: Any) -> None:
+def test_a_label_without_training_images_has_a_probability_all_the_same(data: Any) -> None:
     train, validation, test, _ = data
     probed = linear_probe(train, validation, test, 6)
     assert probed.log_probs is not None and np.isfinite(probed.log_probs).all() and probed.log_probs.shape[1] == 6
 
 
-def test_without_validation_pictures_nothing_is_tried(data: Any) -> None:
+def test_without_validation_images_nothing_is_tried(data: Any) -> None:
     train, _, test, _ = data
     nothing = Split(train.features[:0], train.labels[:0])
-    assert nearest_neighbours(train, nothing, test, 4).tried == linear_probe(train, nothing, test, 4).tried == {}
+    assert nearest_neighbors(train, nothing, test, 4).tried == linear_probe(train, nothing, test, 4).tried == {}
 
 
 def ceilings_of(root: Path, **skills: float) -> dict[str, Any]:
@@ -100,13 +100,13 @@ def test_floors_and_ceilings_are_tested_against_the_model(tmp_path: Path) -> Non
     assert "cannot be shown to look" in " ".join(blind["summary"])
 
 
-def test_floors_of_other_pictures_get_no_test(tmp_path: Path) -> None:
+def test_floors_of_other_images_get_no_test(tmp_path: Path) -> None:
     subject = in_memory("tuned", random_table(num=300, skill=3.0, seed=1, data_seed=7))
     shown = against(ceilings_of(tmp_path, linear_probe=4.0), tmp_path, subject)
     assert [row["pair"] for row in shown["rows"]] == [None]
 
 
-def test_what_a_promised_coverage_means_narrows_with_validation_pictures() -> None:
+def test_what_a_promised_coverage_means_narrows_with_validation_images() -> None:
     few, many = expected_coverage(50, 1000, 0.9), expected_coverage(5000, 1000, 0.9)
     assert few[0] < many[0] < 0.9 < many[1] < few[1]
     # Simulated: thresholds from 100 exchangeable scores, coverage of 400 others.

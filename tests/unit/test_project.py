@@ -21,7 +21,7 @@ REPO = Path(__file__).parents[2]
 SOURCE = REPO / "src" / "vlmtune"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# A package imports only those that stand before it; serve and export are neighbours that do not know each other.
+# A package imports only those that stand before it; serve and export are neighbors that do not know each other.
 RANKS = (
     ("errors",),
     ("records",),
@@ -249,7 +249,7 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("path", sorted((REPO / "configs").rglob("*.y*ml")), ids=lambda path: path.name)
 def test_every_yaml_in_the_tree_is_valid(path: Path) -> None:
     keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "pictures" in keys:  # a pretraining file
+    if "images" in keys:  # a pretraining file
         from vlmtune.config.pretrain_schema import Pretraining
 
         load_section(path, Pretraining)

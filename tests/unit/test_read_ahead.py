@@ -1,4 +1,4 @@
-"""Pictures read ahead by threads."""
+"""Images read ahead by threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_results_come_in_order_though_later_ones_finish_first() -> None:
     assert list(read_ahead(load, range(20), num_threads=4, ahead=6)) == [(i, i * i) for i in range(20)]
 
 
-def test_an_unreadable_picture_is_yielded_in_its_place() -> None:
+def test_an_unreadable_image_is_yielded_in_its_place() -> None:
     def load(item: int) -> int:
         if item == 1:
             raise UnreadableImageError("b.png", "cut off")

@@ -26,7 +26,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ── CIFAR-100 ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_record_s_planes_become_its_picture(tmp_path: Path) -> None:
+def test_a_record_s_planes_become_its_image(tmp_path: Path) -> None:
     folder = miniatures.cifar100_binary(tmp_path / "cifar", each=1)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     record = bytes([7, 51]) + pixels.transpose(2, 0, 1).tobytes()
@@ -87,7 +87,7 @@ def test_prepared_cars_have_columns_for_make_model_and_year(tmp_path: Path) -> N
     hub = miniatures.stanford_cars(tmp_path / "hub", each=4)
     prepared = prepare(tmp_path / "cars", str(hub))
     assert prepared.splits["train"].formats == {"JPEG": 31, "PNG": 1}
-    assert {split: found.pictures for split, found in prepared.splits.items()} == {"train": 32, "test": 32}
+    assert {split: found.images for split, found in prepared.splits.items()} == {"train": 32, "test": 32}
     assert prepared.makes == [
         "Acura", "AM General", "Aston Martin", "Land Rover", "Mercedes-Benz", "Rolls-Royce", "smart",
     ]  # fmt: skip
@@ -102,23 +102,23 @@ def test_prepared_cars_have_columns_for_make_model_and_year(tmp_path: Path) -> N
     assert years.labels is not None and set(years.labels.stored) == {"2000", "2008", "2012"}
 
 
-def test_pictures_that_are_left_out_are_counted_and_named(tmp_path: Path) -> None:
+def test_images_that_are_left_out_are_counted_and_named(tmp_path: Path) -> None:
     import datasets
 
     label = datasets.ClassLabel(names=list(miniatures.CARS))
     columns = {
-        "image": [{"bytes": data, "path": None} for data in (miniatures.picture(0, 0), b"no picture")] * 2,
+        "image": [{"bytes": data, "path": None} for data in (miniatures.make_image(0, 0), b"no image")] * 2,
         "label": [0, 1, 2, 3],
     }
-    columns["image"][2] = {"bytes": miniatures.picture(2, 0, kind="JPEG"), "path": None}
+    columns["image"][2] = {"bytes": miniatures.make_image(2, 0, kind="JPEG"), "path": None}
     hub = miniatures.write_hub_folder(
         tmp_path / "hub", {"train": columns, "test": columns}, {"image": datasets.Image(), "label": label}
     )
     found = prepare(tmp_path / "cars", str(hub)).splits["test"]
-    assert (found.pictures, found.left_out) == (2, 0)
+    assert (found.images, found.left_out) == (2, 0)
     assert [name.rpartition(", ")[2] for name in found.unreadable] == ["row 1", "row 3"]
     found = prepare(tmp_path / "jpeg", str(hub), jpeg_only=True).splits["test"]
-    assert (found.pictures, found.left_out, len(found.unreadable)) == (1, 1, 2)
+    assert (found.images, found.left_out, len(found.unreadable)) == (1, 1, 2)
 
 
 def test_nothing_is_written_over_and_other_sets_are_refused(tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ def test_the_page_is_one_file_that_asks_for_nothing_outside(run: Path) -> None:
     assert "default-src 'none'" in page
 
 
-def test_the_page_tells_warnings_and_unreadable_pictures(run: Path) -> None:
+def test_the_page_tells_warnings_and_unreadable_images(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "train/0012.png" in page
-    assert "2 pictures could not be read and count as wrong." in page
+    assert "2 images could not be read and count as wrong." in page
     assert "truncated file" in page
     assert "LoRA on 20 layers" not in page  # a finding that is no warning
 
@@ -139,7 +139,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
         evaluation_folder(tmp_path / "young")
 
 
-def test_evaluations_of_other_pictures_are_left_out_and_named(tmp_path: Path) -> None:
+def test_evaluations_of_other_images_are_left_out_and_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", "r", num_steps=20)
     write_evaluation(folder / "evaluation" / "test-all", "all", random_table(num=60, seed=1))
     write_evaluation(folder / "evaluation" / "test-other", "other", random_table(num=60, data_seed=5, seed=2))
@@ -204,7 +204,7 @@ def test_the_summary_says_significant_only_when_it_is() -> None:
 
 def test_the_summary_tells_limits_small_samples_and_overconfidence() -> None:
     told = summary(random_table(num=50, skill=2.0), limit=50)
-    assert "Only 50 pictures" in told
+    assert "Only 50 images" in told
     assert "wide intervals" in told
     sure = random_table(num=500, skill=2.0)
     sharp = np.array(sure.log_probs) * 8

@@ -1,4 +1,4 @@
-"""What a run shows: the same pictures whatever the threads and wherever it starts; two answers of a mixed picture."""
+"""What a run shows: the same images whatever the threads and wherever it starts; two answers of a mixed image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pictures import write_class_folders
+from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.config.schema import Experiment
 from vlmtune.data.loading import read_ahead
@@ -20,7 +20,7 @@ from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import ImageSource, LabelSet
 from vlmtune.train import samples
-from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, picture_features
+from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, image_features
 from vlmtune.train.step import sample_loss
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
-    source = write_class_folders(tmp_path_factory.mktemp("pictures"), 8)
+    source = write_class_folders(tmp_path_factory.mktemp("images"), 8)
     experiment = Experiment.model_validate({"data": {"source": str(source)}})
     return load_splits(experiment.data, experiment.task, 0)
 
@@ -80,7 +80,7 @@ def test_every_showing_of_an_example_is_drawn_anew(opened: OpenedModel, splits: 
     assert len(set(first)) == 3
 
 
-def test_a_mixed_picture_says_with_whom_and_weights_both_answers(opened: OpenedModel, splits: Splits) -> None:
+def test_a_mixed_image_says_with_whom_and_weights_both_answers(opened: OpenedModel, splits: Splits) -> None:
     shown = [s for batch in reader_of(opened, splits, mixup=1.0).micro_batches(6, 0, 6) for s in batch]
     for item in shown:
         assert item.mixed_with is not None
@@ -93,16 +93,16 @@ def test_a_mixed_picture_says_with_whom_and_weights_both_answers(opened: OpenedM
 
 
 def total_loss(opened: OpenedModel, tree: SampleTree) -> torch.Tensor:
-    features = picture_features(opened.model, tree.shown)
-    for sample, picture in zip(tree.samples, features, strict=True):
-        sample.features = [picture]
+    features = image_features(opened.model, tree.shown)
+    for sample, image in zip(tree.samples, features, strict=True):
+        sample.features = [image]
     return sample_loss(opened.model, tree.prefix, tree.samples).total
 
 
-def test_the_loss_of_a_mixed_picture_is_lambda_of_one_answer_and_the_rest_of_the_other(
+def test_the_loss_of_a_mixed_image_is_lambda_of_one_answer_and_the_rest_of_the_other(
     opened: OpenedModel, splits: Splits
 ) -> None:
-    """λ·NLL(a) + (1-λ)·NLL(b), by two branches of one picture; gradients too."""
+    """λ·NLL(a) + (1-λ)·NLL(b), by two branches of one image; gradients too."""
     prompts = Prompts(opened, experiment(), splits.labels)
     batch = next(reader_of(opened, splits, mixup=1.0).micro_batches(6, 0, 1))
     assert any(len(item.answers) == 2 for item in batch)
@@ -132,10 +132,10 @@ def test_flips_of_labels_with_sides_are_refused_before_anything_is_read(opened: 
     assert SampleReader(experiment(augment="crop"), opened.processor, splits.train, turned).has_sided_labels
 
 
-def test_an_unreadable_partner_leaves_the_picture_unmixed_and_is_noted(
+def test_an_unreadable_partner_leaves_the_image_unmixed_and_is_noted(
     opened: OpenedModel, splits: Splits, tmp_path: Path
 ) -> None:
-    broken = replace(splits.train[1], image=ImageSource(data=b"no picture", name="broken"))
+    broken = replace(splits.train[1], image=ImageSource(data=b"no image", name="broken"))
     reader = SampleReader(experiment(mixup=1.0), opened.processor, [splits.train[0], broken], splits.labels)
     shown = [s for batch in reader.micro_batches(2, 0, 10) for s in batch]
     assert {s.example.id for s in shown} == {splits.train[0].id}

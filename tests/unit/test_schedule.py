@@ -47,7 +47,7 @@ def test_another_seed_or_epoch_is_another_order() -> None:
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=40), st.integers(0, 3), st.integers(0, 3))
-def test_questions_about_a_picture_stand_side_by_side_in_every_pass(groups: list[str], seed: int, epoch: int) -> None:
+def test_questions_about_a_image_stand_side_by_side_in_every_pass(groups: list[str], seed: int, epoch: int) -> None:
     order = grouped_order(groups, seed, epoch)
     assert sorted(order) == list(range(len(groups)))
     seen = [key for key, _ in groupby(groups[place] for place in order)]
@@ -55,7 +55,7 @@ def test_questions_about_a_picture_stand_side_by_side_in_every_pass(groups: list
     assert order == grouped_order(groups, seed, epoch)
 
 
-def test_pictures_and_their_questions_come_in_another_order_in_every_pass() -> None:
+def test_images_and_their_questions_come_in_another_order_in_every_pass() -> None:
     groups = [str(number // 4) for number in range(80)]
     first, second = grouped_order(groups, 0, 0), grouped_order(groups, 0, 1)
     assert [groups[i] for i in first[::4]] != [groups[i] for i in second[::4]]

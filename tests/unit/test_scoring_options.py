@@ -16,7 +16,7 @@ from vlmtune.evaluate.scoring import (
     References,
     SurfaceForms,
     choose,
-    content_free_pictures,
+    content_free_images,
     label_log_probs,
     options,
 )
@@ -50,7 +50,7 @@ def test_the_mean_divides_by_each_forms_tokens_and_the_best_form_stands_for_its_
     assert label_log_probs(long_label, ONE_FORM_EACH, Option("mean"), NONE).argmax() == 2
 
 
-def test_contextual_calibration_makes_a_content_free_picture_uniform() -> None:
+def test_contextual_calibration_makes_a_content_free_image_uniform() -> None:
     one = scores(1)
     found = label_log_probs(one, ONE_FORM_EACH, Option("sum", "content-free"), References(content_free=one))
     assert found == pytest.approx(np.full((1, 3), -np.log(3)))
@@ -86,7 +86,7 @@ def test_the_choice_is_the_most_accurate_on_validation_and_the_plainest_of_equal
     assert choose(fair, truth, ONE_FORM_EACH, same, flat)[0] == Option("sum", "none")
 
 
-def test_an_unreadable_validation_picture_stays_in_the_denominator() -> None:
+def test_an_unreadable_validation_image_stays_in_the_denominator() -> None:
     s, truth = np.array([[0.0, -9.0, -9.0], [np.nan] * 3]), np.array([0, 0])
     assert choose(s, truth, ONE_FORM_EACH, [Option()], NONE)[1][0]["accuracy"] == 0.5
     with pytest.raises(DataError, match="validation_fraction"):
@@ -105,11 +105,11 @@ def test_rows_unshared_are_those_of_one_sequence_a_form() -> None:
     assert TWO_FORMS.num_rows_unshared(np.array([10, 20])).tolist() == [30 + 7, 60 + 7]
 
 
-def test_pictures_without_content_have_the_size_asked_for_and_repeat() -> None:
-    opened = [example.image.open() for example in content_free_pictures((20, 10))]
-    assert [picture.size for picture in opened] == [(20, 10)] * 3
-    assert [len(picture.getcolors(300)) for picture in opened] == [1, 1, 200]
-    assert content_free_pictures((20, 10)) == content_free_pictures((20, 10))
+def test_images_without_content_have_the_size_asked_for_and_repeat() -> None:
+    opened = [example.image.open() for example in content_free_images((20, 10))]
+    assert [image.size for image in opened] == [(20, 10)] * 3
+    assert [len(image.getcolors(300)) for image in opened] == [1, 1, 200]
+    assert content_free_images((20, 10)) == content_free_images((20, 10))
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> EvaluateSection:

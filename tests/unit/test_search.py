@@ -176,14 +176,14 @@ def test_the_files_of_a_search_hold_table_charts_and_honest_words(tmp_path: Path
         trial(2, 0.95), trial(0, 0.9), trial(1, 0.4, "pruned"), trial(3, None, "failed", error="The loss is not finite")
     )
     page = write_search(tmp_path, search).read_text()
-    assert "trial 2, is right on 95.0% of 60 validation pictures (95% interval 86.3 to 98.3%): rank 12" in page
+    assert "trial 2, is right on 95.0% of 60 validation images (95% interval 86.3 to 98.3%): rank 12" in page
     assert "The experiment as it was has 90.0% (+5.0 points)." in page
     assert (
         "Against trial 0, the runner-up, it differs by +5.0 points" in page
         and "not significant" in page
         and "no trial saw" in page
     )
-    assert "validation_fraction" in page  # 60 pictures are few
+    assert "validation_fraction" in page  # 60 images are few
     assert "failed: The loss is not finite" in page
     assert "With 2 finished trials these shares are rough" in page
     for name in ("history", "importance"):

@@ -82,7 +82,7 @@ def test_a_point_becomes_an_experiment_in_which_alpha_follows_the_rank() -> None
         {"adapter.rank": 8, ALPHA_PER_RANK: 4.0, "train.augment": "crop", "adapter.targets": ["attention", "mlp"]},
     )
     assert (own.adapter.rank, own.adapter.alpha, own.adapter.targets) == (8, 32.0, ["attention", "mlp"])
-    assert own.train.augment == ["random-crop", "colour"]
+    assert own.train.augment == ["random-crop", "color"]
     assert own.search is None and experiment.adapter.rank == 4
     assert Experiment.model_validate(own.model_dump()) == own
 

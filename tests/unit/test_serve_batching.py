@@ -1,4 +1,4 @@
-"""The model's thread: batches by task, neighbours of a failing request, waiting, and an orderly end."""
+"""The model's thread: batches by task, neighbors of a failing request, waiting, and an orderly end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Model:
     def eval(self) -> _Model:
         return self
 
-    def encode_images(self, pictures: list[Any]) -> list[Any]:
+    def encode_images(self, images: list[Any]) -> list[Any]:
         return []
 
 
@@ -101,7 +101,7 @@ def test_tasks_are_not_mixed_and_the_longest_waiting_goes_first() -> None:
     assert sum(first.batches) == 3 and sum(second.batches) == 2
 
 
-def test_a_failing_request_does_not_fail_its_neighbours() -> None:
+def test_a_failing_request_does_not_fail_its_neighbors() -> None:
     run, task = _Run(), _Task()
     for token in (1, 13, 1, 1):
         run.ask(task, token)
@@ -111,12 +111,12 @@ def test_a_failing_request_does_not_fail_its_neighbours() -> None:
     assert [str(error) for error in run.errors] == ["unlucky"]
 
 
-def test_a_cancelled_request_is_not_computed() -> None:
+def test_a_canceled_request_is_not_computed() -> None:
     run, busy, task = _Run(), _Task(), _Task()
     task.gate.set()
     run.ask(busy)
     jobs = [run.ask(task) for _ in range(3)]
-    jobs[1].is_cancelled = True
+    jobs[1].is_canceled = True
     busy.gate.set()
     run.thread.close()
     assert sum(task.batches) == 2

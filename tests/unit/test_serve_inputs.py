@@ -1,4 +1,4 @@
-"""What strangers send: pictures by their headers, forms, addresses, closed sets, and text in pieces."""
+"""What strangers send: images by their headers, forms, addresses, closed sets, and text in pieces."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.served import data_uri, png
-from vlmtune.data.remote import RemoteError, fetch_picture, is_public
+from vlmtune.data.remote import RemoteError, fetch_image, is_public
 from vlmtune.serve.closed_answers import closed_answer
 from vlmtune.serve.forms import read_form
-from vlmtune.serve.pictures import FORMATS, check_picture, read_data_uri, webp_size
+from vlmtune.serve.images import FORMATS, check_image, read_data_uri, webp_size
 from vlmtune.serve.refusals import RefusedError
 from vlmtune.serve.schema import ChatRequest
 from vlmtune.serve.text_stream import TextStream
@@ -31,9 +31,9 @@ def encoded(kind: str, width: int = 30, height: int = 20, **options: object) -> 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_measured_by_its_header(kind: str) -> None:
     data = encoded(kind)
-    check_picture(data, max_pixels=600)
+    check_image(data, max_pixels=600)
     with pytest.raises(RefusedError) as refused:
-        check_picture(data, max_pixels=599)
+        check_image(data, max_pixels=599)
     assert refused.value.status == 413
 
 
@@ -43,16 +43,16 @@ def test_webp_sizes_are_those_pillow_reads(options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n", encoded("TIFF"), b"\x89PNG\r\n\x1a\n"])
-def test_other_files_are_no_pictures(data: bytes) -> None:
+def test_other_files_are_no_images(data: bytes) -> None:
     with pytest.raises(RefusedError) as refused:
-        check_picture(data, max_pixels=10**6)
+        check_image(data, max_pixels=10**6)
     assert refused.value.status == 400
 
 
 def test_a_jpeg_of_a_thousand_scans_is_refused_and_a_progressive_one_is_not() -> None:
-    check_picture(encoded("JPEG", progressive=True), max_pixels=10**6)
+    check_image(encoded("JPEG", progressive=True), max_pixels=10**6)
     with pytest.raises(RefusedError, match="scans"):
-        check_picture(encoded("JPEG") + b"\xff\xda" * 1000, max_pixels=10**6)
+        check_image(encoded("JPEG") + b"\xff\xda" * 1000, max_pixels=10**6)
 
 
 def test_data_uris() -> None:
@@ -88,7 +88,7 @@ def test_public_addresses_are_public() -> None:
 )  # fmt: skip
 def test_addresses_that_are_never_fetched(url: str) -> None:
     with pytest.raises(RemoteError):
-        fetch_picture(url, max_bytes=1000, timeout_s=2)
+        fetch_image(url, max_bytes=1000, timeout_s=2)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -112,7 +112,7 @@ def test_a_fetch_is_bounded_typed_and_checks_redirects(monkeypatch: pytest.Monke
     host = f"http://127.0.0.1:{server.server_port}"
 
     def fetch(path: str) -> bytes:
-        return fetch_picture(host + path, max_bytes=10_000, timeout_s=5, is_allowed=lambda a: a.is_loopback)
+        return fetch_image(host + path, max_bytes=10_000, timeout_s=5, is_allowed=lambda a: a.is_loopback)
 
     assert fetch("/good") == png()
     for path, said in (("/large", "larger"), ("/page", "text/html"), ("/away", "not a public address")):
@@ -164,14 +164,14 @@ def request(schema: object) -> ChatRequest:
 
 def test_a_pydantic_enum_in_an_object_is_a_closed_set() -> None:
     schema = {
-        "$defs": {"Colour": {"enum": ["red", "blue"], "type": "string"}},
-        "properties": {"colour": {"$ref": "#/$defs/Colour"}},
-        "required": ["colour"],
+        "$defs": {"Color": {"enum": ["red", "blue"], "type": "string"}},
+        "properties": {"color": {"$ref": "#/$defs/Color"}},
+        "required": ["color"],
         "type": "object",
     }
     closed = closed_answer(request(schema))
     assert closed is not None and closed.answers == ("red", "blue")
-    assert closed.write("blue") == '{"colour": "blue"}'
+    assert closed.write("blue") == '{"color": "blue"}'
 
 
 @pytest.mark.parametrize(

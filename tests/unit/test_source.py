@@ -95,9 +95,9 @@ def test_types_and_devices_are_chosen(folder: Path) -> None:
 
 def test_image_settings_that_are_given_win_over_the_folder(folder: Path) -> None:
     opened = open_model(str(folder), image_overrides={"do_image_splitting": False, "min_image_tokens": None})
-    picture = Image.new("RGB", (64, 64))
-    assert len(open_model(str(folder)).processor.process(picture).tiles) > 1
-    assert len(opened.processor.process(picture).tiles) == 1
+    image = Image.new("RGB", (64, 64))
+    assert len(open_model(str(folder)).processor.process(image).tiles) > 1
+    assert len(opened.processor.process(image).tiles) == 1
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])

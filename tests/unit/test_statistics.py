@@ -1,4 +1,4 @@
-"""Intervals and tests equal statsmodels'; bootstrap resamples pictures and nothing else."""
+"""Intervals and tests equal statsmodels'; bootstrap resamples images and nothing else."""
 
 from __future__ import annotations
 

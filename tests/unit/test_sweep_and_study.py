@@ -1,4 +1,4 @@
-"""Curves over checkpoints and over training pictures: which is best, what suffices, what the intervals cover."""
+"""Curves over checkpoints and over training images: which is best, what suffices, what the intervals cover."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_average_of_checkpoints_is_tested_against_the_best_one_and_stands_in_
 
 def test_advice_warns_of_the_test_split_of_limits_and_of_a_single_checkpoint() -> None:
     told = " ".join(advice(sweep_of(2.0, split="test", limit=50)))
-    assert "choose on validation" in told and "Only 50 pictures" in told and "keep_checkpoints" in told
+    assert "choose on validation" in told and "Only 50 images" in told and "keep_checkpoints" in told
 
 
 def test_a_sweep_is_written_as_json_markdown_svg_and_png_and_read_again(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_sweep_is_written_as_json_markdown_svg_and_png_and_read_again(tmp_path
     ElementTree.fromstring((tmp_path / "sweep" / "validation.svg").read_text())
 
 
-def test_a_chart_of_its_own_has_plain_colours_and_no_variables() -> None:
+def test_a_chart_of_its_own_has_plain_colors_and_no_variables() -> None:
     text = standalone(charts.sweep(sweep_of(1.0, 3.0)), style("chart.css"), palette())
     assert "var(" not in text and palette()["s2"] in text and 'xmlns="http://www.w3.org/2000/svg"' in text
 
@@ -113,7 +113,7 @@ def study_runs(by_fraction: dict[float, list[float]], num: int = 300) -> list[St
     return runs
 
 
-def test_a_points_interval_combines_seeds_and_test_pictures() -> None:
+def test_a_points_interval_combines_seeds_and_test_images() -> None:
     runs = study_runs({0.1: [2.0, 2.3, 2.6]})
     (point,) = measure_study(runs)["points"]
     accuracies = np.array([run.evaluation.predictions.correct.mean() for run in runs])
@@ -127,22 +127,22 @@ def test_a_points_interval_combines_seeds_and_test_pictures() -> None:
     assert point["interval"] == pytest.approx(wanted)
 
 
-def test_one_seed_has_the_interval_of_its_test_pictures_and_says_so() -> None:
+def test_one_seed_has_the_interval_of_its_test_images_and_says_so() -> None:
     found = measure_study(study_runs({0.1: [2.0], 1.0: [4.0]}))
     for point in found["points"]:
         assert point["seed_interval"] is None
         assert point["interval"] == pytest.approx(point["test_interval"])
     told = findings({**found, "model": "m", "num_planned": 2})
-    assert any("do not cover another draw of training pictures" in sentence for sentence in told)
+    assert any("do not cover another draw of training images" in sentence for sentence in told)
 
 
-def test_a_step_is_significant_only_when_more_pictures_help() -> None:
+def test_a_step_is_significant_only_when_more_images_help() -> None:
     steps = measure_study(study_runs({0.01: [1.0, 1.1, 0.9], 0.1: [4.0, 4.1, 3.9], 1.0: [4.0, 4.2, 3.8]}))["steps"]
     assert [step["is_significant"] for step in steps] == [True, False]
     assert steps[0]["interval"][0] > 0 > steps[1]["interval"][0]
 
 
-def test_a_step_of_one_seed_has_the_paired_interval_of_its_pictures() -> None:
+def test_a_step_of_one_seed_has_the_paired_interval_of_its_images() -> None:
     runs = study_runs({0.1: [1.0], 1.0: [2.0]})
     first, second = (run.evaluation.predictions.correct for run in runs)
     lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
@@ -150,7 +150,7 @@ def test_a_step_of_one_seed_has_the_paired_interval_of_its_pictures() -> None:
     assert measure_study(runs)["steps"][0]["interval"] == pytest.approx(expected)
 
 
-def test_a_step_on_which_no_picture_changed_is_not_said_to_be_known_exactly() -> None:
+def test_a_step_on_which_no_image_changed_is_not_said_to_be_known_exactly() -> None:
     (run,) = study_runs({1.0: [2.0]})
     runs = [dataclasses.replace(run, fraction=fraction, seed=seed) for fraction in (0.1, 1.0) for seed in range(3)]
     runs = [dataclasses.replace(each, folder=f"run-{number}") for number, each in enumerate(runs)]
@@ -160,7 +160,7 @@ def test_a_step_on_which_no_picture_changed_is_not_said_to_be_known_exactly() ->
 
 
 def test_intervals_of_the_mean_hold_their_coverage() -> None:
-    """Simulated: seeds differ in true accuracy, all share the test pictures. At least the stated 95 % hold it."""
+    """Simulated: seeds differ in true accuracy, all share the test images. At least the stated 95 % hold it."""
     rng = np.random.default_rng(0)
     true = np.clip(np.clip(0.8 + 0.15 * rng.normal(size=500_000), 0, 1) + 0.04 * rng.normal(size=500_000), 0, 1).mean()
     num, held, trials = 200, 0, 120

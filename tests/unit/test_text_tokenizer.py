@@ -139,7 +139,7 @@ def test_a_template_that_is_not_jinja_names_the_line() -> None:
     [
         ({"pad_token": None}, "'pad_token' is missing"),
         ({"pad_token": "<nothing>"}, "has no token '<nothing>'"),
-        ({"image_token": "<picture>"}, "has no token '<picture>'"),
+        ({"image_token": "<photo>"}, "has no token '<photo>'"),
     ],
 )
 def test_a_missing_special_token_is_an_error(change: dict[str, Any], message: str) -> None:

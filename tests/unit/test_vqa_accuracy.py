@@ -77,7 +77,7 @@ def test_ten_annotators_give_steps_of_thirty_percent(matches: int, expected: flo
 @pytest.mark.parametrize(
     ("prediction", "answers", "expected"),
     [
-        ("yes", ten("Yes"), 0.0),  # unanimous: nothing is normalised
+        ("yes", ten("Yes"), 0.0),  # unanimous: nothing is normalized
         ("Yes", ten("Yes"), 1.0),
         ("Yes", ten("Yes", "yes", 5), 1.0),
         (" yes\n", ten("yes"), 1.0),

@@ -1,4 +1,4 @@
-"""Questions from every kind of source: the same rows, ten answers, shared pictures, and errors that name the row."""
+"""Questions from every kind of source: the same rows, ten answers, shared images, and errors that name the row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.vqa_sets import NUM_QUESTIONS, write_hub, write_official
 from vlmtune.config.schema import DataSection, TaskSection
-from vlmtune.data.drawn_vqa import NUM_PICTURES, read_drawn_vqa
+from vlmtune.data.drawn_vqa import NUM_IMAGES, read_drawn_vqa
 from vlmtune.data.sources import open_source
 from vlmtune.data.split_names import SplitPart, assign_roles, parse_split
 from vlmtune.data.splits import Splits, load_splits, subset
@@ -73,18 +73,18 @@ def test_subfolders_of_the_official_instructions_are_found(official: Path, tmp_p
     other.train[0].image.open()
 
 
-def test_pictures_may_be_elsewhere_and_named_by_number_alone(official: Path, tmp_path: Path) -> None:
+def test_images_may_be_elsewhere_and_named_by_number_alone(official: Path, tmp_path: Path) -> None:
     folder = tmp_path / "coco" / "train2014"
     folder.mkdir(parents=True)
     for path in (official / "train2014").iterdir():
         (folder / path.name.removeprefix("COCO_train2014_")).write_bytes(path.read_bytes())
     questions = official / "v2_OpenEnded_mscoco_train2014_questions.json"
     rows = open_source(DataSection(source=str(questions), image_folder=str(tmp_path / "coco")), "vqa").splits["train"]()
-    assert rows[0].image.path == folder / "000000001000.jpg" and all(row.has_picture for row in rows)
+    assert rows[0].image.path == folder / "000000001000.jpg" and all(row.has_image for row in rows)
 
 
 @pytest.mark.parametrize("source", ["official", "hub"])
-def test_questions_about_a_picture_share_one_source_of_it(source: str, request: pytest.FixtureRequest) -> None:
+def test_questions_about_a_image_share_one_source_of_it(source: str, request: pytest.FixtureRequest) -> None:
     train = load(request.getfixturevalue(source)).train
     sources: dict[str | None, set[int]] = {}
     for example in train:
@@ -92,7 +92,7 @@ def test_questions_about_a_picture_share_one_source_of_it(source: str, request: 
     assert len(sources) == SETS["train2014"] and all(len(ids) == 1 for ids in sources.values())
 
 
-def test_pictures_without_ids_are_told_apart_by_their_content(tmp_path: Path) -> None:
+def test_images_without_ids_are_told_apart_by_their_content(tmp_path: Path) -> None:
     import datasets
 
     for name, color in (("a", "red"), ("b", "blue")):
@@ -109,7 +109,7 @@ def test_pictures_without_ids_are_told_apart_by_their_content(tmp_path: Path) ->
     assert rows[0].image is rows[1].image and rows[0].answers == ("red",) * 10
 
 
-def test_a_table_of_questions_needs_a_picture_a_question_and_an_answer(tmp_path: Path) -> None:
+def test_a_table_of_questions_needs_a_image_a_question_and_an_answer(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "asked.csv").write_text("image,question,answer\na.png,What?,red\na.png,How many?,2\nb.png,What?,red\n")
@@ -191,22 +191,22 @@ def test_of_many_bad_rows_five_are_named_and_the_others_counted(official: Path, 
     assert str(caught.value).count("has no text") == 5 and "and 4 more rows" in str(caught.value)
 
 
-def test_missing_pictures_are_counted_listed_and_not_learned_from(official: Path, tmp_path: Path) -> None:
+def test_missing_images_are_counted_listed_and_not_learned_from(official: Path, tmp_path: Path) -> None:
     root = edited(tmp_path / "edited", official, "train2014_questions", lambda content: None)
     for path in [*sorted((root / "train2014").iterdir())[:2], *(root / "test2015").iterdir()][:-1]:
         path.unlink()
     splits = load(root)
     assert len(splits.train) == (SETS["train2014"] - 2) * NUM_QUESTIONS
-    (item,) = [i for i in splits.description["left_out"] if "picture is missing" in i["reason"]]
+    (item,) = [i for i in splits.description["left_out"] if "image is missing" in i["reason"]]
     assert item["count"] == 2 * NUM_QUESTIONS and item["examples"][0].endswith("COCO_train2014_000000001000.jpg")
-    assert len(splits.test) == SETS["test2015"] * NUM_QUESTIONS, "a missing test picture is a wrong answer"
+    assert len(splits.test) == SETS["test2015"] * NUM_QUESTIONS, "a missing test image is a wrong answer"
     with pytest.raises(UnreadableImageError):
         for example in splits.test:
             example.image.open()
 
 
-def test_a_wrong_picture_folder_is_an_error_that_names_the_expected_place(official: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of its 24 questions has a picture.*COCO_train2014_000000001000\.jpg"):
+def test_a_wrong_image_folder_is_an_error_that_names_the_expected_place(official: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none of its 24 questions has an image.*COCO_train2014_000000001000\.jpg"):
         load(official, image_folder=str(tmp_path))
 
 
@@ -214,7 +214,7 @@ def test_bad_rows_of_tables_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text("image,question,answer\na.png,What?,red\na.png,,red\nb.png,What?,red\n")
     with pytest.raises(
-        DataError, match=r"line 3: the question \(column 'question'\) is empty(.|\n)*line 4.*no picture file"
+        DataError, match=r"line 3: the question \(column 'question'\) is empty(.|\n)*line 4.*no image file"
     ):
         load(tmp_path / "t.csv")
     (tmp_path / "t.jsonl").write_text(json.dumps({"image": "a.png", "question": "What?", "answer": [{"text": "red"}]}))
@@ -268,7 +268,7 @@ def test_minival_is_the_tail_and_the_rest_is_learned_only_if_asked(official: Pat
         load(official, train_split="train+validation[:-5]", test_split="validation[-6:]")
 
 
-def test_held_out_questions_keep_the_questions_of_a_picture_together(official: Path) -> None:
+def test_held_out_questions_keep_the_questions_of_a_image_together(official: Path) -> None:
     splits = load(official, train_split="train", test_split="validation", validation_fraction=0.3)
     train, held = ({e.image_id for e in part} for part in (splits.train, splits.validation))
     assert train and held and not train & held
@@ -277,7 +277,7 @@ def test_held_out_questions_keep_the_questions_of_a_picture_together(official: P
     assert [e.id for e in again.validation] == [e.id for e in splits.validation]
 
 
-def test_a_share_of_questions_is_taken_by_whole_pictures_and_lies_in_a_larger_share() -> None:
+def test_a_share_of_questions_is_taken_by_whole_images_and_lies_in_a_larger_share() -> None:
     train = load("builtin:drawn-vqa", limit=2_000).train
     small, large = subset(train, 31, 0), subset(train, 300, 0)
     assert len(small) == 31 and {e.id for e in small} < {e.id for e in large}
@@ -299,14 +299,14 @@ def test_a_closed_list_keeps_only_training_questions_that_it_can_answer(official
 # --- the built-in set
 
 
-def test_drawn_questions_are_the_same_everywhere_and_splits_share_no_picture() -> None:
+def test_drawn_questions_are_the_same_everywhere_and_splits_share_no_image() -> None:
     source = read_drawn_vqa()
-    splits = {name: source.splits[name]() for name in NUM_PICTURES}
+    splits = {name: source.splits[name]() for name in NUM_IMAGES}
     digest = splits["test"][0].image.digest()
     assert digest == read_drawn_vqa().splits["test"]()[0].image.digest()
     assert {row.question_type for row in splits["test"]} == {"color", "count", "position", "yes/no", "letter", "shape"}
-    pictures = [{row.image.digest() for row in splits[name][:400]} for name in ("train", "test")]
-    assert not pictures[0] & pictures[1]
+    images = [{row.image.digest() for row in splits[name][:400]} for name in ("train", "test")]
+    assert not images[0] & images[1]
     assert all(len(set(row.answers)) == 1 and len(row.answers) == 10 for row in splits["validation"])
 
 

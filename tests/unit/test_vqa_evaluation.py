@@ -1,4 +1,4 @@
-"""VQA evaluations: figures, intervals over pictures, the results file, and comparisons of the same questions."""
+"""VQA evaluations: figures, intervals over images, the results file, and comparisons of the same questions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.unit
 FACTS = {"name": "run", "task": "vqa", "labels": [], "data": {"split": "test"}}
 
 
-def question(number: int, picture: int, answer: str = "yes", kind: str = "yes/no") -> Example:
+def question(number: int, image: int, answer: str = "yes", kind: str = "yes/no") -> Example:
     answers = (answer,) * 9 + ("unsure",) if answer else ()
-    return Example(str(number), ImageSource(data=b""), answers, f"{number}?", "is", kind, str(picture))
+    return Example(str(number), ImageSource(data=b""), answers, f"{number}?", "is", kind, str(image))
 
 
 def table(examples: list[Example], predictions: list[str | None]) -> VqaTable:
@@ -50,12 +50,12 @@ def test_figures_are_those_of_the_public_evaluator() -> None:
     assert found["official"]["overall"] == 50.0 and found["num_unreadable"] == 1
     assert found["official"]["perAnswerType"] == {"number": 50.0, "yes/no": 50.0}
     assert [entry["num"] for entry in found["by_answer_type"]] == [2, 2]
-    assert (found["num_pictures"], found["num_measured"]) == (3, 4)
+    assert (found["num_images"], found["num_measured"]) == (3, 4)
     (low, high) = found["accuracy_interval"]
     assert 0 <= low < 0.5 < high <= 1
 
 
-def test_one_question_a_picture_gives_the_usual_interval_and_copies_do_not_narrow_it() -> None:
+def test_one_question_a_image_gives_the_usual_interval_and_copies_do_not_narrow_it() -> None:
     rng = np.random.default_rng(0)
     right = (rng.random(400) < 0.7).astype(float)
     alone = percentile_interval(clustered_bootstrap(right[:, None], np.arange(400), 4_000)[:, 0])
@@ -79,7 +79,7 @@ def test_sign_flips_see_a_real_difference_and_no_difference() -> None:
     assert sign_flip_test(rng.normal(0.5, 1, 200)) < 0.001
     values = [sign_flip_test(rng.normal(0, 1, 40), num_draws=199, seed=i) for i in range(200)]
     assert abs(np.mean([p <= 0.05 for p in values]) - 0.05) < 0.05, "the level is kept"
-    # Few pictures: all 2^5 changes of sign are drawn often, two of them as far out.
+    # Few images: all 2^5 changes of sign are drawn often, two of them as far out.
     assert sign_flip_test(np.ones(5)) == pytest.approx(2 / 2**5, abs=0.01)
 
 
@@ -140,7 +140,7 @@ def test_a_comparison_pairs_questions_whatever_their_order() -> None:
 
 
 @pytest.mark.parametrize("answer", ["yes", "no"])
-def test_answers_all_alike_have_an_interval_that_narrows_with_pictures_alone(answer: str) -> None:
+def test_answers_all_alike_have_an_interval_that_narrows_with_images_alone(answer: str) -> None:
     widths = []
     for num in (12, 120):
         examples = many(num)

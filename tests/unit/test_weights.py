@@ -179,7 +179,7 @@ def test_a_damaged_file_is_a_weights_error(tmp_path: Path, content: bytes) -> No
         read_checkpoint(tmp_path)
 
 
-def test_a_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_recognized(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(WeightsError, match="git lfs pull"):
         read_checkpoint(tmp_path)

@@ -94,7 +94,7 @@ class AdapterPlan:
 
     @property
     def touches_vision(self) -> bool:
-        """Whether anything before the connector learns: then picture features cannot be cached."""
+        """Whether anything before the connector learns: then image features cannot be cached."""
         prefix = self.anatomy.towers["vision tower"] + "."
         return any(name.startswith(prefix) for name in self.parameters)
 

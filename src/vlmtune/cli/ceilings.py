@@ -1,4 +1,4 @@
-"""`vlmtune ceilings`: what needs no picture, and what the frozen vision features alone would give."""
+"""`vlmtune ceilings`: what needs no image, and what the frozen vision features alone would give."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def ceilings(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Measure floors and ceilings on the test split: majority class, pictures replaced by grey, the base model
+    """Measure floors and ceilings on the test split: majority class, images replaced by gray, the base model
     zero-shot, and k-NN and a linear probe on the frozen vision features (settings chosen on validation).
 
     Writes ceilings.json and an evaluation folder each into the run's folder; a trained run's report shows them.
@@ -71,11 +71,11 @@ def measure_ceilings(experiment: Experiment, splits: Splits, run: Path, base: Pa
     if (run / "best").exists():
         tuned = open_checkpoint(experiment.model, run / "best")
         task = experiment.task.after_first_epoch()
-        found.add_prompt_only(Predictor(tuned, task, splits.labels), "prompt-only-tuned", "Fine-tuned, grey pictures")
-    found.add_prompt_only(Predictor(opened, experiment.task, splits.labels), "prompt-only", "Base, grey pictures")
+        found.add_prompt_only(Predictor(tuned, task, splits.labels), "prompt-only-tuned", "Fine-tuned, gray images")
+    found.add_prompt_only(Predictor(opened, experiment.task, splits.labels), "prompt-only", "Base, gray images")
     found.add_evaluation("base", "Base, zero-shot", facts, folder)
     total = len(splits.train) + len(splits.validation) + len(examples)
-    with ProgressBar("vision features", total, unit="pictures") as bar:
+    with ProgressBar("vision features", total, unit="images") as bar:
         found.add_probes(opened, bar.advance)
     result = found.result()
     write_json(run / FILE, result)

@@ -1,4 +1,4 @@
-"""`vlmtune compare`: evaluations of the same pictures, with intervals and paired tests."""
+"""`vlmtune compare`: evaluations of the same images, with intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def compare(
     ],
     output: Annotated[Path | None, typer.Option(help="Also write a report with charts into this folder.")] = None,
     title: Annotated[str, typer.Option(help="The report's title.")] = "Comparison",
-    flips: Annotated[bool, typer.Option("--flips", help="List every picture on which two of them differ.")] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="List every image on which two of them differ.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Compare any number of evaluations of the same pictures, or of the same questions.
+    """Compare any number of evaluations of the same images, or of the same questions.
 
     Differences carry a 95 % interval and a mid-p McNemar test, Holm-adjusted over all pairs; other metrics a paired
     bootstrap. Classes gained and lost are named, cost stands beside accuracy. Answers to questions are compared by
-    their official accuracy, with intervals and tests over pictures. Evaluations of different examples are refused.
+    their official accuracy, with intervals and tests over images. Evaluations of different examples are refused.
     """
     from vlmtune.errors import DataError
     from vlmtune.evaluate.vqa_predictions import is_vqa
@@ -85,7 +85,7 @@ def _print_labels(result: dict[str, Any]) -> None:
                 print(f"{pair['first']} → {pair['second']} {word} most: {_changes(classes)}")
     print("Points by class; * marks a class that changed significantly by itself.")
     if "flips" in result:
-        columns = ("from → to", "picture", "truth", "from", "to", "became")
+        columns = ("from → to", "image", "truth", "from", "to", "became")
         keys = ("pair", "id", "truth", "first", "second", "became")
         print_table(columns, [[flip[key] or "unreadable" for key in keys] for flip in result["flips"]])
 

@@ -28,7 +28,7 @@ def show(
 ) -> None:
     """Print the experiment as it would run: overrides laid over, every left-out key decided.
 
-    The data is counted for that, as the number of training pictures decides the number of epochs.
+    The data is counted for that, as the number of training images decides the number of epochs.
     """
     experiment = open_experiment(config, set_, faithful=faithful)
     if not as_written:

@@ -120,7 +120,7 @@ class ProgressBar:
             self._print_line()
 
     def start_at(self, done: float) -> None:
-        """Continue a resumed job: `done` was finished before and does not count towards the rate."""
+        """Continue a resumed job: `done` was finished before and does not count toward the rate."""
         self._done = self._first = done
         self.update(done)
 

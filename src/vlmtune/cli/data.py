@@ -1,4 +1,4 @@
-"""`vlmtune data check CONFIG`: every picture and label looked at. `vlmtune data show CONFIG`: what training shows."""
+"""`vlmtune data check CONFIG`: every image and label looked at. `vlmtune data show CONFIG`: what training shows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ app = typer.Typer(no_args_is_help=True)
 MOST_LABELS = 60
 """Rows of the table of labels; with more, the most frequent and the rarest are shown."""
 MOST_ROWS = 20
-"""Rows of the tables of unreadable pictures and duplicates; `--json` lists more."""
+"""Rows of the tables of unreadable images and duplicates; `--json` lists more."""
 
 
 @app.callback()
 def data() -> None:
-    """Look at an experiment's pictures and labels."""
+    """Look at an experiment's images and labels."""
 
 
 @app.command()
 def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Read every picture and label: counts, sizes, unreadable files, duplicates within and across splits, imbalance.
+    """Read every image and label: counts, sizes, unreadable files, duplicates within and across splits, imbalance.
 
-    Exits 1, after the report, if a picture cannot be read.
+    Exits 1, after the report, if an image cannot be read.
     """
     from vlmtune.cli.console import ProgressBar, print_json
     from vlmtune.data.check import check_data
@@ -39,7 +39,7 @@ def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fa
     bar: list[ProgressBar] = []
 
     def start(total: int) -> None:
-        bar.append(ProgressBar("Reading pictures", total, unit="pictures").__enter__())
+        bar.append(ProgressBar("Reading images", total, unit="images").__enter__())
 
     try:
         report = check_data(
@@ -59,7 +59,7 @@ def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fa
     if report.unreadable:
         first = report.unreadable[0]
         raise DataError(
-            f"{len(report.unreadable)} of {report.num_pictures} pictures cannot be read, the first is {first.file} "
+            f"{len(report.unreadable)} of {report.num_images} images cannot be read, the first is {first.file} "
             f"({first.reason}). Replace or remove these files."
         )
 
@@ -68,14 +68,14 @@ def check(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fa
 def show(
     config: ConfigArgument,
     output: Annotated[Path | None, typer.Option(help="The PNG file. Default: NAME-shown.png.")] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="How many.")] = 24,
+    images: Annotated[int, typer.Option(min=1, help="How many.")] = 24,
     epoch: Annotated[int, typer.Option(min=0, help="Of which pass: random changes differ from pass to pass.")] = 0,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Draw what the model is shown in training: pictures after every random change and the processor, with answers.
+    """Draw what the model is shown in training: images after every random change and the processor, with answers.
 
-    Mixed pictures say with which other one, the weights of both answers, and λ.
+    Mixed images say with which other one, the weights of both answers, and λ.
     """
     from vlmtune.cli.console import print_json, print_table, stderr_console
     from vlmtune.errors import DataError
@@ -88,10 +88,10 @@ def show(
     model = experiment.model
     processor = open_processor(model.base, model.revision, image_overrides(model))
     reader = SampleReader(experiment, processor, splits.train, splits.labels)
-    shown = exhibits(reader, pictures, epoch)
+    shown = exhibits(reader, images, epoch)
     if not shown:
-        raise DataError("There is no training picture to show that can be read. See `vlmtune data check`.")
-    title = f"{experiment.name}: {len(shown)} pictures of epoch {epoch}, seed {experiment.seed}"
+        raise DataError("There is no training image to show that can be read. See `vlmtune data check`.")
+    title = f"{experiment.name}: {len(shown)} images of epoch {epoch}, seed {experiment.seed}"
     file = output or Path(f"{experiment.name}-shown.png")
     try:
         draw_sheet(shown, f"{title}; augment: {reader.augmentation.name}").save(file, "PNG")
@@ -110,7 +110,7 @@ def show(
         )
         for exhibit, _ in shown[:MOST_ROWS]
     ]
-    print_table(["picture", "answers and weights", "mixed with"], rows, title=_cut(title, len(shown)))
+    print_table(["image", "answers and weights", "mixed with"], rows, title=_cut(title, len(shown)))
     print(f"written to {file}")
 
 
@@ -121,7 +121,7 @@ def prepare(
     source: Annotated[str | None, typer.Option(help="A hub id or local copy. Default: the recipe's own.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of the source on the hub.")] = None,
     jpeg_only: Annotated[
-        bool, typer.Option("--jpeg-only", help="Leave pictures of other formats out, as the older repo did.")
+        bool, typer.Option("--jpeg-only", help="Leave images of other formats out, as the older repo did.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -141,13 +141,13 @@ def prepare(
         source or stanford_cars.HUB_SOURCE,
         revision,
         jpeg_only=jpeg_only,
-        on_split=lambda split, total: console.print(f"{split}: {total:,} pictures", markup=False),
+        on_split=lambda split, total: console.print(f"{split}: {total:,} images", markup=False),
     )
     if json_:
         print_json(prepared)
         return
     rows = [
-        (split, found.pictures, _counts_text(found.formats), found.left_out, len(found.unreadable))
+        (split, found.images, _counts_text(found.formats), found.left_out, len(found.unreadable))
         for split, found in prepared.splits.items()
     ]
     title = f"{prepared.folder}: {len(prepared.makes)} makes, {len(prepared.classes)} cars"
@@ -169,7 +169,7 @@ def _print_report(report: CheckReport) -> None:
         )
         for split, count in report.counts.items()
     ]
-    print_table(["split", "pictures", "most / fewest a label", "from"], rows, title=title)
+    print_table(["split", "images", "most / fewest a label", "from"], rows, title=title)
     _print_labels(report)
     facts = [
         ("width", _spread_text(report.width)),
@@ -178,7 +178,7 @@ def _print_report(report: CheckReport) -> None:
         ("modes", _counts_text(report.modes)),
         *((name, f"{count:,}") for name, count in report.peculiarities.items()),
     ]
-    print_table(["pictures", ""], facts)
+    print_table(["images", ""], facts)
     _print_duplicates(report)
     if report.unreadable:
         shown = [(item.file, item.split, item.label, item.reason) for item in report.unreadable[:MOST_ROWS]]
@@ -218,7 +218,7 @@ def _print_duplicates(report: CheckReport) -> None:
     counts = report.duplicate_counts
     rows = [
         (
-            f"same pixels (groups; {counts.pictures:,} pictures)",
+            f"same pixels (groups; {counts.images:,} images)",
             counts.groups,
             counts.groups_across_splits,
             counts.groups_with_different_labels,
@@ -233,20 +233,20 @@ def _print_duplicates(report: CheckReport) -> None:
     print_table(["duplicates", "all", "across splits", "labels differ"], rows)
     print(f"Nearly the same: {counts.method}.")
     if not counts.is_complete:
-        print("The search for nearly equal pictures gave up: too many are alike (blank pictures?). Counts are a part.")
+        print("The search for nearly equal images gave up: too many are alike (blank images?). Counts are a part.")
     if report.duplicates:
         shown = [
             (_copies_text(group.copies), _yes(group.across_splits), _yes(group.labels_differ))
             for group in report.duplicates[:MOST_ROWS]
         ]
-        print_table(["pictures", "across splits", "labels differ"], shown, title=_cut("Same pixels", counts.groups))
+        print_table(["images", "across splits", "labels differ"], shown, title=_cut("Same pixels", counts.groups))
     pairs = [
         (_copies_text((p.first, p.second)), _yes(p.across_splits), _yes(p.labels_differ), f"{p.distance_bits} bits")
         for p in report.near_duplicates[:MOST_ROWS]
     ]
     if pairs:
         title = _cut("Nearly the same", counts.near_pairs)
-        print_table(["pictures", "across splits", "labels differ", "distance"], pairs, title=title)
+        print_table(["images", "across splits", "labels differ", "distance"], pairs, title=title)
 
 
 def _cut(title: str, num: int) -> str:

@@ -23,7 +23,7 @@ def demo(
     """The whole story in minutes, on a CPU and without a network.
 
     The built-in model, which has never seen a handwritten digit, reads scikit-learn's digits; then it is fine-tuned
-    with LoRA on 10 % and on 100 % of the training pictures, and all three are measured on the same held-out test.
+    with LoRA on 10 % and on 100 % of the training images, and all three are measured on the same held-out test.
     """
     from vlmtune.cli.ceilings import measure_ceilings
     from vlmtune.cli.evaluate import run_evaluation
@@ -40,10 +40,10 @@ def demo(
     evaluations = [run_evaluation(resolved, splits, checkpoint=None, folder=folder, name="baseline")]
     accuracies = {"baseline": evaluations[0].accuracy}
     for number, (name, experiment) in enumerate(experiments.items(), start=2):
-        console.print(f"{number}/3 {name}: LoRA on {100 * _RUNS[name]:.0f} % of the training pictures", style="bold")
+        console.print(f"{number}/3 {name}: LoRA on {100 * _RUNS[name]:.0f} % of the training images", style="bold")
         result = run_training(experiment, with_base=False)
         accuracies[name] = result["test_accuracy"]
-    console.print("floors and ceilings: without pictures, and with frozen vision features", style="bold")
+    console.print("floors and ceilings: without images, and with frozen vision features", style="bold")
     measure_ceilings(resolved, splits, folder / "tuned_100", base=evaluations[0].folder)
     folders = [evaluations[0].folder, *(folder / name / "evaluation" / "test-fine-tuned" for name in _RUNS)]
     report = render_comparison(
@@ -63,7 +63,7 @@ def demo(
 def _experiment(name: str, fraction: float, seed: int, folder: Path) -> Experiment:
     experiment = Experiment(name=name, seed=seed, output_dir=str(folder))
     experiment.data.fraction = fraction
-    experiment.train.augment = ["shift-rotate"]  # a digit stays a digit; 10 % of the pictures gain three points by it
+    experiment.train.augment = ["shift-rotate"]  # a digit stays a digit; 10 % of the images gain three points by it
     return experiment
 
 

@@ -27,7 +27,7 @@ def evaluate(
         typer.Option(help="A checkpoint or run folder, or 'base'. Default: what the file says, or the run's best."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most this many pictures, stratified; every table says so.")
+        int | None, typer.Option(min=1, help="At most this many images, stratified; every table says so.")
     ] = None,
     calibrate: Annotated[
         bool,
@@ -37,7 +37,7 @@ def evaluate(
     faithful: FaithfulOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Score every picture of a split and write an evaluation folder into the run's folder.
+    """Score every image of a split and write an evaluation folder into the run's folder.
 
     Killed half-way, the same command goes on where it stopped and writes the same predictions.
     """
@@ -82,7 +82,7 @@ def run_evaluation(
         folder=folder,
         name=name,
         opened=opened,
-        watch=lambda description, total: ProgressBar(description, total, unit="pictures", console=console),
+        watch=lambda description, total: ProgressBar(description, total, unit="images", console=console),
         say=lambda text: console.print(text, markup=False, soft_wrap=True),
     )
 
@@ -95,7 +95,7 @@ def _print_labels(facts: dict[str, Any]) -> None:
     rows = [
         ["accuracy", f"{w.percent(metrics['accuracy'])}  ({w.interval(metrics['accuracy_interval'])})"],
         ["right", f"{w.count(metrics['num_correct'])} of {w.count(metrics['num_examples'])}"],
-        *([["limited to", f"{w.count(limit)} pictures, by request"]] if limit else []),
+        *([["limited to", f"{w.count(limit)} images, by request"]] if limit else []),
         ["unreadable (counted as wrong)", w.count(metrics["num_unreadable"])],
         *(
             [f"right among the first {k}", w.percent(share)]
@@ -106,8 +106,8 @@ def _print_labels(facts: dict[str, Any]) -> None:
         ["balanced accuracy", w.percent(metrics["balanced_accuracy"])],
         ["NLL, Brier", f"{w.number(metrics['nll'])}, {w.number(metrics['brier'])}"],
         ["ECE", w.percent(metrics["ece"])],
-        ["time", f"{w.duration(facts['seconds'])}, {w.per_picture(metrics['seconds_per_example'])} a picture"],
-        ["tokens a picture", _tokens(facts)],
+        ["time", f"{w.duration(facts['seconds'])}, {w.per_image(metrics['seconds_per_example'])} an image"],
+        ["tokens an image", _tokens(facts)],
     ]
     print_table(["", facts["name"]], rows)
     _print_scoring(facts["scoring"])
@@ -130,9 +130,9 @@ def _print_vqa(facts: dict[str, Any]) -> None:
         ]
         for entry in entries
     ]
-    told = f"{w.count(metrics['num_examples'])} questions about {w.count(metrics['num_pictures'])} pictures"
+    told = f"{w.count(metrics['num_examples'])} questions about {w.count(metrics['num_images'])} images"
     title = f"{facts['name']}: {told}" + (f" (limited to {w.count(limit)}, by request)" if limit else "")
-    print_table(["type of answer", "questions", "official accuracy", "95% over pictures"], rows, title=title)
+    print_table(["type of answer", "questions", "official accuracy", "95% over images"], rows, title=title)
     print(f"unreadable (counted as wrong): {w.count(metrics['num_unreadable'])}; {w.duration(facts['seconds'])}")
     if metrics["accuracy"] is None:
         print("The answers are not known: submission.json is the results file for the official server.")
@@ -142,7 +142,7 @@ def _list_unreadable(unreadable: list[dict[str, Any]]) -> None:
     for entry in unreadable[:NUM_UNREADABLE_SHOWN]:
         stderr_console().print(f"unreadable: {entry['id']} ({entry['error']})", markup=False, soft_wrap=True)
     if len(unreadable) > NUM_UNREADABLE_SHOWN:
-        stderr_console().print(f"… and {len(unreadable) - NUM_UNREADABLE_SHOWN} more unreadable pictures.")
+        stderr_console().print(f"… and {len(unreadable) - NUM_UNREADABLE_SHOWN} more unreadable images.")
 
 
 def _tokens(facts: dict[str, Any]) -> str:
@@ -165,7 +165,7 @@ def _print_scoring(scoring: dict[str, Any]) -> None:
         ]
         for entry in scoring["candidates"]
     ]
-    title = f"scoring, chosen on {w.count(scoring['num_validation'])} validation pictures"
+    title = f"scoring, chosen on {w.count(scoring['num_validation'])} validation images"
     print_table(["form, calibration", "validation accuracy", "NLL", ""], rows, title=title)
 
 
@@ -194,8 +194,8 @@ def _print_calibration(found: dict[str, Any]) -> None:
         right = f"right in {w.percent(abstention['precision'])}" if abstention["num_answered"] else "none to judge"
         answered = f"{w.percent(abstention['answered_share'])} answered, from {w.percent(abstention['threshold'])} on"
         rows.append([wanted, f"{right}: {answered}"])
-    fitted = f"fitted on {w.count(found['num_validation'])} validation pictures"
-    print_table([fitted, "measured on these pictures"], rows, title="calibration")
+    fitted = f"fitted on {w.count(found['num_validation'])} validation images"
+    print_table([fitted, "measured on these images"], rows, title="calibration")
 
 
 def _choose(asked: str | None, written: str | None, run: Path) -> Path | None:

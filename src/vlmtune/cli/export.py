@@ -23,18 +23,18 @@ def export(
         ),
     ] = None,
     agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of held-out pictures on which the export must agree.")
+        float, typer.Option(min=0, max=1, help="Share of held-out images on which the export must agree.")
     ] = 0.995,
     max_difference: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest difference in probability that any picture may show.")
+        float, typer.Option(min=0, max=1, help="Largest difference in probability that any image may show.")
     ] = 0.3,
-    pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures that the gate asks about.")] = 200,
+    images: Annotated[int, typer.Option(min=1, help="Held-out images that the gate asks about.")] = 200,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Export a run; refuse it (exit 1) if it answers otherwise than the trained model.
 
-    After writing, held-out pictures are scored by the exported files in their own runtime (transformers, PEFT,
+    After writing, held-out images are scored by the exported files in their own runtime (transformers, PEFT,
     llama.cpp; by vlmtune itself where that is not installed, and the card says so) and by the trained model.
     """
     from vlmtune.export.formats import choose_dtype, find_format
@@ -44,10 +44,10 @@ def export(
 
     form = find_format(format_)
     chosen = choose_dtype(form, dtype)
-    subject = open_subject(run, pictures, set_ or ())
+    subject = open_subject(run, images, set_ or ())
     suffix = "" if dtype is None else f"-{chosen}"
     target = output or subject.run / "export" / f"{form.name}{suffix}"
-    with ProgressBar(f"gate {form.name}", len(subject.pictures), unit="pictures") as bar:
+    with ProgressBar(f"gate {form.name}", len(subject.images), unit="images") as bar:
         made = run_export(subject, form, chosen, target, Bounds(agreement, max_difference), bar.advance)
     verdict = made.verdict
     if json_:
@@ -57,12 +57,12 @@ def export(
             ["opened by", verdict.runtime],
             [
                 f"same {verdict.judged}",
-                f"{verdict.num_agree} of {verdict.num_pictures} ({100 * verdict.agreement:.2f} %)",
+                f"{verdict.num_agree} of {verdict.num_images} ({100 * verdict.agreement:.2f} %)",
             ],
             ["largest probability difference", f"{verdict.max_probability_difference:.2g}"],
         ]
         if verdict.num_unreadable:
-            rows.append(["pictures that cannot be opened", verdict.num_unreadable])
+            rows.append(["images that cannot be opened", verdict.num_unreadable])
         rows += [["note", note] for note in (*verdict.notes, *made.sentences)]
         rows.append(["size", f"{made.num_bytes / 1e6:,.1f} MB"])
         print_table(["", f"export {form.name}"], rows)

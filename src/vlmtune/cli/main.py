@@ -40,17 +40,17 @@ class Command:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command("demo", "vlmtune.cli.demo:demo", "The whole story on built-in model and pictures, in minutes."),
-    Command("data", "vlmtune.cli.data:app", "An experiment's pictures and labels: check, show, prepare."),
+    Command("demo", "vlmtune.cli.demo:demo", "The whole story on built-in model and images, in minutes."),
+    Command("data", "vlmtune.cli.data:app", "An experiment's images and labels: check, show, prepare."),
     Command("preflight", "vlmtune.cli.preflight:preflight", "Everything train checks before its first step."),
     Command("estimate", "vlmtune.cli.estimate:estimate", "Parameters, memory and time, without loading weights."),
-    Command("train", "vlmtune.cli.train:train", "Fine-tune a model on your pictures; writes a run folder."),
+    Command("train", "vlmtune.cli.train:train", "Fine-tune a model on your images; writes a run folder."),
     Command("pretrain", "vlmtune.cli.pretrain:pretrain", "Train a connector in two stages, or a tiny model."),
     Command("evaluate", "vlmtune.cli.evaluate:evaluate", "Score a whole split; writes an evaluation folder."),
     Command("compare", "vlmtune.cli.compare:compare", "Evaluations side by side, with intervals and paired tests."),
     Command("sweep", "vlmtune.cli.sweep:sweep", "Every checkpoint of a run: accuracy against step."),
     Command("ceilings", "vlmtune.cli.ceilings:ceilings", "Floors, and what the frozen vision features alone give."),
-    Command("study", "vlmtune.cli.study:study", "How accuracy grows with the number of training pictures."),
+    Command("study", "vlmtune.cli.study:study", "How accuracy grows with the number of training images."),
     Command("search", "vlmtune.cli.search:search", "Look for the best rank, learning rate and more; resumable."),
     Command("report", "vlmtune.cli.report:report", "Render a run folder as one HTML page."),
     Command("predict", "vlmtune.cli.predict:predict", "Labels with probabilities, or answers, for your own images."),

@@ -55,7 +55,7 @@ def predict(
         raise UserError(
             "--question: no --labels. A run that was trained with task.labels chooses among those by itself."
         )
-    from vlmtune.data.picture_names import measure, pictures
+    from vlmtune.data.image_names import image_inputs, measure
 
     total, width = measure(images, allow_urls=allow_urls)
     from vlmtune.inference.open import open_predictor
@@ -67,7 +67,7 @@ def predict(
         raise UserError(f"{model}: trained to answer questions. Ask one: --question 'What is it?'")
     if predictor.labels is None and (top or abstain_below is not None):
         raise UserError("--question: an open answer has no --top or --abstain-below.")
-    found = pictures(images, allow_urls=allow_urls)
+    found = image_inputs(images, allow_urls=allow_urls)
     stored = None if predictor.labels is None else predictor.labels.stored
     if predictor.labels is None:
         assert question is not None
@@ -106,7 +106,7 @@ def _labels(
 
     assert predictor.labels is not None
     names: deque[str] = deque()
-    for scores in predictor.classify(Query(picture, question) for picture in _noting(found, names)):
+    for scores in predictor.classify(Query(image, question) for image in _noting(found, names)):
         name = names.popleft()
         if not isinstance(scores, LabelScores):
             yield {"image": name, "error": scores.reason}
@@ -127,16 +127,16 @@ def _answers(predictor: Predictor, found: Iterable[ImageSource], question: str) 
     from vlmtune.inference.predictor import Query
 
     names: deque[str] = deque()
-    for answer in predictor.answer(Query(picture, question) for picture in _noting(found, names)):
+    for answer in predictor.answer(Query(image, question) for image in _noting(found, names)):
         outcome = {"answer": answer} if isinstance(answer, str) else {"error": answer.reason}
         yield {"image": names.popleft(), **outcome}
 
 
 def _noting(found: Iterable[ImageSource], names: deque[str]) -> Iterator[ImageSource]:
-    """The pictures, their names noted in order: they are read ahead of their results."""
-    for picture in found:
-        names.append(picture.name)
-        yield picture
+    """The images, their names noted in order: they are read ahead of their results."""
+    for image in found:
+        names.append(image.name)
+        yield image
 
 
 # ── printing: every result as it comes ──────────────────────────────────────────────────────────────────────────────

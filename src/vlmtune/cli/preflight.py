@@ -19,7 +19,7 @@ _STYLE = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 def preflight(
     config: ConfigArgument, set_: SetOption = None, faithful: FaithfulOption = False, json_: JsonOption = False
 ) -> None:
-    """Check an experiment: what LoRA reaches, what is learned, tokens, labels, pictures, time and memory."""
+    """Check an experiment: what LoRA reaches, what is learned, tokens, labels, images, time and memory."""
     from vlmtune.train.loop import Trainer
     from vlmtune.train.preflight import preflight as check
     from vlmtune.train.prepare import load_data, open_base
@@ -36,5 +36,5 @@ def preflight(
 def print_findings(findings: Preflight, console: Console) -> None:
     """One line a finding, marked by how it stands."""
     for finding in findings.findings:
-        mark, colour = _STYLE[finding.level]
-        console.print(Text.assemble((f"{mark} ", colour), (f"{finding.name}: ", "bold"), finding.message))
+        mark, color = _STYLE[finding.level]
+        console.print(Text.assemble((f"{mark} ", color), (f"{finding.name}: ", "bold"), finding.message))

@@ -1,4 +1,4 @@
-"""`vlmtune pretrain CONFIG`: a connector in two stages on any base, or a tiny model from scratch on drawn pictures."""
+"""`vlmtune pretrain CONFIG`: a connector in two stages on any base, or a tiny model from scratch on drawn images."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _from_scratch(config: Path, changes: Sequence[str], *, resume: bool) -> Path
 
     settings = load_section(config, Pretraining, changes)
     total = settings.tower.steps + settings.whole.steps
-    drawing = ProgressBar("draw", settings.pictures.num, unit="pictures")
+    drawing = ProgressBar("draw", settings.images.num, unit="images")
     learning = ProgressBar("pretrain", total, unit="steps")
     with ExitStack() as open_bars:
         current: ProgressBar | None = None
@@ -96,7 +96,7 @@ def _from_scratch(config: Path, changes: Sequence[str], *, resume: bool) -> Path
                 open_bars.close()
                 current = open_bars.enter_context(wanted)
                 if wanted is learning:
-                    # A resumed run, or the first step: what came before does not count towards the rate.
+                    # A resumed run, or the first step: what came before does not count toward the rate.
                     wanted.start_at(report.step)
             wanted.update(report.step, f"{report.stage}: {report.note}" if report.note else None)
 

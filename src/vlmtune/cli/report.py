@@ -14,7 +14,7 @@ from vlmtune.cli.options import JsonOption
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     baseline: Annotated[
-        Path | None, typer.Option(help="An evaluation elsewhere to compare with, of the same pictures.")
+        Path | None, typer.Option(help="An evaluation elsewhere to compare with, of the same images.")
     ] = None,
     json_: JsonOption = False,
 ) -> None:

@@ -65,7 +65,7 @@ def run_search(experiment: Experiment, *, num_trials: int, num_jobs: int = 1) ->
     folder = Path(experiment.output_dir) / f"{experiment.name}-search"
     resolved, splits = load_data(experiment)
     if not splits.validation:
-        raise DataError("A search needs validation pictures. Check data.validation_split and data.validation_fraction.")
+        raise DataError("A search needs validation images. Check data.validation_split and data.validation_fraction.")
     studied = Search(folder, experiment, resolved)
     try:
         with (
@@ -227,7 +227,7 @@ def _ranked(search: Search) -> list[TrialRecord]:
 
 
 def _against_runner_up(search: Search, splits: Splits) -> dict[str, Any] | None:
-    """The best two trials on the same validation pictures, one by one."""
+    """The best two trials on the same validation images, one by one."""
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.config.schema import EvaluateSection
     from vlmtune.evaluate.compare import align
@@ -283,7 +283,7 @@ def _write(search: Search, num_planned: int, num_validation: int, against: dict[
         own.name, own.output_dir = f"{search.experiment.name}-best", search.experiment.output_dir
         head = (
             f"# Trial {best[0].number} of {search.folder.name}: {100 * (best[0].accuracy or 0):.1f} % of "
-            f"{num_validation} validation pictures.\n"
+            f"{num_validation} validation images.\n"
         )
         write_text(search.folder / "best.yaml", head + dump(own))
     return found

@@ -24,13 +24,13 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="VLMTUNE_API_KEY", help="Clients must send it. Better set in the environment.")
     ] = None,
-    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")] = False,
-    examples: Annotated[Path | None, typer.Option(help="Folder of pictures to try on the page.")] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Pictures in one prefix tree; 1 does not batch.")] = 64,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="A batch waits so long for pictures being decoded.")] = 2.0,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images from public addresses.")] = False,
+    examples: Annotated[Path | None, typer.Option(help="Folder of images to try on the page.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Images in one prefix tree; 1 does not batch.")] = 64,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="A batch waits so long for images being decoded.")] = 2.0,
     max_requests: Annotated[int, typer.Option(min=1, help="Accepted and unanswered; more get 429.")] = 256,
     max_body_mib: Annotated[float, typer.Option(min=0.001, help="Of one request.")] = 20.0,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one picture.")] = 25.0,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.")] = 25.0,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="For one answer.")] = 120.0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
 ) -> None:
@@ -45,7 +45,7 @@ def serve(
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: expected auto, float32 or bfloat16.")
     from vlmtune.adapters.open import open_adapted
-    from vlmtune.serve.examples import example_pictures
+    from vlmtune.serve.examples import example_images
     from vlmtune.serve.server import run_server
     from vlmtune.serve.service import Service
     from vlmtune.serve.settings import MIB, ServeSettings
@@ -61,7 +61,7 @@ def serve(
         api_key=api_key,
     )
     service = Service(open_adapted(model, dtype=dtype), model, labels=read_labels(labels), name=name, settings=settings)
-    pictures = example_pictures(service.tasks.labels, examples)
+    images = example_images(service.tasks.labels, examples)
 
     def tell(url: str) -> None:
         console = stderr_console()
@@ -69,4 +69,4 @@ def serve(
         if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
             console.print("Anybody who reaches this address may ask: no --api-key is set.", soft_wrap=True)
 
-    run_server(service, host, port, examples=pictures, on_ready=tell)
+    run_server(service, host, port, examples=images, on_ready=tell)

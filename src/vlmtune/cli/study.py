@@ -1,4 +1,4 @@
-"""`vlmtune study`: the same experiment on growing shares of the training pictures, with several seeds."""
+"""`vlmtune study`: the same experiment on growing shares of the training images, with several seeds."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def study(
         float | None,
         typer.Option(
             metavar="FRACTION...",
-            help="Shares of the training pictures, several after one another: --fractions 0.01 0.1 1.0",
+            help="Shares of the training images, several after one another: --fractions 0.01 0.1 1.0",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs for each share; they begin at the experiment's seed.")] = 3,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Measure how accuracy grows with the number of training pictures.
+    """Measure how accuracy grows with the number of training images.
 
     Trains and tests CONFIG on each share (data.fraction) with each seed. Every run is an ordinary run folder in
     OUTPUT_DIR/NAME-study; the curve with its intervals is study.json, study.md and study.html there. The same command
@@ -81,9 +81,9 @@ def run_study(experiment: Experiment, fractions: Sequence[float], seeds: Sequenc
     if experiment.task.kind != "classify":
         raise UserError("A study compares label accuracy, so it is for classification (task.kind: classify).")
     if not splits.test:
-        raise UserError("A study needs test pictures. Check data.test_split and data.test_fraction.")
+        raise UserError("A study needs test images. Check data.test_split and data.test_fraction.")
     measured = fingerprint(measured_examples(resolved.evaluate, splits))
-    # One of other pictures is of an earlier study with other data or another limit.
+    # One of other images is of an earlier study with other data or another limit.
     if facts_if_of(folder / "evaluation" / "test-base", measured) is None:
         run_evaluation(resolved, splits, checkpoint=None, folder=folder)
     base = read_evaluation(folder / "evaluation" / "test-base")

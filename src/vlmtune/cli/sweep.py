@@ -1,4 +1,4 @@
-"""`vlmtune sweep`: every checkpoint of a run on the same pictures."""
+"""`vlmtune sweep`: every checkpoint of a run on the same images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def sweep(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many pictures, stratified by label.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images, stratified by label.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Evaluate every checkpoint of a run: accuracy and loss against step, the best, and where to have stopped. An
@@ -87,7 +87,7 @@ def _measure(run: Path, experiment: Experiment, splits: Splits) -> dict[str, Any
     section, model = experiment.evaluate, experiment.model
     examples = measured_examples(experiment.evaluate, splits)
     if not examples:
-        raise DataError(f"The {section.split} split has no pictures. Name another: --split test.")
+        raise DataError(f"The {section.split} split has no images. Name another: --split test.")
     averages = list_averages(run)
     every = [*checkpoints, *averages]
     folders = {path: run / FOLDER / "evaluation" / f"{section.split}-{path.name}" for path in every}
@@ -111,7 +111,7 @@ def _measure(run: Path, experiment: Experiment, splits: Splits) -> dict[str, Any
 
 
 def _is_done(folder: Path, checkpoint: Path, examples: list[Example]) -> bool:
-    """Whether this checkpoint, as it is now, was measured on these pictures."""
+    """Whether this checkpoint, as it is now, was measured on these images."""
     from vlmtune.adapters.files import WEIGHTS_FILE
     from vlmtune.data.splits import fingerprint
     from vlmtune.evaluate.files import FACTS_FILE, facts_if_of

@@ -25,7 +25,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Fine-tune a model on your pictures.
+    """Fine-tune a model on your images.
 
     Checks everything first (see `preflight`), then trains with validation by label accuracy, evaluates the best
     checkpoint on the test split, and renders the report. The run folder holds all of it.
@@ -119,7 +119,7 @@ def _learn(
 
         def watch(report: Report) -> None:
             accuracy = "" if report.accuracy is None else f", validation {_percent(report.accuracy)}"
-            bar.update(report.step, f"{report.samples_per_s:.0f} pictures/s, loss {report.loss:.3f}{accuracy}")
+            bar.update(report.step, f"{report.samples_per_s:.0f} images/s, loss {report.loss:.3f}{accuracy}")
             if on_step is not None:
                 on_step(trainer, report)
 

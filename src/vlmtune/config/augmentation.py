@@ -1,7 +1,7 @@
 """What `train.augment` may say: names of random changes with their settings, and the chains that older names stand for.
 
 In: text, or a list of names and `{name: {setting: value}}`. Out: the same as one list of steps, chains spelled out.
-`data/augment.py` makes pictures of it.
+`data/augment.py` makes images of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ANYWAY = Setting(0, 0, 1)
 
 CHANGES: Mapping[str, Mapping[str, Setting]] = {
     "random-crop": {"min_area": Setting(0.64, 0.05, 1)},
-    "colour": {"strength": Setting(0.3, 0, 1)},
+    "color": {"strength": Setting(0.3, 0, 1)},
     "flip": {"probability": Setting(0.5, 0, 1), "anyway": _ANYWAY},
     "shift-rotate": {"degrees": Setting(12, 0, 45), "shift": Setting(0.08, 0, 0.5), "scale": Setting(0.1, 0, 0.5)},
     "randaugment": {"ops": Setting(2, 1, 8), "magnitude": Setting(9, 0, 30)},
@@ -36,8 +36,8 @@ CHANGES: Mapping[str, Mapping[str, Setting]] = {
 
 CHAINS: Mapping[str, tuple[str, ...]] = {
     "none": (),
-    "crop": ("random-crop", "colour"),
-    "flip-crop": ("flip", "random-crop", "colour"),
+    "crop": ("random-crop", "color"),
+    "flip-crop": ("flip", "random-crop", "color"),
 }
 """Names for several changes in a row, which the shorter form of the key has always known."""
 

@@ -154,7 +154,7 @@ def _train(experiment: Experiment) -> Iterator[Finding]:
         )
     if task.kind == "classify":
         return
-    # Two questions cannot be asked of one mixed picture at once, and open answers have no set to spread a target over.
+    # Two questions cannot be asked of one mixed image at once, and open answers have no set to spread a target over.
     for key in ("mixup", "cutmix", "label_smoothing"):
         if getattr(train, key):
             yield ("train", key), f"found {getattr(train, key):g} with task.kind: {task.kind}, expected 0."

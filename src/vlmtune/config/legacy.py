@@ -2,7 +2,7 @@
 
 In: an older file's typed values. Out: keys of ours with values, each with the older key that it came from, so that
 `load` can name the line for whatever is wrong. What was a fault there is put right, unless it is to be `faithful`: the
-loss on the whole prompt, LoRA that reaches no MLP, the class list by hand, the measurement on a few pictures.
+loss on the whole prompt, LoRA that reaches no MLP, the class list by hand, the measurement on a few images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ALL_LINEAR = ["attention", "mlp", "conv", "connector"]
 _ATTENTION_LAYERS = {"450M": (6, 12), "1.6B": (6, 27), "3B": (8, 27)}
 """Size -> attention layers in LFM2-VL's decoder and in its vision tower."""
 _MICRO_BATCH = 16
-"""Accumulated micro-batches are run as one up to this many pictures."""
+"""Accumulated micro-batches are run as one up to this many images."""
 _VOLUME = "/model_checkpoints/"
 _RUN_NAME = re.compile(r"(LFM2-VL-(?:450M|1\.6B|3B))-")
 
@@ -156,7 +156,7 @@ def _train(older: OlderFineTuning, faithful: bool, out: Translated) -> None:
     if batch is not None and not faithful and accumulated > 1 and batch * accumulated <= _MICRO_BATCH:
         out.notes.append(
             f"batch_size {batch} × gradient_accumulation_steps {accumulated} is run as one micro-batch of "
-            f"{batch * accumulated}: the same gradient, and the prompt is computed once in it, not once a picture."
+            f"{batch * accumulated}: the same gradient, and the prompt is computed once in it, not once an image."
         )
         batch, accumulated = batch * accumulated, 1
     out.put("train.batch_size", batch, "batch_size")
@@ -198,7 +198,7 @@ def _evaluation(older: OlderEvaluation, faithful: bool, out: Translated) -> None
     out.put("data.test_split", older.split, "split")
     _task(older, "label_column", faithful, out)
     if older.split.lower().startswith("train"):
-        out.notes.append(f"split: {older.split} holds pictures that a fine-tuned model may have learned from.")
+        out.notes.append(f"split: {older.split} holds images that a fine-tuned model may have learned from.")
     if older.n_samples is not None and faithful:
         out.put("evaluate.limit", older.n_samples, "n_samples")
     elif older.n_samples is not None:
@@ -271,9 +271,9 @@ def _forms(name: str, lists: dict[str, FoundList]) -> str | list[str]:
 def _about_list(key: str, entry: FoundList) -> str:
     text = f"{key}: its list of {entry.num} classes became {{labels}}, which lists what can be answered."
     if entry.spellings:
-        name, spelt = next(iter(entry.spellings.items()))
+        name, spelled = next(iter(entry.spellings.items()))
         others = f", and {len(entry.spellings) - 1} more" if len(entry.spellings) > 1 else ""
-        text += f" It spelt '{name}' as '{spelt}'{others}: both spellings count as the answer."
+        text += f" It spelled '{name}' as '{spelled}'{others}: both spellings count as the answer."
     if entry.missing:
         text += f" It lacked {', '.join(entry.missing[:5])}{' …' if len(entry.missing) > 5 else ''}."
     if entry.unknown:

@@ -28,7 +28,7 @@ class OlderFineTuning(Section):
     dataset_name: str | None = None
     dataset_samples: int | None = Field(default=None, ge=2)
     dataset_image_column: str | None = None
-    dataset_label_colum: str | None = None  # as it is spelt there
+    dataset_label_colum: str | None = None  # as it is spelled there
     dataset_splits: list[str] = Field(default=["train"], min_length=1)
     label_mapping: dict[str, str] | None = None
     train_split_ratio: Share = 0.9

@@ -48,7 +48,7 @@ class ModelSize(Section):
     """The network that is trained from scratch."""
 
     image_size: int = Field(default=32, ge=8)
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
     patch_size: int = Field(default=4, ge=1)
     vocabulary: int = Field(default=1280, ge=300)
     projector_hidden_size: int = Field(default=384, ge=8)
@@ -56,7 +56,7 @@ class ModelSize(Section):
     decoder: DecoderSize = Field(default_factory=DecoderSize)
 
 
-class Pictures(Section):
+class Images(Section):
     """What is drawn. Kinds are those of `vlmtune.data.drawn`."""
 
     num: int = Field(default=120_000, ge=100)
@@ -75,7 +75,7 @@ class Pictures(Section):
 
 
 class TowerStage(Section):
-    """First the tower and the connector alone, with heads that name the picture from the flattened image tokens."""
+    """First the tower and the connector alone, with heads that name the image from the flattened image tokens."""
 
     steps: int = Field(default=1_600, ge=1)
     batch_size: int = Field(default=128, ge=1)
@@ -91,7 +91,7 @@ class WholeStage(Section):
     tower_learning_rate_factor: NonNegative = 0.4
     """The tower has learned already: a lower rate keeps it."""
     num_questions: int = Field(default=3, ge=1)
-    """Questions about a picture in one step, besides its classification. They share its encoding."""
+    """Questions about an image in one step, besides its classification. They share its encoding."""
     naming_weight: NonNegative = 0.3
 
 
@@ -102,7 +102,7 @@ class Pretraining(Section):
     seed: int = Field(default=0, ge=0)
     output_dir: str = "runs"
     model: ModelSize = Field(default_factory=ModelSize)
-    pictures: Pictures = Field(default_factory=Pictures)
+    images: Images = Field(default_factory=Images)
     tower: TowerStage = Field(default_factory=TowerStage)
     whole: WholeStage = Field(default_factory=WholeStage)
     weight_decay: NonNegative = 0.05

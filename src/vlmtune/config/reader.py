@@ -19,7 +19,7 @@ from vlmtune.config.schema import Section
 from vlmtune.config.wording import KeyPath, dotted, quote_me, unknown_key
 
 SHORTHANDS = {"data": "source", "model": "base", "scoring": "form", "connector": "kind", "tracking": "to"}
-"""Section -> the key that a plain text (or a list) in its place stands for: `data: path/to/pictures`."""
+"""Section -> the key that a plain text (or a list) in its place stands for: `data: path/to/images`."""
 
 
 @dataclass(frozen=True, slots=True)

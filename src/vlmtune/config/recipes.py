@@ -1,4 +1,4 @@
-"""What is decided when an experiment leaves a key out: one table, by base model and number of training pictures.
+"""What is decided when an experiment leaves a key out: one table, by base model and number of training images.
 
 In: an `Experiment` with `None`s and the counts of its data. Out: the same experiment with every decision in place,
 which is what a run folder's config.yaml records. A value that the file sets is never changed. Called by `train`,
@@ -42,7 +42,7 @@ class Choice:
 ALL_LINEAR = ["attention", "mlp", "conv", "connector"]
 
 LORA_SUFFICES = 1_500
-"""Training pictures up to which the tiny base learns better by LoRA than as a whole."""
+"""Training images up to which the tiny base learns better by LoRA than as a whole."""
 
 # fmt: off
 WHAT_LEARNS: tuple[Choice, ...] = (
@@ -63,9 +63,9 @@ TABLE: tuple[Choice, ...] = (
     Choice("train.epochs",
            Ladder("num_train", ((200, 20), (1_000, 10), (LORA_SUFFICES, 5), (10_000, 8), (None, 3))),
            Ladder("num_train", ((200, 20), (1_000, 10), (5_000, 5), (None, 3))),
-           "few pictures need more passes for the same number of steps"),
+           "few images need more passes for the same number of steps"),
     Choice("train.augment", "none", "none",
-           "LoRA on few pictures does without; which changes keep a label true depends on the pictures"),
+           "LoRA on few images does without; which changes keep a label true depends on the images"),
     Choice("task.list_labels",
            Ladder("num_labels", ((0, "never"), (64, "prompt"), (None, "never"))),
            Ladder("num_labels", ((0, "never"), (256, "prompt"), (None, "never"))),
@@ -79,15 +79,15 @@ WHOLE_PARTS: tuple[Choice, ...] = (
     Choice("train.learning_rate", 1e-3, 2e-5,
            "whole weights at a tenth of LoRA's rate; the tiny base was itself pretrained at 1.5e-3"),
     Choice("train.augment", "crop", "crop",
-           "whole weights learn pictures by heart; crops and light keep any label true, flips would not keep text"),
+           "whole weights learn images by heart; crops and light keep any label true, flips would not keep text"),
 )
 
-# Where pictures are asked about (task.kind: vqa), before the tables above.
+# Where images are asked about (task.kind: vqa), before the tables above.
 QUESTIONS: tuple[Choice, ...] = (
     Choice("train.augment", "none", "none",
-           "a crop may cut off what a question is about, and other light change the colour it asks for"),
+           "a crop may cut off what a question is about, and other light change the color it asks for"),
     Choice("train.batch_size", 96, 32,
-           "counted in questions: several are about one picture, which is encoded once for all of them"),
+           "counted in questions: several are about one image, which is encoded once for all of them"),
 )
 # fmt: on
 
@@ -110,7 +110,7 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
 
     Args:
         experiment: as loaded; not changed.
-        num_train: training pictures after `data.fraction` and `data.limit`.
+        num_train: training images after `data.fraction` and `data.limit`.
         num_labels: size of the label set; 0 for open answers.
         kind: the column of the table. Default: from `model.base`; a fine-tuned tiny model's folder needs it said.
 

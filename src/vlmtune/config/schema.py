@@ -80,7 +80,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Where the pictures are. A plain string in YAML stands for `source`."""
+    """Where the images are. A plain string in YAML stands for `source`."""
 
     source: str = "builtin:digits"
     """A folder of class folders, a CSV/JSONL/parquet file, a `datasets` folder, a hub id, or `builtin:digits`.
@@ -105,25 +105,25 @@ class DataSection(Section):
     caption_question: str = "Describe the picture."
     """What a caption is the answer to."""
     image_folder: str | None = None
-    """Where the pictures of VQA's official JSON files and of tables of questions are. Default: beside the file."""
+    """Where the images of VQA's official JSON files and of tables of questions are. Default: beside the file."""
     train_split: str | None = None
     """A split's name, a slice of it, or several: `train+validation[:-10240]`; the same for the next two."""
     validation_split: str | None = None
     test_split: str | None = None
     validation_fraction: Fraction = 0.1
-    """Share of the training pictures held out, stratified, when the source has no validation split."""
+    """Share of the training images held out, stratified, when the source has no validation split."""
     test_fraction: Fraction = 0.2
     """Share held out for the test when the source has no test split."""
     fraction: Fraction = 1.0
-    """Share of the training pictures to learn from, stratified by label."""
+    """Share of the training images to learn from, stratified by label."""
     limit: int | None = Field(default=None, ge=1)
-    """At most this many training pictures, stratified by label."""
+    """At most this many training images, stratified by label."""
     limit_validation: int | None = Field(default=None, ge=1)
     limit_test: int | None = Field(default=None, ge=1)
 
 
 class TaskSection(Section):
-    """What is asked of a picture."""
+    """What is asked of an image."""
 
     kind: Literal["classify", "vqa"] = "classify"
     labels: list[str] | None = None
@@ -166,7 +166,7 @@ class TrainSection(Section):
     epochs: Positive | None = None
     max_steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
-    """Pictures in one micro-batch, which is one prefix tree."""
+    """Images in one micro-batch, which is one prefix tree."""
     gradient_accumulation: int = Field(default=1, ge=1)
     learning_rate: Positive | None = None
     warmup_ratio: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, le=1)] = 0.05
@@ -191,13 +191,13 @@ class TrainSection(Section):
     min_gain: NonNegative = 0.0
     """Validation accuracy above the best so far that counts as a gain."""
     augment: AugmentSteps | None = None
-    """Random changes of training pictures, in order: a name, or a list of names and `{name: {setting: value}}`."""
+    """Random changes of training images, in order: a name, or a list of names and `{name: {setting: value}}`."""
     mixup: NonNegative = 0.0
-    """α of MixUp's Beta(α, α): a picture is blended with another, and learns both answers. 0 is off."""
+    """α of MixUp's Beta(α, α): an image is blended with another, and learns both answers. 0 is off."""
     cutmix: NonNegative = 0.0
-    """α of CutMix's: a rectangle of another picture. With both, each picture draws one of the two."""
+    """α of CutMix's: a rectangle of another image. With both, each image draws one of the two."""
     mix_probability: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, le=1)] = 1.0
-    """Of a picture to be mixed, where `mixup` or `cutmix` is on."""
+    """Of an image to be mixed, where `mixup` or `cutmix` is on."""
     label_smoothing: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, lt=1)] = 0.0
     """Share of the target that is spread evenly over all labels."""
     sampling: Literal["natural", "balanced"] = "natural"
@@ -214,8 +214,8 @@ class ScoringSection(Section):
     form: Literal["sum", "mean", "auto"] = "sum"
     """Sum or mean of a label's token log-probabilities. `auto`: the better one on validation, calibration included."""
     calibration: Literal["none", "content-free", "prior", "auto"] | None = None
-    """Subtracted from the scores: those of pictures without content (grey, black, noise; contextual calibration), or
-    the mean over training pictures (batch calibration). Default: none, and with `form: auto` auto."""
+    """Subtracted from the scores: those of images without content (gray, black, noise; contextual calibration), or
+    the mean over training images (batch calibration). Default: none, and with `form: auto` auto."""
 
 
 class EvaluateSection(Section):
@@ -228,7 +228,7 @@ class EvaluateSection(Section):
     """`full` scores every label; `argmax` proves the winner only, and is faster."""
     batch_size: int | None = Field(default=None, ge=1)
     limit: int | None = Field(default=None, ge=1)
-    """At most this many pictures, stratified; every table then says so."""
+    """At most this many images, stratified; every table then says so."""
     scoring: ScoringSection = Field(default_factory=ScoringSection)
     calibrate: bool = False
     """Also fit temperature, label sets and an abstention threshold on validation, and measure them on `split`."""

@@ -73,7 +73,7 @@ def default_space(resolved: Experiment) -> Space:
         }
     rate = train.learning_rate
     space["train.learning_rate"] = RangeSection(low=_rounded(rate / 8), high=_rounded(rate * 4), log=True)
-    space["train.augment"] = _with([["none"], ["random-crop", "colour"], ["trivialaugment"]], train.augment or ["none"])
+    space["train.augment"] = _with([["none"], ["random-crop", "color"], ["trivialaugment"]], train.augment or ["none"])
     return space
 
 

@@ -49,11 +49,11 @@ def read_mapping(path: Path) -> MappingNode:
     node = _compose(text, str(path))
     if node is None:
         raise ConfigError(
-            f"{path}: the file is empty, expected keys such as 'data: path/to/pictures'. See configs/ for examples."
+            f"{path}: the file is empty, expected keys such as 'data: path/to/images'. See configs/ for examples."
         )
     if not isinstance(node, MappingNode):
         found = "a list" if isinstance(node, SequenceNode) else f"only the text '{_shorten(node.value)}'"
-        raise ConfigError(f"{place(node)}: found {found}, expected keys with values, such as 'data: path/to/pictures'.")
+        raise ConfigError(f"{place(node)}: found {found}, expected keys with values, such as 'data: path/to/images'.")
     return node
 
 
@@ -210,7 +210,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
         return f"{where}: found a second document ('---'), expected one experiment a file."
     advice = ""
     if "mapping values are not allowed" in problem:
-        advice = " A text that holds ': ' needs quotes; a key needs the same indentation as its neighbours."
+        advice = " A text that holds ': ' needs quotes; a key needs the same indentation as its neighbors."
     context = f" {error.context}," if error.context and error.context != problem else ""
     return f"{where}: not valid YAML:{context} {problem} (column {mark.column + 1}).{advice}"
 

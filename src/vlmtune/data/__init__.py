@@ -1,1 +1,1 @@
-"""EXAMPLES: pictures with their answers, whatever the source."""
+"""EXAMPLES: images with their answers, whatever the source."""

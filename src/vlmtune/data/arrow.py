@@ -1,8 +1,8 @@
-"""Parquet files, `datasets` folders and hub data sets: Arrow columns of encoded pictures, read with `datasets`.
+"""Parquet files, `datasets` folders and hub data sets: Arrow columns of encoded images, read with `datasets`.
 
-A row is a picture with its label or, with ``ask``, a question about a picture with its answers.
+A row is an image with its label or, with ``ask``, a question about an image with its answers.
 
-Pictures are never decoded here, and stay in the memory-mapped Arrow file until one is opened. No remote code is run:
+Images are never decoded here, and stay in the memory-mapped Arrow file until one is opened. No remote code is run:
 `datasets` has no loading scripts since version 4.
 """
 
@@ -26,7 +26,7 @@ from vlmtune.records import ImageSource
 
 @dataclass(frozen=True, slots=True)
 class ArrowImageSource(ImageSource):
-    """A picture's encoded bytes in row ``row`` of a memory-mapped binary column, fetched when asked for."""
+    """An image's encoded bytes in row ``row`` of a memory-mapped binary column, fetched when asked for."""
 
     column: Any = field(default=None, repr=False, compare=False)
     row: int = 0
@@ -37,16 +37,16 @@ class ArrowImageSource(ImageSource):
         return value
 
     def num_bytes(self) -> int:
-        """Length of the encoded picture, without copying it."""
+        """Length of the encoded image, without copying it."""
         return int(self.column[self.row].as_buffer().size)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickling the column would send the whole table to another process with each picture.
+        # Pickling the column would send the whole table to another process with each image.
         return ImageSource, (None, self.read(), self.name)
 
 
 def read_parquet(files: list[Path], data: DataSection, name: str, *, ask: bool = False) -> Source:
-    """Open parquet files as one split. The features that `datasets` wrote into them are honoured."""
+    """Open parquet files as one split. The features that `datasets` wrote into them are honored."""
     return _open(
         lambda datasets: datasets.load_dataset("parquet", data_files=[str(file) for file in files]),
         data, name, "parquet", files[0].parent, ask,
@@ -146,15 +146,15 @@ def _read_split(
     if dataset._indices is not None:
         dataset = dataset.flatten_indices()
     table = dataset.data
-    pictures = _pictures(table.column(image_column), image_column, name, split, folder, may_lack)
-    return to_rows(table, split, pictures)
+    images = _images(table.column(image_column), image_column, name, split, folder, may_lack)
+    return to_rows(table, split, images)
 
 
-def _label_rows(label_column: str, source: Source, table: Any, split: str, pictures: list[ImageSource]) -> list[Row]:
+def _label_rows(label_column: str, source: Source, table: Any, split: str, images: list[ImageSource]) -> list[Row]:
     labels = _labels(table.column(label_column), label_column, source.class_names, source.name, split)
     return [
-        Row(f"{split}/{row}", picture, (label,), f"{source.name}, split '{split}', row {row}")
-        for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        Row(f"{split}/{row}", image, (label,), f"{source.name}, split '{split}', row {row}")
+        for row, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
 
 
@@ -163,21 +163,21 @@ def _question_rows(
     source: Source,
     table: Any,
     split: str,
-    pictures: list[ImageSource | None],
+    images: list[ImageSource | None],
 ) -> list[Row]:
     cells = {name: _texts(table.column(name)) for name in columns.names}
     id_column = columns.image_id if isinstance(columns, QuestionColumns) else None
-    present = [picture for picture in pictures if picture is not None]
-    ids = iter(_same_pictures(present, split, cells[id_column] if id_column else None))
-    image_ids = ["" if picture is None else next(ids) for picture in pictures]
+    present = [image for image in images if image is not None]
+    ids = iter(_same_images(present, split, cells[id_column] if id_column else None))
+    image_ids = ["" if image is None else next(ids) for image in images]
     first_of: dict[str, ImageSource] = {}
     rows: list[Row] = []
     problems: list[str] = []
-    for number, (picture, image_id) in enumerate(zip(pictures, image_ids, strict=True)):
+    for number, (image, image_id) in enumerate(zip(images, image_ids, strict=True)):
         origin = f"{source.name}, split '{split}', row {number}"
         try:
-            # Questions about one picture share one source, so that it is read and encoded once.
-            shared = None if picture is None else first_of.setdefault(image_id, picture)
+            # Questions about one image share one source, so that it is read and encoded once.
+            shared = None if image is None else first_of.setdefault(image_id, image)
             own = columns.rows(origin, {name: values[number] for name, values in cells.items()}, shared, image_id)
             for place, row in enumerate(own):
                 id_ = f"{split}/{number}" if place == 0 else f"{split}/{number}#{place + 1}"
@@ -205,29 +205,29 @@ def _texts(column: Any) -> list[Any]:
         and pa.types.is_struct(kind.value_type)
         and kind.value_type.get_field_index("answer") >= 0
     ):
-        # `flatten` honours a sliced array's offsets, and leaves out what null lists may hide.
+        # `flatten` honors a sliced array's offsets, and leaves out what null lists may hide.
         answers = pc.struct_field(column.flatten(), "answer").to_pylist()
         ends = pc.fill_null(column.value_lengths(), 0).to_numpy(zero_copy_only=False).cumsum().tolist()
         return [answers[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     return list(column.to_pylist())
 
 
-def _same_pictures(pictures: list[ImageSource], split: str, written: list[Any] | None) -> list[str]:
-    """For each row the id of its picture: as written if rows of one id hold equally long files, else by content."""
+def _same_images(images: list[ImageSource], split: str, written: list[Any] | None) -> list[str]:
+    """For each row the id of its image: as written if rows of one id hold equally long files, else by content."""
     if written is not None and all(value is not None for value in written):
         ids = [str(value) for value in written]
         lengths: dict[str, int | None] = {}
-        sizes = [num_bytes(picture) for picture in pictures]
+        sizes = [num_bytes(image) for image in images]
         if all(lengths.setdefault(id_, size) == size for id_, size in zip(ids, sizes, strict=True)):
             return ids
-    return [f"{split}/{first}" for first in group_identical_files(pictures)]
+    return [f"{split}/{first}" for first in group_identical_files(images)]
 
 
-def _pictures(
+def _images(
     column: Any, column_name: str, name: str, split: str, folder: Path | None, may_lack: bool
 ) -> list[ImageSource | None]:
     """One source a row, from struct{bytes, path}, plain bytes, or text that names a file; None where a row that may
-    lack its picture does."""
+    lack its image does."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -244,7 +244,7 @@ def _pictures(
         paths = column.to_pylist()
     else:
         raise DataError(
-            f"{name}: the column '{column_name}' holds {kind}, not pictures. Expected the Image feature "
+            f"{name}: the column '{column_name}' holds {kind}, not images. Expected the Image feature "
             f"(bytes and path), bytes, or file names. Set data.image_column."
         )
     absent = pc.is_null(content).to_pylist() if content is not None else [True] * len(column)
@@ -258,12 +258,12 @@ def _pictures(
             sources.append(None)
             continue
         if not path:
-            raise DataError(f"{origin}: there is no picture in the column '{column_name}'. Remove the row.")
+            raise DataError(f"{origin}: there is no image in the column '{column_name}'. Remove the row.")
         file = Path(path) if folder is None else folder / path
         if not file.is_file():
             raise DataError(
                 f"{origin}: the column '{column_name}' names the file {file}, which does not exist. "
-                f"Put the file there, or embed the picture's bytes."
+                f"Put the file there, or embed the image's bytes."
             )
         sources.append(ImageSource(path=file, name=str(file)))
     return sources
@@ -277,7 +277,7 @@ def _labels(column: Any, column_name: str, class_names: tuple[str, ...] | None, 
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if not (is_text or is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise DataError(
-            f"{name}: the column '{column_name}' holds {kind}, not one label a picture. "
+            f"{name}: the column '{column_name}' holds {kind}, not one label an image. "
             f"Expected text, whole numbers or ClassLabel. Set data.label_column."
         )
     labels: list[str] = []
@@ -296,7 +296,7 @@ def _labels(column: Any, column_name: str, class_names: tuple[str, ...] | None, 
         elif 0 <= value < len(class_names):
             labels.append(class_names[int(value)])
         elif value == -1:
-            problem = "the label is -1, which means unlabelled"
+            problem = "the label is -1, which means unlabeled"
         else:
             problem = f"the label is {value}, and ClassLabel has names for 0 to {len(class_names) - 1} only"
         if problem:

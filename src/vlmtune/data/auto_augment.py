@@ -23,7 +23,7 @@ class Operation:
     """One row of a table.
 
     Attributes:
-        apply: (picture, amount) -> picture.
+        apply: (image, amount) -> image.
         amounts: the amount at strength 0 and at the largest strength; between them in equal steps.
         is_signed: whether the amount's sign is drawn.
     """
@@ -41,7 +41,7 @@ def affine(
     shear: tuple[float, float] = (0.0, 0.0),
     shift: tuple[float, float] = (0.0, 0.0),
 ) -> Image.Image:
-    """Sheared, turned and scaled about the centre, then moved; the corner's colour fills what is uncovered.
+    """Sheared, turned and scaled about the center, then moved; the corner's color fills what is uncovered.
 
     Args:
         degrees: clockwise.
@@ -53,8 +53,8 @@ def affine(
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
     # Pillow maps output to input.
     back = np.linalg.inv(turn @ np.array([[1.0, shear[0]], [shear[1], 1.0]]))
-    centre = np.array(image.size) / 2
-    offset = centre - back @ (centre + shift)
+    center = np.array(image.size) / 2
+    offset = center - back @ (center + shift)
     matrix = tuple(float(value) for value in (*back[0], offset[0], *back[1], offset[1]))
     corner = image.getpixel((0, 0))
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=corner)
@@ -127,14 +127,14 @@ def _table(shear: float, move: float, turn: float, enhance: float, least_bits: i
 
 
 RAND_AUGMENT = _table(shear=0.3, move=150 / 331, turn=30, enhance=0.9, least_bits=4)
-# torchvision moves by up to 32 pixels of ImageNet's 224; as a share, a small picture is not pushed out of its frame.
+# torchvision moves by up to 32 pixels of ImageNet's 224; as a share, a small image is not pushed out of its frame.
 TRIVIAL_AUGMENT = _table(shear=0.99, move=32 / 224, turn=135, enhance=0.99, least_bits=2)
 
 
-COLOUR_OPERATIONS = frozenset(
+COLOR_OPERATIONS = frozenset(
     {"brightness", "saturation", "contrast", "posterize", "solarize", "autocontrast", "equalize"}
 )
-"""What changes colours: left out where an answer names one."""
+"""What changes colors: left out where an answer names one."""
 
 
 def rand_augment(

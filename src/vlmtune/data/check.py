@@ -1,4 +1,4 @@
-"""Reads every picture and label of an experiment: counts, sizes, unreadable files, duplicates, imbalance.
+"""Reads every image and label of an experiment: counts, sizes, unreadable files, duplicates, imbalance.
 
 Called by `vlmtune data check`. The report is plain data; `cli/data.py` prints it.
 """
@@ -34,7 +34,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A picture that cannot be decoded, and why."""
+    """An image that cannot be decoded, and why."""
 
     id: str
     split: Role
@@ -45,7 +45,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One picture among duplicates."""
+    """One image among duplicates."""
 
     id: str
     split: Role
@@ -54,7 +54,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroup:
-    """Pictures with the same pixels."""
+    """Images with the same pixels."""
 
     copies: tuple[Copy, ...]
     across_splits: bool
@@ -63,7 +63,7 @@ class DuplicateGroup:
 
 @dataclass(frozen=True, slots=True)
 class NearPair:
-    """Two pictures that are nearly the same."""
+    """Two images that are nearly the same."""
 
     first: Copy
     second: Copy
@@ -87,7 +87,7 @@ class DuplicateCounts:
     """How many duplicates there are in all; the lists beside them are cut at `MOST_LISTED`."""
 
     groups: int = 0
-    pictures: int = 0
+    images: int = 0
     groups_across_splits: int = 0
     groups_with_different_labels: int = 0
     near_pairs: int = 0
@@ -105,10 +105,10 @@ class CheckReport:
     kind: str
     revision: str | None
     labels_from: str
-    num_pictures: int
+    num_images: int
     counts: dict[str, int]  # by split
-    counts_per_label: dict[str, dict[str, int]]  # label -> split -> pictures
-    origins: dict[str, str]  # split -> where its pictures come from
+    counts_per_label: dict[str, dict[str, int]]  # label -> split -> images
+    origins: dict[str, str]  # split -> where its images come from
     imbalance: dict[str, float | None]  # split -> most frequent / rarest label; None with a label that has none
     width: Spread | None
     height: Spread | None
@@ -122,12 +122,12 @@ class CheckReport:
     left_out: list[dict[str, Any]]
     notes: list[str]
     limits: dict[str, float] = field(default_factory=dict)
-    num_questions: int = 0  # of a question task; counts are then of pictures, and labels are answer types
+    num_questions: int = 0  # of a question task; counts are then of images, and labels are answer types
 
 
 @dataclass(slots=True)
 class _Look:
-    """What one picture shows."""
+    """What one image shows."""
 
     width: int = 0
     height: int = 0
@@ -149,14 +149,14 @@ def check_data(
     on_advance: Advance | None = None,
     num_threads: int | None = None,
 ) -> CheckReport:
-    """Read and decode every picture of every split, before limits.
+    """Read and decode every image of every split, before limits.
 
     Args:
-        on_total: told once how many pictures there are.
+        on_total: told once how many images there are.
         on_advance: told how many more have been read.
         num_threads: decoders at work; Pillow leaves the interpreter free while it decodes.
 
-    Raises DataError for what stops loading (see `load_splits`). Unreadable pictures are listed, not raised.
+    Raises DataError for what stops loading (see `load_splits`). Unreadable images are listed, not raised.
     """
     limits = {
         "data.fraction": data.fraction if data.fraction < 1 else None,
@@ -166,7 +166,7 @@ def check_data(
     }
     whole = data.model_copy(update={"fraction": 1.0, "limit": None, "limit_validation": None, "limit_test": None})
     splits = load_splits(whole, task, seed)
-    # Questions about one picture are one member: it is decoded once, and is no duplicate of itself.
+    # Questions about one image are one member: it is decoded once, and is no duplicate of itself.
     first = {(role, e.image_id or e.id): (role, e) for role in ROLES for e in reversed(splits.split(role))}
     members: list[tuple[Role, Example]] = list(first.values())[::-1]
     members.sort(key=lambda member: ROLES.index(member[0]))
@@ -187,7 +187,7 @@ def check_data(
         kind=splits.description["kind"],
         revision=splits.description["revision"],
         labels_from=splits.description["labels_from"],
-        num_pictures=len(members),
+        num_images=len(members),
         counts={role: sum(its_role == role for its_role, _ in members) for role in ROLES},
         counts_per_label=per_label,
         origins={role: described[role]["from"] for role in ROLES},
@@ -213,7 +213,7 @@ def check_data(
 
 
 def _label(example: Example) -> str:
-    """What two copies of a picture may disagree in; questions about it have nothing of the kind."""
+    """What two copies of an image may disagree in; questions about it have nothing of the kind."""
     return example.label if example.question is None else ""
 
 
@@ -226,17 +226,17 @@ def _look_at_all(images: Sequence[ImageSource], num_threads: int | None, on_adva
 
 def _look_at(source: ImageSource) -> _Look:
     encoded = source.read()
-    picture = ImageSource(data=encoded, name=str(source.path or source.name)).open()
+    image = ImageSource(data=encoded, name=str(source.path or source.name)).open()
     with Image.open(io.BytesIO(encoded)) as header:
         return _Look(
-            width=picture.width,
-            height=picture.height,
+            width=image.width,
+            height=image.height,
             mode=header.mode,
             format=header.format or "unknown",
             peculiarities=tuple(_peculiarities(header)),
-            pixels=pixel_digest(picture),
-            hash=difference_hash(picture),
-            thumbnail=thumbnail(picture),
+            pixels=pixel_digest(image),
+            hash=difference_hash(image),
+            thumbnail=thumbnail(image),
         )
 
 
@@ -271,7 +271,7 @@ def _exact_duplicates(
     groups.sort(key=lambda group: (not group.across_splits, not group.labels_differ, -len(group.copies)))
     counts = {
         "groups": len(groups),
-        "pictures": sum(len(group.copies) for group in groups),
+        "images": sum(len(group.copies) for group in groups),
         "groups_across_splits": sum(group.across_splits for group in groups),
         "groups_with_different_labels": sum(group.labels_differ for group in groups),
     }
@@ -281,7 +281,7 @@ def _exact_duplicates(
 def _near_duplicates(
     members: Sequence[tuple[Role, Example]], looks: Sequence[_Look], readable: Sequence[int]
 ) -> tuple[list[NearPair], dict[str, Any]]:
-    """Pairs of pictures whose pixels differ. Of exact copies within a split and label, one stands for all."""
+    """Pairs of images whose pixels differ. Of exact copies within a split and label, one stands for all."""
     firsts: dict[tuple[str, Role, str], int] = {}
     for i in readable:
         role, example = members[i]

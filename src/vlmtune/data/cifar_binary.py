@@ -26,12 +26,12 @@ _SPLITS = ("train", "test")
 
 @dataclass(frozen=True, slots=True)
 class CifarImageSource(ImageSource):
-    """Record ``record`` of the file at ``path``, as a PNG picture."""
+    """Record ``record`` of the file at ``path``, as a PNG image."""
 
     record: int = 0
 
     def read(self) -> bytes:
-        """The picture as PNG. Raises UnreadableImageError."""
+        """The image as PNG. Raises UnreadableImageError."""
         import numpy as np
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Which column holds the pictures, the labels, the questions: asked for by name, or recognised by type or name."""
+"""Which column holds the images, the labels, the questions: asked for by name, or recognized by type or name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_column(role: str, asked: str | None, columns: Sequence[str], where: str
 
     Args:
         role: "image", "label", "question" or "answer"; the key to set is `data.{role}_column`.
-        asked: the name in the experiment file, or None to recognise the column.
+        asked: the name in the experiment file, or None to recognize the column.
         columns: all column names.
         where: the file or data set, for messages.
         typed: columns whose type says that they play the role (Image, ClassLabel).
@@ -49,7 +49,7 @@ def find_column(role: str, asked: str | None, columns: Sequence[str], where: str
     found = (
         f"several columns could hold the {role} ({', '.join(typed)})"
         if typed
-        else f"no column for the {role} was recognised (looked for {', '.join(usual)})"
+        else f"no column for the {role} was recognized (looked for {', '.join(usual)})"
     )
     raise DataError(
         f"{where}: {found}. Columns: {', '.join(columns) or '(none)'}. Set data.{role}_column to one of them."

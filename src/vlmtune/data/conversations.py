@@ -1,4 +1,4 @@
-"""Rows to learn from that are no quiz: conversations about a picture (LLaVA's layout and chat messages), and captions.
+"""Rows to learn from that are no quiz: conversations about an image (LLaVA's layout and chat messages), and captions.
 
 A conversation becomes one question a turn, with all turns before it as its history: each answer is then learned exactly
 as it would be given. A caption becomes the answer to one fixed question.
@@ -49,7 +49,7 @@ def choose_columns(
 
 @dataclass(slots=True)
 class CaptionColumns:
-    """A picture with one caption or several."""
+    """An image with one caption or several."""
 
     caption: str
     caption_id: str | None
@@ -57,13 +57,13 @@ class CaptionColumns:
 
     @property
     def names(self) -> list[str]:
-        """The columns that are read, the picture's aside."""
+        """The columns that are read, the image's aside."""
         return [name for name in (self.caption, self.caption_id) if name is not None]
 
     def rows(self, origin: str, cells: Mapping[str, Any], image: ImageSource | None, image_id: str) -> list[Row]:
         """One row. Raises ValueError saying what is wrong with it."""
         if image is None:
-            raise ValueError("there is no picture. Remove the row.")
+            raise ValueError("there is no image. Remove the row.")
         captions = read_answers(cells.get(self.caption), self.caption)
         if not captions:
             raise ValueError(f"the caption (column '{self.caption}') is empty. Write one, or remove the row.")
@@ -77,7 +77,7 @@ class CaptionColumns:
 
 @dataclass(slots=True)
 class ConversationColumns:
-    """A picture with a list of turns, `{"from": "human", "value": …}` or `{"role": "user", "content": …}`.
+    """An image with a list of turns, `{"from": "human", "value": …}` or `{"role": "user", "content": …}`.
 
     Attributes:
         turns: ``all`` learns every answer, ``first`` the first one only (for families that take one question).
@@ -91,7 +91,7 @@ class ConversationColumns:
 
     @property
     def names(self) -> list[str]:
-        """The columns that are read, the picture's aside."""
+        """The columns that are read, the image's aside."""
         return [name for name in (self.conversation, self.conversation_id) if name is not None]
 
     def rows(self, origin: str, cells: Mapping[str, Any], image: ImageSource | None, image_id: str) -> list[Row]:
@@ -99,10 +99,10 @@ class ConversationColumns:
         messages = _messages(cells.get(self.conversation), self.conversation)
         marks = sum(text.count("<image>") for _, text in messages)
         if image is None:
-            self.left_out["conversations without a picture"] += 1
+            self.left_out["conversations without an image"] += 1
             return []
         if marks > 1:
-            self.left_out["conversations about several pictures"] += 1
+            self.left_out["conversations about several images"] += 1
             return []
         if messages and messages[0][0] == "system":
             self.left_out["system turns (task.system_prompt stands there)"] += 1

@@ -1,4 +1,4 @@
-"""The built-in set: scikit-learn's 1,797 handwritten digits (UCI ML hand-written digits, 8×8 grey), upscaled."""
+"""The built-in set: scikit-learn's 1,797 handwritten digits (UCI ML hand-written digits, 8×8 gray), upscaled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABELS = tuple("0123456789")
 
 
 def read_digits() -> Source:
-    """All digits as RGB PNG pictures, white ink on black, in scikit-learn's order: `digits/0000` … `digits/1796`."""
+    """All digits as RGB PNG images, white ink on black, in scikit-learn's order: `digits/0000` … `digits/1796`."""
     return Source(
         "builtin:digits", "built-in digits", {"all": partial(_rows)}, class_names=LABELS, revision="scikit-learn"
     )
@@ -27,12 +27,12 @@ def _rows() -> list[Row]:
 
     images, targets = load_digits(return_X_y=True)
     # Ink has 17 levels, 0 to 16. Pillow's bicubic is integer arithmetic: the same pixels on every machine.
-    grey = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    gray = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     rows = []
-    for number, (pixels, target) in enumerate(zip(grey, targets, strict=True)):
-        picture = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
+    for number, (pixels, target) in enumerate(zip(gray, targets, strict=True)):
+        image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
         file = io.BytesIO()
-        picture.save(file, "PNG", compress_level=1)
+        image.save(file, "PNG", compress_level=1)
         name = f"digits/{number:04d}"
         rows.append(Row(name, ImageSource(data=file.getvalue(), name=name), (LABELS[target],), f"builtin:{name}"))
     return rows

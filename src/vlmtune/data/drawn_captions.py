@@ -14,18 +14,18 @@ from vlmtune.data.drawn_vqa import DrawnImageSource
 from vlmtune.data.rows import Row, Source
 from vlmtune.data.vqa_rows import NUM_ANNOTATORS
 
-NUM_PICTURES = {"train": 6_000, "validation": 200, "test": 200}
+NUM_IMAGES = {"train": 6_000, "validation": 200, "test": 200}
 
 
 def read_drawn_captions(question: str) -> Source:
     """The built-in captions as answers to ``question``."""
-    splits = {split: partial(_rows, split, num, question) for split, num in NUM_PICTURES.items()}
+    splits = {split: partial(_rows, split, num, question) for split, num in NUM_IMAGES.items()}
     return Source("builtin:drawn-captions", "built-in drawn captions", dict(splits), revision="1")
 
 
-def _rows(split: str, num_pictures: int, question: str) -> list[Row]:
+def _rows(split: str, num_images: int, question: str) -> list[Row]:
     rows = []
-    for number in range(num_pictures):
+    for number in range(num_images):
         name = f"drawn-captions/{split}/{number}"
         scene = plain_scene(Random(name))
         rows.append(
@@ -33,7 +33,7 @@ def _rows(split: str, num_pictures: int, question: str) -> list[Row]:
                 id=f"{split}/{number}",
                 image=DrawnImageSource(name=name, scene=scene),
                 answers=(caption(scene.facts),) * NUM_ANNOTATORS,
-                origin=f"builtin:drawn-captions, {split} picture {number}",
+                origin=f"builtin:drawn-captions, {split} image {number}",
                 question=question,
                 answer_type="caption",
                 image_id=f"{split}/{number}",

@@ -1,4 +1,4 @@
-"""Which pictures are the same: byte for byte, pixel for pixel, or nearly, by a perceptual hash."""
+"""Which images are the same: byte for byte, pixel for pixel, or nearly, by a perceptual hash."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vlmtune.records import ImageSource
 
 THUMBNAIL_SIDE = 16
 MAX_DISTANCE = 6
-"""Bits of 64 in which two difference hashes may differ for the pictures to be compared further."""
+"""Bits of 64 in which two difference hashes may differ for the images to be compared further."""
 MAX_DIFFERENCE = 8.0
-"""Mean absolute difference of two thumbnails, in levels of 255, up to which pictures are nearly the same."""
+"""Mean absolute difference of two thumbnails, in levels of 255, up to which images are nearly the same."""
 MAX_CANDIDATES = 20_000_000
-"""Pairs compared by thumbnail before the search gives up (a set of blank pictures has them by the square)."""
+"""Pairs compared by thumbnail before the search gives up (a set of blank images has them by the square)."""
 
 # Measured on CIFAR photos: 99.7 % of copies saved again as JPEG of quality 70 are found, 99 % of copies scaled by 1.5,
 # 95 % of copies 5 % brighter, and 1 pair among 6,000 photos that is no copy of ours.
@@ -32,10 +32,10 @@ METHOD = (
 
 
 def group_identical_files(images: Sequence[ImageSource]) -> list[int]:
-    """For each picture the position of the first with the same encoded bytes (its own if there is none before).
+    """For each image the position of the first with the same encoded bytes (its own if there is none before).
 
-    Only pictures of equal length are read, so that a folder of large photos costs little more than its listing.
-    A picture that cannot be read is the same as no other.
+    Only images of equal length are read, so that a folder of large photos costs little more than its listing.
+    An image that cannot be read is the same as no other.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for position, image in enumerate(images):
@@ -56,7 +56,7 @@ def group_identical_files(images: Sequence[ImageSource]) -> list[int]:
 
 
 def num_bytes(image: ImageSource) -> int | None:
-    """Length of the encoded picture without reading it; None where there is no file."""
+    """Length of the encoded image without reading it; None where there is no file."""
     known: Any = getattr(image, "num_bytes", None)
     if known is not None:
         return int(known())
@@ -69,24 +69,24 @@ def num_bytes(image: ImageSource) -> int | None:
 
 
 def pixel_digest(image: Image.Image) -> str:
-    """SHA-256 of size and RGB pixels: equal for one picture saved in two lossless formats."""
+    """SHA-256 of size and RGB pixels: equal for one image saved in two lossless formats."""
     digest = hashlib.sha256(f"{image.width}x{image.height} ".encode())
     digest.update(image.convert("RGB").tobytes())
     return digest.hexdigest()
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits, one for each pixel of an 8×8 grid that is darker than its right neighbour (dHash).
+    """64 bits, one for each pixel of an 8×8 grid that is darker than its right neighbor (dHash).
 
     The sign of a brightness step survives scaling, compression, brightness and contrast.
     """
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)  # [8, 9]
-    bits = grey[:, 1:] > grey[:, :-1]
+    gray = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)  # [8, 9]
+    bits = gray[:, 1:] > gray[:, :-1]
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8[16, 16, 3] of an RGB picture, for the closer look at pairs whose hashes agree."""
+    """uint8[16, 16, 3] of an RGB image, for the closer look at pairs whose hashes agree."""
     side = THUMBNAIL_SIDE
     small = image.convert("RGB").resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.uint8)
@@ -115,7 +115,7 @@ def similar_pairs(
         thumbnails: uint8[N, 16, 16, 3].
 
     Exact within the two limits: every pair of hashes is compared (exclusive-or and bit count in numpy, about
-    3 s for 50,000 pictures on one core), so no choice of buckets can lose a pair.
+    3 s for 50,000 images on one core), so no choice of buckets can lose a pair.
     """
     flat = thumbnails.reshape(len(hashes), -1)
     found: list[tuple[int, float, int, int]] = []

@@ -18,13 +18,13 @@ IMAGE_SUFFIXES = frozenset(
      ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga", ".ico")
 )  # fmt: skip
 LAYOUT = (
-    "Expected one sub-folder a class with pictures in it (ROOT/cat/1.jpg), "
+    "Expected one sub-folder a class with images in it (ROOT/cat/1.jpg), "
     "or the same inside train/, validation/ and test/ (ROOT/train/cat/1.jpg)."
 )
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has a picture's suffix, in any case. Hidden files (`._1.jpg` of macOS) are no pictures."""
+    """Whether a file name has an image's suffix, in any case. Hidden files (`._1.jpg` of macOS) are no images."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -39,7 +39,7 @@ def sub_folders(root: Path) -> list[Path]:
 
 
 def class_folders(root: Path) -> list[Path]:
-    """Sub-folders that hold at least one picture at any depth."""
+    """Sub-folders that hold at least one image at any depth."""
     return [folder for folder in sub_folders(root) if any(is_image_name(path.name) for path in _files(folder))]
 
 
@@ -50,9 +50,9 @@ def read_image_folder(root: Path, asked: Collection[str] = ()) -> Source:
     """
     folders = sub_folders(root)
     if not folders:
-        raise DataError(f"{root}: there are no class folders in it{_loose_pictures(root)}. {LAYOUT}")
+        raise DataError(f"{root}: there are no class folders in it{_loose_images(root)}. {LAYOUT}")
     splits = [folder for folder in folders if folder.name.lower() in SPLIT_ROLES or folder.name in asked]
-    # A folder named "test" or "train" that directly holds pictures is a class (say, of locomotives), not a split.
+    # A folder named "test" or "train" that directly holds images is a class (say, of locomotives), not a split.
     if not splits or not all(sub_folders(folder) for folder in splits):
         splits = []
 
@@ -72,9 +72,9 @@ def read_image_folder(root: Path, asked: Collection[str] = ()) -> Source:
         _count_file(file, root, other_files, loose)
     if other_files:
         kinds = tuple(f"{suffix} ({count})" for suffix, count in other_files.most_common(8))
-        source.left_out.append(LeftOut("files that are not pictures by name", sum(other_files.values()), kinds))
+        source.left_out.append(LeftOut("files that are not images by name", sum(other_files.values()), kinds))
     if loose:
-        source.left_out.append(LeftOut("pictures outside any class folder", len(loose), tuple(loose[:5])))
+        source.left_out.append(LeftOut("images outside any class folder", len(loose), tuple(loose[:5])))
     return source
 
 
@@ -101,8 +101,8 @@ def _read_classes(root: Path, folder: Path, other_files: Counter[str], loose: li
         if len(rows) == before:
             held = f"it holds only {some([f'{k} ({n})' for k, n in others.items()])}" if others else "it is empty"
             raise DataError(
-                f"{class_folder}: this class folder has no pictures ({held}). "
-                f"Put pictures in it ({', '.join(sorted(IMAGE_SUFFIXES)[:8])}…), or remove the folder."
+                f"{class_folder}: this class folder has no images ({held}). "
+                f"Put images in it ({', '.join(sorted(IMAGE_SUFFIXES)[:8])}…), or remove the folder."
             )
         other_files.update(others)
     for file in sorted(folder.iterdir()):
@@ -119,9 +119,9 @@ def _count_file(file: Path, root: Path, other_files: Counter[str], loose: list[s
         other_files[file.suffix.lower() or file.name] += 1
 
 
-def _loose_pictures(root: Path) -> str:
+def _loose_images(root: Path) -> str:
     count = sum(is_image_name(file.name) for file in root.iterdir())
-    return f", but {count} pictures without a label" if count else ""
+    return f", but {count} images without a label" if count else ""
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -136,5 +136,5 @@ def _files(folder: Path) -> Iterator[Path]:
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = [name for name in sorted(folders) if not is_hidden(Path(name))]
         found.extend(Path(parent) / name for name in files)
-    # A broken link has a picture's name and stays: it is counted as unreadable, not passed over.
+    # A broken link has an image's name and stays: it is counted as unreadable, not passed over.
     yield from sorted(found, key=lambda path: path.relative_to(folder).as_posix())

@@ -61,7 +61,7 @@ def build_label_set(
         if label not in known:
             raise DataError(
                 f"task.label_names names a label that is not there. {unknown_name('label', label, stored)} "
-                f"If pictures of it may come later, list all labels in task.labels."
+                f"If images of it may come later, list all labels in task.labels."
             )
     if len(stored) < 2:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Pictures read ahead of their use by a few threads, in order, with the unreadable ones kept as errors."""
+"""Images read ahead of their use by a few threads, in order, with the unreadable ones kept as errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlmtune.errors import UnreadableImageError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# What is loaded and not yet taken, about: pictures of many tiles take 30 MiB each, and 64 of them would be 2 GiB.
+# What is loaded and not yet taken, about: images of many tiles take 30 MiB each, and 64 of them would be 2 GiB.
 _MAX_BYTES = 256 * 2**20
 
 
@@ -49,7 +49,7 @@ def read_ahead(
         window.hold(size)
         return result, size
 
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="pictures") as pool:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="images") as pool:
         waiting: deque[tuple[Item, Future[tuple[Result | UnreadableImageError, int]]]] = deque()
 
         def take() -> tuple[Item, Result | UnreadableImageError]:

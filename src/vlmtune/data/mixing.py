@@ -1,7 +1,7 @@
-"""MixUp and CutMix: one training picture made of two, and the share of each in it.
+"""MixUp and CutMix: one training image made of two, and the share of each in it.
 
-The two answers become two branches of the one picture in the prefix tree, with the losses λ·NLL(a) + (1-λ)·NLL(b)
-(`train/samples.py`). Pictures are mixed after their own random changes and before the processor, at any size.
+The two answers become two branches of the one image in the prefix tree, with the losses λ·NLL(a) + (1-λ)·NLL(b)
+(`train/samples.py`). Images are mixed after their own random changes and before the processor, at any size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Draw = np.random.Generator
 
 @dataclass(frozen=True)
 class Mixing:
-    """How pairs are mixed. With both kinds on, each picture draws one of the two with equal chance, as in timm.
+    """How pairs are mixed. With both kinds on, each image draws one of the two with equal chance, as in timm.
 
     Attributes:
         mixup: α of MixUp's Beta(α, α); 0 is off (arXiv 1710.09412).
         cutmix: α of CutMix's; 0 is off (arXiv 1905.04899).
-        probability: of a picture to be mixed at all.
+        probability: of an image to be mixed at all.
     """
 
     mixup: float = 0.0
@@ -33,11 +33,11 @@ class Mixing:
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def is_drawn(self, draw: Draw) -> bool:
-        """Whether this picture is mixed with another."""
+        """Whether this image is mixed with another."""
         return self.is_on and bool(draw.random() < self.probability)
 
     def __call__(self, first: Image.Image, second: Image.Image, draw: Draw) -> tuple[Image.Image, float]:
-        """The mixed picture, in the size of the first, and the first's share λ in it."""
+        """The mixed image, in the size of the first, and the first's share λ in it."""
         second = second.resize(first.size, Image.Resampling.BILINEAR) if second.size != first.size else second
         is_cut = not self.mixup or (self.cutmix > 0 and draw.random() < 0.5)
         if is_cut:
@@ -49,7 +49,7 @@ class Mixing:
 def cut_mix(first: Image.Image, second: Image.Image, share: float, draw: Draw) -> tuple[Image.Image, float]:
     """``first`` with a rectangle of about 1 - ``share`` of the area from ``second``, in the same place.
 
-    The rectangle's centre is anywhere in the picture, so that it may be cut off at the border; the share that is
+    The rectangle's center is anywhere in the image, so that it may be cut off at the border; the share that is
     returned is that of the pixels which stayed.
     """
     side = np.sqrt(1 - share)

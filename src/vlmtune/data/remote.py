@@ -1,4 +1,4 @@
-"""Pictures from web addresses, where that was allowed: public hosts only, a bounded size, a bounded time.
+"""Images from web addresses, where that was allowed: public hosts only, a bounded size, a bounded time.
 
 `predict --allow-urls` and `serve --allow-urls` come here. A server that fetches what strangers name must not become
 their way into its network (SSRF): the address that was checked is the one that is connected to, redirects are checked
@@ -29,7 +29,7 @@ _CHUNK = 65_536
 
 
 class RemoteError(UserError):
-    """An address that is not fetched, or whose answer is no picture."""
+    """An address that is not fetched, or whose answer is no image."""
 
 
 def is_public(address: IpAddress) -> bool:
@@ -40,7 +40,7 @@ def is_public(address: IpAddress) -> bool:
     return address.is_global and not address.is_multicast and (inner is None or is_public(inner))
 
 
-def fetch_picture(
+def fetch_image(
     url: str, *, max_bytes: int, timeout_s: float = 10.0, is_allowed: Callable[[IpAddress], bool] = is_public
 ) -> bytes:
     """The bytes behind an http(s) address.
@@ -51,7 +51,7 @@ def fetch_picture(
         is_allowed: which addresses may be connected to.
 
     Raises:
-        RemoteError: for an address that is not allowed, a failure, a status but 200, or what is not sent as a picture.
+        RemoteError: for an address that is not allowed, a failure, a status but 200, or what is not sent as an image.
     """
     deadline = time.monotonic() + timeout_s
     for _ in range(_MAX_REDIRECTS + 1):
@@ -70,7 +70,7 @@ def fetch_picture(
                 raise RemoteError(f"{url}: answered with status {answer.status}, expected 200.")
             kind = (answer.getheader("content-type") or "").partition(";")[0].strip().lower()
             if not kind.startswith("image/") and kind != "application/octet-stream":
-                raise RemoteError(f"{url}: sent as {kind or 'nothing in particular'}, expected a picture (image/…).")
+                raise RemoteError(f"{url}: sent as {kind or 'nothing in particular'}, expected an image (image/…).")
             return _read(answer, url, max_bytes, deadline)
         except (OSError, http.client.HTTPException) as error:
             raise RemoteError(f"{url}: could not be fetched ({error or type(error).__name__}).") from error

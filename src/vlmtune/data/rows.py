@@ -18,7 +18,7 @@ MOST_PROBLEMS = 5
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture as its source holds it. ``origin`` says where a person finds it: "labels.csv, line 12"."""
+    """One image as its source holds it. ``origin`` says where a person finds it: "labels.csv, line 12"."""
 
     id: str
     image: ImageSource
@@ -28,7 +28,7 @@ class Row:
     question_type: str | None = None
     answer_type: str | None = None
     image_id: str | None = None
-    has_picture: bool = True
+    has_image: bool = True
     """False where the source knows that there is no such file: then the row is not learned from."""
     history: tuple[Turn, ...] = ()
 

@@ -33,7 +33,7 @@ def open_source(data: DataSection, task: Literal["classify", "vqa"] = "classify"
 
     Args:
         data: the experiment's section.
-        task: whether a row is a picture with its label, or a question about a picture with its answers.
+        task: whether a row is an image with its label, or a question about an image with its answers.
 
     Raises DataError: nothing there, a kind of file that no reader knows, or what the reader found wrong.
     """
@@ -132,7 +132,7 @@ def _open_folder(folder: Path, data: DataSection, ask: bool) -> Source:
 
 
 def _tables(folder: Path, asked: set[str]) -> dict[str, Path]:
-    """Tables that describe a folder's pictures: train.csv and test.csv, metadata.jsonl here or in split folders."""
+    """Tables that describe a folder's images: train.csv and test.csv, metadata.jsonl here or in split folders."""
     found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in text_table.SUFFIXES and path.is_file()]
     tables: dict[str, Path] = {}
     for path in found:

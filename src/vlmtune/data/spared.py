@@ -1,6 +1,6 @@
-"""What random changes must spare: pictures whose answer depends on left and right, on writing, or on a colour.
+"""What random changes must spare: images whose answer depends on left and right, on writing, or on a color.
 
-Called by training where `train.augment` mirrors, turns far or changes colours, and by preflight, which says what was
+Called by training where `train.augment` mirrors, turns far or changes colors, and by preflight, which says what was
 found.
 """
 
@@ -18,7 +18,7 @@ _WRITING = {
     *("letter", "letters", "word", "words", "text", "written", "write", "says", "say", "spell", "spells", "spelled"),
     *("read", "reads", "sign", "digit", "digits", "time", "clock"),
 }
-_COLOURS = {
+_COLORS = {
     *("color", "colors", "colour", "colours", "coloured", "colored"),
     *("red", "green", "blue", "yellow", "orange", "purple", "violet", "pink", "brown", "black", "white"),
     *("gray", "grey"),
@@ -28,7 +28,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 def sided_labels(labels: LabelSet) -> str | None:
-    """Why pictures of these labels must not be mirrored, in words; None if they may."""
+    """Why images of these labels must not be mirrored, in words; None if they may."""
     words = [(form, _words(form)) for forms in labels.shown for form in forms[:1]]
     sided = [form for form, own in words if own & _SIDES]
     if sided:
@@ -41,21 +41,21 @@ def sided_labels(labels: LabelSet) -> str | None:
 
 
 def refuse_flips(steps: Sequence[AugmentStep], labels: LabelSet | None) -> None:
-    """Raises UserError where `train.augment` mirrors pictures whose labels would not stay true."""
+    """Raises UserError where `train.augment` mirrors images whose labels would not stay true."""
     reason = sided_labels(labels) if labels is not None else None
     if reason and any(name == "flip" and not settings["anyway"] for name, settings in map(settings_of, steps)):
         raise UserError(
-            f"train.augment: flip would mirror the pictures, but {reason}. Leave it out (crop instead of flip-crop); "
-            "if a mirrored picture keeps its label all the same, write it as {flip: {anyway: 1}}."
+            f"train.augment: flip would mirror the images, but {reason}. Leave it out (crop instead of flip-crop); "
+            "if a mirrored image keeps its label all the same, write it as {flip: {anyway: 1}}."
         )
 
 
-def coloured_labels(labels: LabelSet) -> str | None:
-    """Why colours in pictures of these labels must stay, in words; None if they may change."""
-    coloured = [forms[0] for forms in labels.shown if _words(forms[0]) & _COLOURS]
-    if len(coloured) * 2 <= len(labels):  # one 'red panda' among many animals is no matter of colour
+def colored_labels(labels: LabelSet) -> str | None:
+    """Why colors in images of these labels must stay, in words; None if they may change."""
+    colored = [forms[0] for forms in labels.shown if _words(forms[0]) & _COLORS]
+    if len(colored) * 2 <= len(labels):  # one 'red panda' among many animals is no matter of color
         return None
-    return f"{len(coloured)} of {len(labels)} labels name a colour, such as '{coloured[0]}'"
+    return f"{len(colored)} of {len(labels)} labels name a color, such as '{colored[0]}'"
 
 
 def has_sides(example: Example) -> bool:
@@ -64,10 +64,10 @@ def has_sides(example: Example) -> bool:
     return bool(asked & (_SIDES | _WRITING) or answered & _SIDES)
 
 
-def has_colours(example: Example) -> bool:
-    """Whether a question, its answers, or what was said before speak of colour."""
+def has_colors(example: Example) -> bool:
+    """Whether a question, its answers, or what was said before speak of color."""
     asked, answered = _said(example)
-    return bool((asked | answered) & _COLOURS)
+    return bool((asked | answered) & _COLORS)
 
 
 def _said(example: Example) -> tuple[set[str], set[str]]:

@@ -66,8 +66,8 @@ def split_names(data: DataSection) -> set[str]:
 def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Role, str]:
     """Which split of a source is trained on, validated on and tested on, in the words of `parse_split`.
 
-    Splits named in the experiment file come first; the others are recognised by their usual names. A source with
-    one split of any other name is all training pictures. A role that no split plays is missing from the result.
+    Splits named in the experiment file come first; the others are recognized by their usual names. A source with
+    one split of any other name is all training images. A role that no split plays is missing from the result.
     Raises DataError on an unknown name, on one whole split in two roles, and when no training split can be told.
     (That slices of one split do not overlap shows when they are read.)
     """
@@ -88,7 +88,7 @@ def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Ro
             if part in used:
                 raise DataError(
                     f"{where}: the split '{name}' is asked for in two roles, so the model would be measured on "
-                    f"pictures it learned from. Give each of data.train_split, validation_split and test_split its own."
+                    f"images it learned from. Give each of data.train_split, validation_split and test_split its own."
                 )
             used.add(part)
         roles[role] = name

@@ -18,13 +18,13 @@ from vlmtune.data.labels import build_answer_list, build_label_set
 from vlmtune.data.rows import Row, Source
 from vlmtune.data.sources import open_source
 from vlmtune.data.split_names import ROLES, Role, assign_roles, parse_split
-from vlmtune.data.vqa_splits import hold_out_pictures, leave_out_unlearnable, take_pictures
+from vlmtune.data.vqa_splits import hold_out_images, leave_out_unlearnable, take_images
 from vlmtune.errors import DataError
 from vlmtune.records import Example, LabelSet
 
 TEST_SEED = 0
-"""Test pictures are held out with this seed, whatever the experiment's: two runs with different seeds are then
-measured on the same pictures, and neither has learned from the other's test."""
+"""Test images are held out with this seed, whatever the experiment's: two runs with different seeds are then
+measured on the same images, and neither has learned from the other's test."""
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Splits:
 
     - ``source``, ``kind``, ``revision``, ``seed``, ``labels_from``, ``num_labels``;
     - ``splits[role]``: ``from`` (in words), ``found`` (before limits), ``used``, ``per_label`` (of those used; empty
-      for questions, which have ``pictures`` and ``per_answer_type`` instead), ``fingerprint`` (SHA-256 over the used
+      for questions, which have ``images`` and ``per_answer_type`` instead), ``fingerprint`` (SHA-256 over the used
       ids and answers: equal for the same examples);
     - ``left_out``: a list of ``reason``, ``count``, ``examples``; ``notes``: sentences for a person.
     """
@@ -53,8 +53,8 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     """Read the source and give every example its split.
 
     Splits that the source has are used as they are; a missing validation or test split is held out of the training
-    pictures, stratified by label. The choice depends on ids and seed only, never on the order of a file system, and
-    files equal byte for byte are held out together. Pictures are not opened; a damaged one shows when it is read.
+    images, stratified by label. The choice depends on ids and seed only, never on the order of a file system, and
+    files equal byte for byte are held out together. Images are not opened; a damaged one shows when it is read.
 
     Raises DataError, naming file and row or key, for anything in the source or the label set that cannot be used.
     """
@@ -63,7 +63,7 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     rows = _read_roles(source, roles)
     every = [row for role in ROLES for row in rows.get(role, [])]
     if not every:
-        raise DataError(f"{source.name}: there are no pictures in it.")
+        raise DataError(f"{source.name}: there are no images in it.")
     labels: LabelSet | None
     if task.kind == "vqa":
         labels, labels_from = build_answer_list(task), "answers are open" if task.labels is None else "task.labels"
@@ -86,7 +86,7 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     examples = {role: [_example(row) for row in rows.get(role, [])] for role in ROLES}
     if task.kind == "classify":
         assert labels is not None
-        _note_labels_without_pictures(labels, examples, notes)
+        _note_labels_without_images(labels, examples, notes)
 
     described: dict[str, Any] = {}
     for role in ROLES:
@@ -119,12 +119,12 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
 def subset(examples: Sequence[Example], num: int, seed: int, purpose: str = "subset") -> list[Example]:
     """A stratified choice of at most ``num`` examples, in their order. A smaller choice is part of a larger one.
 
-    Questions are chosen with all others about their picture, so that these share its encoding.
+    Questions are chosen with all others about their image, so that these share its encoding.
     """
     if num >= len(examples):
         return list(examples)
     if examples[0].question is not None:
-        return take_pictures(examples, num, seed, purpose)
+        return take_images(examples, num, seed, purpose)
     order = stratified_order(
         [example.id for example in examples],
         [example.label for example in examples],
@@ -141,7 +141,7 @@ def stratified_order(
     """Positions in an order of which every beginning is a stratified sample.
 
     Within a stratum the order is by SHA-256 of seed, purpose and id: it does not depend on the order of the input,
-    and one more picture moves no other across a cut by more than a place. The r-th of n members stands at
+    and one more image moves no other across a cut by more than a place. The r-th of n members stands at
     (r + 1/2) / n, which is the Webster (Sainte-Laguë) apportionment of a sample of any size.
 
     Args:
@@ -163,12 +163,12 @@ def stratified_order(
 def hold_out(rows: Sequence[Row], share: float, seed: int, purpose: str) -> tuple[list[Row], list[Row], int]:
     """Cut off a stratified share (rounded up).
 
-    Files equal byte for byte stay on one side, and every label keeps a picture on the first side. Questions about one
-    picture stay together, and the share is not stratified.
+    Files equal byte for byte stay on one side, and every label keeps an image on the first side. Questions about one
+    image stay together, and the share is not stratified.
     Returns the rows kept, the rows held out (both in their order) and how many rows have an identical twin.
     """
     if rows[0].question is not None:
-        return *hold_out_pictures(rows, share, seed, purpose), 0
+        return *hold_out_images(rows, share, seed, purpose), 0
     groups: dict[int, list[int]] = defaultdict(list)
     for position, first in enumerate(group_identical_files([row.image for row in rows])):
         groups[first].append(position)
@@ -227,7 +227,7 @@ def _read_roles(source: Source, roles: dict[Role, str]) -> dict[Role, list[Row]]
 def _hold_out_missing(
     rows: dict[Role, list[Row]], origins: dict[Role, str], data: DataSection, seed: int, notes: list[str]
 ) -> None:
-    """Hold a missing test and a missing validation split out of the training pictures."""
+    """Hold a missing test and a missing validation split out of the training images."""
     whole = origins["train"]
     plans: list[tuple[Role, float, int]] = [
         ("test", data.test_fraction, TEST_SEED),
@@ -237,18 +237,18 @@ def _hold_out_missing(
         if role in rows:
             continue
         rows["train"], rows[role], num_twins = hold_out(rows["train"], share, its_seed, role)
-        how = "stratified" if not rows["train"] or rows["train"][0].question is None else "by picture"
+        how = "stratified" if not rows["train"] or rows["train"][0].question is None else "by image"
         origins[role] = f"held out of {whole} (data.{role}_fraction {share:g}, {how}, seed {its_seed})"
-        origins["train"] += f", less the {role} pictures"
+        origins["train"] += f", less the {role} images"
         if num_twins:
             notes.append(
-                f"{num_twins} pictures of {whole} are byte-for-byte copies; "
+                f"{num_twins} images of {whole} are byte-for-byte copies; "
                 f"copies were kept on one side when the {role} split was held out"
             )
         if not rows[role]:
             notes.append(
-                f"no {role} picture could be held out: every label must keep a training picture. "
-                f"Add pictures or a {role} split"
+                f"no {role} image could be held out: every label must keep a training image. "
+                f"Add images or a {role} split"
             )
 
 
@@ -273,17 +273,17 @@ def _example(row: Row) -> Example:
 
 
 def _counts(examples: Sequence[Example], labels: LabelSet | None, task: TaskSection) -> dict[str, Any]:
-    """What a split's description counts: its labels, or of questions their pictures and types of answer."""
+    """What a split's description counts: its labels, or of questions their images and types of answer."""
     if task.kind == "vqa":
         types = Counter(example.answer_type or "" for example in examples)
-        pictures = len({example.image_id for example in examples})
-        return {"per_label": {}, "pictures": pictures, "per_answer_type": dict(types)}
+        images = len({example.image_id for example in examples})
+        return {"per_label": {}, "images": images, "per_answer_type": dict(types)}
     assert labels is not None
     counts = Counter(example.label for example in examples)
     return {"per_label": {label: counts[label] for label in labels.stored}}
 
 
-def _note_labels_without_pictures(labels: LabelSet, examples: dict[Role, list[Example]], notes: list[str]) -> None:
+def _note_labels_without_images(labels: LabelSet, examples: dict[Role, list[Example]], notes: list[str]) -> None:
     for role in ROLES:
         if not examples[role]:
             continue
@@ -291,7 +291,7 @@ def _note_labels_without_pictures(labels: LabelSet, examples: dict[Role, list[Ex
         absent = [label for label in labels.stored if label not in present]
         if absent:
             shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
-            notes.append(f"labels without a picture in {role}: {shown}")
+            notes.append(f"labels without an image in {role}: {shown}")
     folded: dict[str, str] = {}
     for label in labels.stored:
         other = folded.setdefault(label.casefold(), label)

@@ -25,7 +25,7 @@ HUB_SOURCE = "tanganke/stanford_cars"
 MAKES_OF_TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
 """Every other make is one word, hyphens included: Mercedes-Benz, Rolls-Royce."""
 _SPLITS = ("train", "test")
-"""The hub's copy has further splits of spoilt test pictures (contrast, gaussian_noise, …), which are left alone."""
+"""The hub's copy has further splits of spoilt test images (contrast, gaussian_noise, …), which are left alone."""
 _YEAR = re.compile(r"(?:19|20)\d\d")
 
 
@@ -39,9 +39,9 @@ class Car(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """What became of one split: pictures by file format, and those whose file cannot be told to be a picture."""
+    """What became of one split: images by file format, and those whose file cannot be told to be an image."""
 
-    pictures: int
+    images: int
     formats: dict[str, int]
     unreadable: list[str] = field(default_factory=list)
     left_out: int = 0
@@ -77,13 +77,13 @@ def prepare(
 ) -> Prepared:
     """Write the set as a folder in the hub's layout: `data/train.parquet`, `data/test.parquet`.
 
-    Columns: image, make (ClassLabel), model, year, car (ClassLabel of the full names), all pictures as they are.
+    Columns: image, make (ClassLabel), model, year, car (ClassLabel of the full names), all images as they are.
 
     Args:
         output: a new folder.
         source: the hub's copy, or a local folder in its layout.
-        jpeg_only: leave pictures of other formats out, as the older repo did.
-        on_split: called with each split's name and its number of pictures.
+        jpeg_only: leave images of other formats out, as the older repo did.
+        on_split: called with each split's name and its number of images.
 
     Raises DataError: no such source, columns or names of another kind, or the folder exists.
     """
@@ -164,7 +164,7 @@ def _write(
 
 
 def _format_of(cell: dict[str, Any]) -> str | None:
-    """A picture's format by its header; None where Pillow knows none."""
+    """An image's format by its header; None where Pillow knows none."""
     try:
         with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as image:
             return image.format

@@ -1,6 +1,6 @@
-"""CSV, TSV and JSONL files whose rows name a picture file with its label, or with a question and its answers.
+"""CSV, TSV and JSONL files whose rows name an image file with its label, or with a question and its answers.
 
-Picture paths are relative to the file.
+Image paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Table:
 def read_text_tables(files: dict[str, Path], data: DataSection, name: str, *, ask: bool = False) -> Source:
     """Open one table a split. A table alone may have a column `split` that says each row's split.
 
-    With ``ask`` the rows are questions with their answers, else pictures with their labels.
+    With ``ask`` the rows are questions with their answers, else images with their labels.
 
     Raises DataError naming file and line for a row that cannot be used, up to five at once.
     """
@@ -46,13 +46,13 @@ def read_text_tables(files: dict[str, Path], data: DataSection, name: str, *, as
     for split, path in files.items():
         table = _read_table(path)
         if not table.rows:
-            raise DataError(f"{path}: this table has no rows. Expected one row a picture.")
+            raise DataError(f"{path}: this table has no rows. Expected one row an image.")
         by_name = {column.strip().casefold(): column for column in table.columns}
         split_column = next((by_name[n] for n in SPLIT_NAMES if n in by_name), None) if len(files) == 1 else None
         if split_column is None:
             source.splits[split] = partial(list, read(path, table, table.rows, data, root, counts))
             continue
-        source.notes.append(f"the column '{split_column}' of {path.name} says each picture's split")
+        source.notes.append(f"the column '{split_column}' of {path.name} says each image's split")
         groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for line, cells in table.rows:
             value = str(cells.get(split_column) or "").strip()
@@ -84,7 +84,7 @@ def _rows(
     for line, cells in lines:
         try:
             label = _label(cells.get(label_column), label_column)
-            file = _picture(path.parent, cells.get(image_column), image_column)
+            file = _image(path.parent, cells.get(image_column), image_column)
         except ValueError as problem:
             problems.append(f"{path}, line {line}: {problem}")
             continue
@@ -106,18 +106,18 @@ def _questions(
     image_column = find_column("image", data.image_column, table.columns, str(path))
     columns = choose_columns(data, table.columns, str(path))
     folder = Path(data.image_folder).expanduser() if data.image_folder else path.parent
-    pictures: dict[Path, ImageSource] = {}
+    images: dict[Path, ImageSource] = {}
     rows: list[Row] = []
     problems: list[str] = []
     for line, cells in lines:
         try:
-            picture, name = None, ""
+            image, name = None, ""
             if cells.get(image_column) is not None:
-                file = _picture(folder, cells[image_column], image_column)
-                # Questions about one file share one source, so that its picture is read and encoded once.
-                picture = pictures.setdefault(file, ImageSource(path=file, name=str(file)))
+                file = _image(folder, cells[image_column], image_column)
+                # Questions about one file share one source, so that its image is read and encoded once.
+                image = images.setdefault(file, ImageSource(path=file, name=str(file)))
                 name = _relative(file, root)
-            found = columns.rows(f"{path}, line {line}", cells, picture, image_id=name)
+            found = columns.rows(f"{path}, line {line}", cells, image, image_id=name)
             rows += [row if row.id else replace(row, id=_numbered(name, counts)) for row in found]
         except ValueError as problem:
             problems.append(f"{path}, line {line}: {problem}")
@@ -131,7 +131,7 @@ def _relative(file: Path, root: Path) -> str:
 
 
 def _numbered(name: str, counts: dict[str, int]) -> str:
-    """One picture on several lines stays several examples; an id must tell them apart."""
+    """One image on several lines stays several examples; an id must tell them apart."""
     counts[name] = counts.get(name, 0) + 1
     return name if counts[name] == 1 else f"{name}#{counts[name]}"
 
@@ -153,18 +153,18 @@ def _label(value: Any, column: str) -> str:
     )
 
 
-def _picture(folder: Path, value: Any, column: str) -> Path:
+def _image(folder: Path, value: Any, column: str) -> Path:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"the picture's path (column '{column}') is empty. Write a path, or remove the row.")
+        raise ValueError(f"the image's path (column '{column}') is empty. Write a path, or remove the row.")
     if value.startswith(("http://", "https://", "s3://", "gs://")):
-        raise ValueError(f"the picture is an address ({value}). Download it and write its path instead.")
+        raise ValueError(f"the image is an address ({value}). Download it and write its path instead.")
     # A path as written first: a file name may begin or end with a space.
     for text in (value, value.strip(), value.strip().replace("\\", "/")):
         file = folder / Path(text).expanduser()
         if file.is_file():
             return file
     raise ValueError(
-        f"there is no picture file {folder / value.strip()}. "
+        f"there is no image file {folder / value.strip()}. "
         f"Paths in column '{column}' are relative to the table's folder."
     )
 
@@ -246,7 +246,7 @@ def _read_json_list(path: Path) -> _Table:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: this is not valid JSON ({error.msg}).") from error
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise DataError(f"{path}: expected a JSON list of objects, one for each picture.")
+        raise DataError(f"{path}: expected a JSON list of objects, one for each image.")
     columns: dict[str, None] = {}
     for item in items:
         columns.update(dict.fromkeys(item))

@@ -1,4 +1,4 @@
-"""VQA's official files: questions, annotations, and a folder of COCO pictures named by their number.
+"""VQA's official files: questions, annotations, and a folder of COCO images named by their number.
 
 `v2_OpenEnded_mscoco_val2014_questions.json`, `v2_mscoco_val2014_annotations.json` and
 `val2014/COCO_val2014_000000262148.jpg`; beside each other, or in sub-folders as the official instructions lay them
@@ -63,21 +63,21 @@ def _read_split(
     annotations = None if annotations_path is None else _by_question(annotations_path)
     if annotations is None:
         source.notes.append(f"{path.name} has no annotations beside it ({annotations_name}): no answers are known")
-    pictures = _Pictures(Path(data.image_folder).expanduser() if data.image_folder else root, image_set)
+    images = _Images(Path(data.image_folder).expanduser() if data.image_folder else root, image_set)
     rows: list[Row] = []
     problems: list[str] = []
     for number, item in enumerate(_read_list(path, "questions")):
         origin = f"{path}, questions[{number}]"
         try:
-            rows.append(_row(item, annotations, annotations_path, pictures, origin))
+            rows.append(_row(item, annotations, annotations_path, images, origin))
         except ValueError as problem:
             problems.append(f"{origin}: {problem}")
     refuse_problems(problems, path.name)
     refuse_repeated_ids(rows, str(path))
-    if rows and not any(row.has_picture for row in rows):
+    if rows and not any(row.has_image for row in rows):
         raise DataError(
-            f"{path}: none of its {len(rows)} questions has a picture. The first would be "
-            f"{pictures.expected(rows[0].image_id or '')}. Set data.image_folder to the folder that holds {image_set}/."
+            f"{path}: none of its {len(rows)} questions has an image. The first would be "
+            f"{images.expected(rows[0].image_id or '')}. Set data.image_folder to the folder that holds {image_set}/."
         )
     if annotations is not None and (unknown := len(annotations) - len(rows)) > 0:
         source.notes.append(f"{annotations_name} has {unknown} annotations to which {path.name} has no question")
@@ -85,7 +85,7 @@ def _read_split(
 
 
 def _row(
-    item: Any, annotations: dict[int, Any] | None, annotations_path: Path | None, pictures: _Pictures, origin: str
+    item: Any, annotations: dict[int, Any] | None, annotations_path: Path | None, images: _Images, origin: str
 ) -> Row:
     question_id, image_id = _number(item, "question_id"), _number(item, "image_id")
     question = item.get("question")
@@ -101,7 +101,7 @@ def _row(
                 f"question {question_id} is about image {image_id}, and its annotation in {annotations_path} about "
                 f"image {annotation['image_id']}."
             )
-    image, exists = pictures.find(image_id)
+    image, exists = images.find(image_id)
     return Row(
         id=str(question_id),
         image=image,
@@ -111,7 +111,7 @@ def _row(
         question_type=annotation.get("question_type"),
         answer_type=annotation.get("answer_type"),
         image_id=str(image_id),
-        has_picture=exists,
+        has_image=exists,
     )
 
 
@@ -135,11 +135,11 @@ def _answers(annotation: dict[str, Any], question_id: int, path: Path | None) ->
     return tuple(texts)
 
 
-class _Pictures:
-    """Where COCO's pictures of one set are. Folders are listed once: 80,000 single look-ups would take minutes."""
+class _Images:
+    """Where COCO's images of one set are. Folders are listed once: 80,000 single look-ups would take minutes."""
 
     def __init__(self, root: Path, image_set: str) -> None:
-        # Questions of test-dev are about pictures of test.
+        # Questions of test-dev are about images of test.
         self.image_set = image_set.replace("test-dev", "test")
         names = (
             "",
@@ -157,7 +157,7 @@ class _Pictures:
         self._sources: dict[int, tuple[ImageSource, bool]] = {}
 
     def find(self, image_id: int) -> tuple[ImageSource, bool]:
-        """The picture, one source for all questions about it, and whether its file exists."""
+        """The image, one source for all questions about it, and whether its file exists."""
         if image_id not in self._sources:
             path = next((self._files[name] for name in self._names(image_id) if name in self._files), None)
             place = path or self.expected(str(image_id))
@@ -165,7 +165,7 @@ class _Pictures:
         return self._sources[image_id]
 
     def expected(self, image_id: str) -> Path:
-        """The usual place of a picture."""
+        """The usual place of an image."""
         return self.folders[1] / self._names(int(image_id))[0]
 
     def _names(self, image_id: int) -> tuple[str, str]:

@@ -36,7 +36,7 @@ class QuestionColumns:
 
     @classmethod
     def find(cls, data: DataSection, columns: Sequence[str], where: str) -> QuestionColumns:
-        """Recognise the columns by the experiment file, or by their usual names. Raises DataError without questions."""
+        """Recognize the columns by the experiment file, or by their usual names. Raises DataError without questions."""
         has_answers = data.answer_column is not None or usual_column(ANSWER_NAMES, columns) is not None
         return cls(
             question=find_column("question", data.question_column, columns, where),
@@ -49,13 +49,13 @@ class QuestionColumns:
 
     @property
     def names(self) -> list[str]:
-        """The columns that are read, the picture's aside."""
+        """The columns that are read, the image's aside."""
         return [name for name in (getattr(self, field.name) for field in fields(self)) if name is not None]
 
     def rows(self, origin: str, cells: Mapping[str, Any], image: ImageSource | None, image_id: str) -> list[Row]:
-        """The row's one question: see `row`. Raises ValueError also where there is no picture."""
+        """The row's one question: see `row`. Raises ValueError also where there is no image."""
         if image is None:
-            raise ValueError("there is no picture. Remove the row.")
+            raise ValueError("there is no image. Remove the row.")
         return [self.row(origin, cells, image, image_id)]
 
     def row(self, origin: str, cells: Mapping[str, Any], image: ImageSource, image_id: str) -> Row:
@@ -64,7 +64,7 @@ class QuestionColumns:
         Args:
             origin: where a person finds the row.
             cells: by column.
-            image: shared by the questions about one picture.
+            image: shared by the questions about one image.
             image_id: what `image_id` is where the table has no such column.
 
         Raises ValueError saying what is wrong with the row.

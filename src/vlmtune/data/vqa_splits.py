@@ -1,4 +1,4 @@
-"""Splits of questions: by picture, so that nothing of a picture is in two splits and its questions stay together."""
+"""Splits of questions: by image, so that nothing of an image is in two splits and its questions stay together."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vlmtune.records import Example, LabelSet
 _NUM_SHOWN = 5
 
 
-def hold_out_pictures(rows: Sequence[Row], share: float, seed: int, purpose: str) -> tuple[list[Row], list[Row]]:
-    """Cut off whole pictures until a share of the questions is reached; at least one picture stays.
+def hold_out_images(rows: Sequence[Row], share: float, seed: int, purpose: str) -> tuple[list[Row], list[Row]]:
+    """Cut off whole images until a share of the questions is reached; at least one image stays.
 
     Returns the rows kept and the rows held out, both in their order.
     """
-    groups = _by_picture(rows)
+    groups = _by_image(rows)
     target = math.ceil(share * len(rows) - 1e-9)
     held: set[int] = set()
     for image_id in _drawn_order(groups, seed, purpose)[: len(groups) - 1]:
@@ -32,26 +32,26 @@ def hold_out_pictures(rows: Sequence[Row], share: float, seed: int, purpose: str
     return kept, [row for position, row in enumerate(rows) if position in held]
 
 
-def take_pictures(examples: Sequence[Example], num: int, seed: int, purpose: str) -> list[Example]:
-    """``num`` questions in their order: those of whole pictures, of the last one only as many as are left to take.
+def take_images(examples: Sequence[Example], num: int, seed: int, purpose: str) -> list[Example]:
+    """``num`` questions in their order: those of whole images, of the last one only as many as are left to take.
 
     A smaller choice is part of a larger one.
     """
-    groups = _by_picture(examples)
+    groups = _by_image(examples)
     chosen = [position for image_id in _drawn_order(groups, seed, purpose) for position in groups[image_id]]
     return [examples[position] for position in sorted(chosen[:num])]
 
 
-def picture_order(examples: Sequence[Example]) -> list[int]:
-    """Positions in the order of the pictures' first questions, all questions about a picture next to each other."""
-    return [position for positions in _by_picture(examples).values() for position in positions]
+def image_order(examples: Sequence[Example]) -> list[int]:
+    """Positions in the order of the images' first questions, all questions about an image next to each other."""
+    return [position for positions in _by_image(examples).values() for position in positions]
 
 
 def leave_out_unlearnable(rows: dict[Role, list[Row]], closed: LabelSet | None, where: str) -> list[LeftOut]:
     """Take out of the training rows what cannot be learned from, and of validation what cannot be measured.
 
-    That is a question whose picture is missing, one without answers, and, with a closed list, a training question
-    none of whose answers is in it. Test rows stay: there a missing picture counts as a wrong answer.
+    That is a question whose image is missing, one without answers, and, with a closed list, a training question
+    none of whose answers is in it. Test rows stay: there a missing image counts as a wrong answer.
 
     Raises DataError if no training question is left.
     """
@@ -62,8 +62,8 @@ def leave_out_unlearnable(rows: dict[Role, list[Row]], closed: LabelSet | None, 
         reasons: dict[str, list[str]] = defaultdict(list)
         kept: list[Row] = []
         for row in rows.get(role, []):
-            if not row.has_picture:
-                reasons["questions whose picture is missing"].append(row.image.name)
+            if not row.has_image:
+                reasons["questions whose image is missing"].append(row.image.name)
             elif not row.answers or not usable_answers(row.answers):
                 reasons["questions without answers"].append(row.origin)
             elif role == "train" and accepted is not None and not usable_answers(row.answers, accepted):
@@ -86,7 +86,7 @@ def leave_out_unlearnable(rows: dict[Role, list[Row]], closed: LabelSet | None, 
     return left_out
 
 
-def _by_picture(items: Sequence[Row | Example]) -> dict[str, list[int]]:
+def _by_image(items: Sequence[Row | Example]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = defaultdict(list)
     for position, item in enumerate(items):
         groups[item.image_id or item.id].append(position)
@@ -94,5 +94,5 @@ def _by_picture(items: Sequence[Row | Example]) -> dict[str, list[int]]:
 
 
 def _drawn_order(image_ids: dict[str, list[int]], seed: int, purpose: str) -> list[str]:
-    """An order by SHA-256 of seed, purpose and id: the same however the source lists its pictures."""
+    """An order by SHA-256 of seed, purpose and id: the same however the source lists its images."""
     return sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed}\0{purpose}\0{image_id}".encode()).digest())

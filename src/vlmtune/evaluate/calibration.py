@@ -1,6 +1,6 @@
 """Probabilities one can act on: temperature, conformal label sets, abstention. Fitted on validation, measured on test.
 
-All functions take log-probabilities normalised over the labels, float64[N, L]; `metrics.filled_log_probs` makes them
+All functions take log-probabilities normalized over the labels, float64[N, L]; `metrics.filled_log_probs` makes them
 from a prediction table. No torch.
 """
 
@@ -37,7 +37,7 @@ def fit_temperature(log_probs: Floats, truth: NDArray[np.int64]) -> float:
     One number cannot change which label wins. Bounded to [0.05, 20]. Raises DataError without examples.
     """
     if not len(truth):
-        raise DataError("Temperature scaling needs validation pictures, found none. Raise data.validation_fraction.")
+        raise DataError("Temperature scaling needs validation images, found none. Raise data.validation_fraction.")
 
     def loss(log_temperature: float) -> float:
         scaled = apply_temperature(log_probs, float(np.exp(log_temperature)))
@@ -49,7 +49,7 @@ def fit_temperature(log_probs: Floats, truth: NDArray[np.int64]) -> float:
 
 
 def apply_temperature(log_probs: Floats, temperature: float) -> Floats:
-    """float64[N, L], normalised again."""
+    """float64[N, L], normalized again."""
     scaled: Floats = log_softmax(log_probs / temperature, axis=1)
     return scaled
 
@@ -58,10 +58,10 @@ def conformal_threshold(log_probs: Floats, truth: NDArray[np.int64], coverage: f
     """The score up to which labels enter a set, so that sets hold the truth with probability ``coverage``.
 
     The finite-sample quantile of split conformal prediction (Angelopoulos and Bates 2021, arXiv 2107.07511): valid if
-    calibration and later pictures are exchangeable. Infinite when there are too few pictures for this coverage.
+    calibration and later images are exchangeable. Infinite when there are too few images for this coverage.
     """
     scores = np.sort(np.take_along_axis(nonconformity(log_probs, method), truth[:, None], axis=1)[:, 0])
-    # The tiny allowance keeps (n + 1) × 0.9 = 90.00000000000001 from asking for one picture more.
+    # The tiny allowance keeps (n + 1) × 0.9 = 90.00000000000001 from asking for one image more.
     rank = int(np.ceil((len(scores) + 1) * coverage - 1e-9))
     return float("inf") if rank > len(scores) else float(scores[max(rank, 1) - 1])
 
@@ -70,7 +70,7 @@ def nonconformity(log_probs: Floats, method: Method) -> Floats:
     """float64[N, L], low for labels that fit.
 
     ``lac``: 1 - p (Sadinle et al. 2019), smallest sets on average. ``aps``: probability mass down to and including the
-    label (Romano et al. 2020, arXiv 2006.02544, without randomisation, hence slightly too large), steadier per picture.
+    label (Romano et al. 2020, arXiv 2006.02544, without randomization, hence slightly too large), steadier per image.
     """
     probs = np.exp(log_probs)
     if method == "lac":
@@ -83,7 +83,7 @@ def nonconformity(log_probs: Floats, method: Method) -> Floats:
 
 
 def label_sets(log_probs: Floats, threshold: float, method: Method = "lac") -> NDArray[np.bool_]:
-    """bool[N, L]: the labels in each picture's set. Never empty: the most probable label always belongs."""
+    """bool[N, L]: the labels in each image's set. Never empty: the most probable label always belongs."""
     # Equal scores differ in the last bits after another route of computation.
     sets = nonconformity(log_probs, method) <= threshold + 1e-12
     sets[np.arange(len(sets)), log_probs.argmax(axis=1)] = True
@@ -126,12 +126,12 @@ def calibrate(
 
     - ``temperature``, ``num_validation``; ``nll_before``, ``nll_after``, ``ece_before``, ``ece_after``, ``reliability``
       (bins of `metrics.reliability_bins`, after scaling): measured on test.
-    - ``conformal``: ``wanted_coverage``, and under ``lac`` and ``aps`` the ``threshold`` (null: too few pictures for
+    - ``conformal``: ``wanted_coverage``, and under ``lac`` and ``aps`` the ``threshold`` (null: too few images for
       this coverage, so sets hold every label) and the figures of `measure_sets`.
     - ``abstention``: ``wanted_precision``, ``threshold`` (of the scaled probability; null: none reaches it),
       ``num_answered``, ``answered_share``, ``precision`` and ``precision_interval`` of what is answered.
 
-    Raises DataError when either has no probabilities, the labels differ, or a picture is in both.
+    Raises DataError when either has no probabilities, the labels differ, or an image is in both.
     """
     if validation.log_probs is None or test.log_probs is None:
         raise DataError("Calibration needs every label's probability. Evaluate with evaluate.mode: full.")
@@ -139,7 +139,7 @@ def calibrate(
         raise DataError("Calibration needs the same labels in the same order in both evaluations.")
     shared = set(validation.ids) & set(test.ids)
     if shared:
-        raise DataError(f"{len(shared)} pictures are in both evaluations ({min(shared)} …): fit on held-out ones only.")
+        raise DataError(f"{len(shared)} images are in both evaluations ({min(shared)} …): fit on held-out ones only.")
     fitted, raw = filled_log_probs(validation), filled_log_probs(test)
     temperature = fit_temperature(fitted, validation.truth)
     fitted, scaled = apply_temperature(fitted, temperature), apply_temperature(raw, temperature)
@@ -174,7 +174,7 @@ class Calibration:
     """What prediction needs of a run's calibration.
 
     Attributes:
-        temperature: log-probabilities are divided by it and normalised again (`apply_temperature`).
+        temperature: log-probabilities are divided by it and normalized again (`apply_temperature`).
         abstain_below: the scaled probability under which no answer should be given; None if none was found.
         wanted_precision: what that threshold was fitted for.
         conformal: method -> threshold of `label_sets`, infinite where sets hold every label.

@@ -1,4 +1,4 @@
-"""Floors and ceilings of an experiment: what needs no picture, and what the frozen vision features alone would give.
+"""Floors and ceilings of an experiment: what needs no image, and what the frozen vision features alone would give.
 
 Each is an ordinary evaluation folder under `RUN/ceilings/evaluation/` (so `vlmtune compare` takes it), and a row of
 `RUN/ceilings.json`. Called by `vlmtune ceilings` and `demo`.
@@ -23,8 +23,8 @@ from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.evaluate.files import write_evaluation
 from vlmtune.evaluate.metrics import measure
 from vlmtune.evaluate.predictions import PredictionTable
-from vlmtune.evaluate.probes import Probed, Split, linear_probe, majority_class, nearest_neighbours
-from vlmtune.evaluate.scoring import content_free_pictures
+from vlmtune.evaluate.probes import Probed, Split, linear_probe, majority_class, nearest_neighbors
+from vlmtune.evaluate.scoring import content_free_images
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
@@ -39,7 +39,7 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """The vision tower's output of a split, averaged over patches. float32[N, C]; NaN rows for unreadable pictures."""
+    """The vision tower's output of a split, averaged over patches. float32[N, C]; NaN rows for unreadable images."""
 
     features: NDArray[np.float32]
     errors: list[str | None]
@@ -50,9 +50,9 @@ class Pooled:
 
 
 def pool_features(
-    opened: OpenedModel, examples: Sequence[Example], on_picture: Callable[[], None] = lambda: None
+    opened: OpenedModel, examples: Sequence[Example], on_image: Callable[[], None] = lambda: None
 ) -> Pooled:
-    """Run every picture through the vision tower, no decoder, and average its patches."""
+    """Run every image through the vision tower, no decoder, and average its patches."""
     model = opened.model.eval()
     rows: list[NDArray[np.float32] | None] = []
     errors: list[str | None] = []
@@ -61,8 +61,8 @@ def pool_features(
 
     def flush() -> None:
         with torch.inference_mode():
-            for place, picture in zip(places, model.tower_features(waiting) if waiting else [], strict=True):
-                rows[place] = picture.patches.float().mean(dim=0).cpu().numpy()
+            for place, image in zip(places, model.tower_features(waiting) if waiting else [], strict=True):
+                rows[place] = image.patches.float().mean(dim=0).cpu().numpy()
         waiting.clear()
         places.clear()
 
@@ -74,7 +74,7 @@ def pool_features(
             waiting.append(result)
         if len(waiting) == _BATCH:
             flush()
-        on_picture()
+        on_image()
     flush()
     if all(row is None for row in rows):
         return Pooled(np.zeros((len(rows), 1), np.float32), errors)
@@ -89,7 +89,7 @@ class Ceilings:
     Args:
         run: the run folder.
         splits: classification data.
-        examples: the test pictures, after any limit.
+        examples: the test images, after any limit.
         data_facts: what evaluation.json says of the data.
     """
 
@@ -97,49 +97,49 @@ class Ceilings:
         if splits.labels is None:
             raise DataError("Floors and ceilings need a label set: they are for classification.")
         if not examples or not splits.train:
-            raise DataError("Floors and ceilings need training and test pictures.")
+            raise DataError("Floors and ceilings need training and test images.")
         self.run, self.splits, self.examples, self.data_facts = run, splits, examples, data_facts
         self.labels: LabelSet = splits.labels
         self.truth = self._positions(examples)
         self.rows: list[dict[str, Any]] = []
 
     def add_majority(self) -> None:
-        """The most frequent training label for every picture."""
+        """The most frequent training label for every image."""
         started = time.perf_counter()
         probed = majority_class(self._positions(self.splits.train), len(self.examples), len(self.labels))
         self._add_probed("majority", "Majority class", "floor", probed, [None] * len(self.examples), started)
 
-    def add_probes(self, opened: OpenedModel, on_picture: Callable[[], None] = lambda: None) -> None:
-        """k nearest neighbours and a linear probe on the frozen vision features."""
+    def add_probes(self, opened: OpenedModel, on_image: Callable[[], None] = lambda: None) -> None:
+        """k nearest neighbors and a linear probe on the frozen vision features."""
         started = time.perf_counter()
         train, validation, test = (
-            pool_features(opened, split, on_picture)
+            pool_features(opened, split, on_image)
             for split in (self.splits.train, self.splits.validation, self.examples)
         )
         if not train.readable.any() or not test.readable.any():
-            raise DataError("None of the pictures can be read. See: vlmtune data check CONFIG")
+            raise DataError("None of the images can be read. See: vlmtune data check CONFIG")
         known = Split(train.features[train.readable], self._positions(self.splits.train)[train.readable])
         held_out = Split(
             validation.features[validation.readable], self._positions(self.splits.validation)[validation.readable]
         )
         if len(np.unique(known.labels)) < 2:
-            raise DataError("The readable training pictures are of one class: there is nothing to tell apart.")
+            raise DataError("The readable training images are of one class: there is nothing to tell apart.")
         readable = test.features[test.readable]
         pooling = time.perf_counter() - started
-        probes = (("neighbours", "k-NN on vision features", nearest_neighbours),
+        probes = (("neighbors", "k-NN on vision features", nearest_neighbors),
                   ("linear-probe", "Linear probe on vision features", linear_probe))  # fmt: skip
         for key, name, probe in probes:
             # The features are needed once: their time stands with each, as each would need it alone.
             started = time.perf_counter() - pooling
             probed = probe(known, held_out, readable, len(self.labels))
-            note = f"{len(known.labels):,} training pictures, {readable.shape[1]} features"
+            note = f"{len(known.labels):,} training images, {readable.shape[1]} features"
             skipped = int((~train.readable).sum() + (~validation.readable).sum())
-            notes = [*probed.notes, *([f"{skipped} unreadable training pictures left out."] if skipped else [])]
+            notes = [*probed.notes, *([f"{skipped} unreadable training images left out."] if skipped else [])]
             told = replace(probed, setting=f"{probed.setting}, {note}", notes=notes)
             self._add_probed(key, name, "ceiling", told, test.errors, started)
 
     def add_prompt_only(self, predictor: Predictor, key: str, name: str) -> None:
-        """A model that sees grey instead of each picture, of the same size: what prompt and habit alone give."""
+        """A model that sees gray instead of each image, of the same size: what prompt and habit alone give."""
         started = time.perf_counter()
         queries: dict[tuple[tuple[int, int], str | None], Query] = {}
         asked: list[tuple[tuple[int, int], str | None] | UnreadableImageError] = []
@@ -148,7 +148,7 @@ class Ceilings:
                 asked.append(size)
                 continue
             # Scored once for each size and question: everything else is the same.
-            queries.setdefault((size, example.question), Query(content_free_pictures(size)[0].image, example.question))
+            queries.setdefault((size, example.question), Query(content_free_images(size)[0].image, example.question))
             asked.append((size, example.question))
         answers = dict(zip(queries, predictor.classify(queries.values()), strict=True))
         records = []
@@ -157,9 +157,9 @@ class Ceilings:
                 records.append(Prediction(example.id, example.answers, None, error=query.reason))
                 continue
             scores = answers[query]
-            assert isinstance(scores, LabelScores)  # a grey picture can be read
+            assert isinstance(scores, LabelScores)  # a gray image can be read
             records.append(Prediction(example.id, example.answers, scores.prediction, scores.log_probs))
-        setting = f"{len(queries)} grey picture{'s' if len(queries) > 1 else ''}, one for each size and question"
+        setting = f"{len(queries)} gray image{'s' if len(queries) > 1 else ''}, one for each size and question"
         self._add(key, name, "floor", records, setting, started)
 
     def add_evaluation(self, key: str, name: str, facts: dict[str, Any], folder: Path) -> None:

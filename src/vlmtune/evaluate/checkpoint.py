@@ -43,12 +43,12 @@ def evaluate_checkpoint(
         watch, say: see `run.evaluate`.
 
     Raises:
-        UserError: see `run.evaluate`; or the model has learned from pictures that it would be measured on.
+        UserError: see `run.evaluate`; or the model has learned from images that it would be measured on.
     """
     section = experiment.evaluate
     examples = measured_examples(section, splits)
     if checkpoint is not None and section.split != "train":
-        refuse_trained_pictures(checkpoint, splits, examples, say)
+        refuse_trained_images(checkpoint, splits, examples, say)
     opened = opened or open_checkpoint(experiment.model, checkpoint)
     task = experiment.task if checkpoint is None else experiment.task.after_first_epoch()
     name = name or ("base" if checkpoint is None else _checkpoint_name(checkpoint))
@@ -83,7 +83,7 @@ def measured_examples(section: EvaluateSection, splits: Splits) -> list[Example]
     return examples if section.limit is None else subset(examples, section.limit, TEST_SEED)
 
 
-def refuse_trained_pictures(
+def refuse_trained_images(
     checkpoint: Path, splits: Splits, examples: Sequence[Example], say: Callable[[str], None]
 ) -> None:
     """Refuse examples that a run learned from, as another seed, fraction or source than the run's may bring about.
@@ -104,25 +104,25 @@ def refuse_trained_pictures(
     try:
         own = load_splits(trained.data, trained.task, trained.seed)
     except DataError as error:
-        say(f"Warning: nothing says whether {run} was trained on some of these pictures: its data are gone ({error})")
+        say(f"Warning: nothing says whether {run} was trained on some of these images: its data are gone ({error})")
         return
     num_trained = _num_shared(own.train, examples)
     if num_trained:
         raise UserError(
-            f"{run} was trained on {num_trained} of the {len(examples)} pictures it would be measured on: data.source, "
+            f"{run} was trained on {num_trained} of the {len(examples)} images it would be measured on: data.source, "
             f"data.test_fraction or seed differ from its config.yaml. Evaluate it as it was trained (vlmtune evaluate "
-            f"{run}), or name pictures it has not seen."
+            f"{run}), or name images it has not seen."
         )
     num_validation = _num_shared(own.validation, examples)
     if num_validation:
         say(
-            f"Warning: {num_validation} of the {len(examples)} pictures chose the best checkpoint of {run} (its "
+            f"Warning: {num_validation} of the {len(examples)} images chose the best checkpoint of {run} (its "
             "validation split), so its accuracy on them is somewhat too high."
         )
 
 
 def _recorded_fingerprints(run: Path) -> dict[str, str]:
-    """Of the training and validation pictures; empty if run.json does not say."""
+    """Of the training and validation images; empty if run.json does not say."""
     try:
         roles = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]["splits"]
         return {role: roles[role]["fingerprint"] for role in ("train", "validation")}
@@ -131,7 +131,7 @@ def _recorded_fingerprints(run: Path) -> dict[str, str]:
 
 
 def _num_shared(learned: Sequence[Example], examples: Sequence[Example]) -> int:
-    """How many of the examples are, byte for byte, pictures that were learned from."""
+    """How many of the examples are, byte for byte, images that were learned from."""
     first = group_identical_files([example.image for example in (*learned, *examples)])
     return sum(place < len(learned) for place in first[len(learned) :])
 

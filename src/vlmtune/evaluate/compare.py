@@ -1,4 +1,4 @@
-"""Evaluations of the same pictures, side by side: paired tests, paired bootstrap, classes and pictures that flipped.
+"""Evaluations of the same images, side by side: paired tests, paired bootstrap, classes and images that flipped.
 
 Called by `vlmtune compare` and the report. No torch.
 """
@@ -40,12 +40,12 @@ _COUNT_STATISTICS = {
 
 
 def compare(evaluations: Sequence[Evaluation], num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Compare two or more evaluations of the same pictures; JSON-ready.
+    """Compare two or more evaluations of the same images; JSON-ready.
 
     ``pairs`` holds every pair in the order given (differences are second minus first), with mid-p and exact McNemar
-    p-values, Holm-adjusted over all pairs. ``bootstrap`` intervals resample pictures, the same for every run.
+    p-values, Holm-adjusted over all pairs. ``bootstrap`` intervals resample images, the same for every run.
 
-    Raises DataError for fewer than two evaluations, repeated names, or different pictures, truths or labels, and says
+    Raises DataError for fewer than two evaluations, repeated names, or different images, truths or labels, and says
     which differ.
     """
     tables = align(evaluations)
@@ -72,7 +72,7 @@ def compare(evaluations: Sequence[Evaluation], num_resamples: int = 1000, seed: 
 
 
 def list_flips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Every picture on which one of a pair is right and the other wrong: ``pair``, ``id``, ``truth``, what the
+    """Every image on which one of a pair is right and the other wrong: ``pair``, ``id``, ``truth``, what the
     ``first`` and ``second`` said (None: unreadable) and what it ``became``. Pairs as in `compare`; raises as it does.
     """
     tables, flips = align(evaluations), []
@@ -94,7 +94,7 @@ def list_flips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def align(evaluations: Sequence[Evaluation]) -> list[PredictionTable]:
-    """The tables with the first one's order of pictures and of labels. Raises DataError as `compare` does."""
+    """The tables with the first one's order of images and of labels. Raises DataError as `compare` does."""
     if len(evaluations) < 2:
         raise DataError(f"A comparison needs two or more evaluations, found {len(evaluations)}.")
     names = [e.name for e in evaluations]
@@ -112,7 +112,7 @@ def align(evaluations: Sequence[Evaluation]) -> list[PredictionTable]:
         changed = np.flatnonzero(tables[-1].truth != first.predictions.truth)
         if len(changed):
             raise DataError(
-                f"'{first.name}' and '{other.name}' give different true labels to {len(changed)} pictures: "
+                f"'{first.name}' and '{other.name}' give different true labels to {len(changed)} images: "
                 f"{_listed(first.predictions.ids[changed])}. Evaluate both on the same data."
             )
     return tables
@@ -125,7 +125,7 @@ def figures_of(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def same_examples(first: Evaluation, second: Evaluation) -> bool:
-    """Whether two evaluations may be compared picture by picture."""
+    """Whether two evaluations may be compared image by image."""
     a, b = first.predictions, second.predictions
     if len(a) != len(b) or set(a.labels) != set(b.labels):
         return False
@@ -223,7 +223,7 @@ def _refuse_other_labels(first: Evaluation, other: Evaluation) -> None:
 
 
 def _matching_rows(first: Evaluation, other: Evaluation) -> NDArray[np.int64]:
-    """Rows of ``other`` in the order of ``first``. Raises DataError where a picture is in one of them only."""
+    """Rows of ``other`` in the order of ``first``. Raises DataError where an image is in one of them only."""
     row_of = {example: row for row, example in enumerate(other.predictions.ids)}
     known = set(first.predictions.ids)
     missing = [i for i in first.predictions.ids if i not in row_of]
@@ -232,7 +232,7 @@ def _matching_rows(first: Evaluation, other: Evaluation) -> NDArray[np.int64]:
         parts = _both_sides(first.name, missing, other.name, extra)
         raise DataError(
             f"'{first.name}' ({_described(first)}) and '{other.name}' ({_described(other)}) were measured on different "
-            f"pictures: {parts}. Evaluate both on the same split with the same limit."
+            f"images: {parts}. Evaluate both on the same split with the same limit."
         )
     return np.asarray([row_of[i] for i in first.predictions.ids], dtype=np.int64)
 
@@ -264,4 +264,4 @@ def _listed(names: Sequence[Any] | NDArray[np.object_]) -> str:
 def _described(evaluation: Evaluation) -> str:
     data = evaluation.facts.get("data") or {}
     limit = f", limit {data['limit']}" if data.get("limit") else ""
-    return f"{data.get('source', '?')}, {data.get('split', '?')}, {len(evaluation.predictions)} pictures{limit}"
+    return f"{data.get('source', '?')}, {data.get('split', '?')}, {len(evaluation.predictions)} images{limit}"

@@ -2,16 +2,16 @@
 
 `evaluate` writes it; `report`, `compare` and `calibration` need nothing else. No torch.
 
-- predictions.parquet: id, image, truth, prediction, log_probs (of every label, normalised), top (five labels),
-  num_tokens, error. It depends on model and pictures alone: equal byte for byte however often it is made.
+- predictions.parquet: id, image, truth, prediction, log_probs (of every label, normalized), top (five labels),
+  num_tokens, error. It depends on model and images alone: equal byte for byte however often it is made.
 - timing.parquet: id, seconds. - thumbnails.parquet: id, jpeg.
 - evaluation.json: ``name``, ``task``, ``labels``, ``mode``, ``model``, ``base``, ``checkpoint``, versions, and
 
   - ``data``: ``source``, ``split``, ``num_examples``, ``limit`` (how many, if they are not the whole split; else null),
     ``fingerprint``, ``left_out``;
   - ``metrics``: see `metrics.measure`; ``unreadable``: a list of ``id`` and ``error``;
-  - ``seconds``: of all pictures; ``num_tokens``: decoder rows run, a picture's mean, its share of the prompt that
-    pictures share included; ``num_tokens_unshared``: what a plain forward pass for every label would have run;
+  - ``seconds``: of all images; ``num_tokens``: decoder rows run, an image's mean, its share of the prompt that
+    images share included; ``num_tokens_unshared``: what a plain forward pass for every label would have run;
   - ``scoring``: ``form``, ``calibration`` (see `scoring`), ``chosen_on`` (null or "validation"), ``num_validation``,
     ``candidates``: each with ``form``, ``calibration``, and on validation ``accuracy``, ``num_correct``, ``nll``;
   - ``calibration`` (only if asked for): see `calibration.calibrate`.
@@ -158,7 +158,7 @@ def read_evaluation(folder: Path | str) -> Evaluation:
 
 
 def read_thumbnails(folder: Path) -> dict[str, bytes]:
-    """Id -> JPEG; empty where the evaluation stored no pictures. Raises RunFolderError if the file is damaged."""
+    """Id -> JPEG; empty where the evaluation stored no images. Raises RunFolderError if the file is damaged."""
     if not (folder / THUMBNAILS_FILE).exists():
         return {}
     rows = read_parquet(folder / THUMBNAILS_FILE, ("id", "jpeg"))
@@ -225,7 +225,7 @@ def _count_of(name: str, evaluations: Sequence[SomeEvaluation]) -> int:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG of at most 96 px a side. Pictures smaller than that keep their size."""
+    """A JPEG of at most 96 px a side. Images smaller than that keep their size."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -234,7 +234,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def thumbnail_rows(predictions: PredictionTable, max_wrong: int = 500, max_right: int = 20) -> NDArray[np.int64]:
-    """Rows whose pictures a report shows: the mistakes (the most confident first if capped), and some right ones."""
+    """Rows whose images a report shows: the mistakes (the most confident first if capped), and some right ones."""
     wrong = np.flatnonzero(~predictions.correct & predictions.readable)
     if len(wrong) > max_wrong and predictions.log_probs is not None:
         confidence = predictions.log_probs[wrong, predictions.prediction[wrong]]

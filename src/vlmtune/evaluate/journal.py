@@ -109,7 +109,7 @@ class Journal:
             watch: shows the progress, under ``description`` (default: the part).
 
         Returns:
-            Columns ``id``, those of the schema, and ``seconds``: float32, each picture's share of its block's time.
+            Columns ``id``, those of the schema, and ``seconds``: float32, each image's share of its block's time.
 
         Raises:
             RunFolderError: the disk is full or not writable.
@@ -122,7 +122,7 @@ class Journal:
         with watch(description or part, len(examples)) as progress:
             if num_done:
                 progress.start_at(num_done)
-                progress.message(f"{num_done} of {len(examples)} pictures were finished before an interruption.")
+                progress.message(f"{num_done} of {len(examples)} images were finished before an interruption.")
             for number, (name, block) in enumerate(zip(names, blocks, strict=True)):
                 if tables[number] is None:
                     tables[number] = table = _table(block, work, whole, progress)

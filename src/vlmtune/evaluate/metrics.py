@@ -1,7 +1,7 @@
 """All figures of one evaluation: predictions in, one JSON-ready dictionary out. No torch.
 
 Called by `evaluate` when predictions are complete, and by the report for folders without stored figures. An
-unreadable picture stays in every denominator: as a wrong answer, and, where a probability is asked for, as a uniform
+unreadable image stays in every denominator: as a wrong answer, and, where a probability is asked for, as a uniform
 guess over the labels.
 """
 
@@ -31,7 +31,7 @@ def measure(predictions: PredictionTable, labels: Sequence[str] | None = None) -
     """Every figure of one evaluation, as plain numbers and lists.
 
     Probability-based entries (``nll``, ``brier``, ``ece``, ``top_k``, ``reliability``, ``risk_coverage``, ``aurc``)
-    are None in arg-max mode, which has no probabilities. ``confusion[i][j]`` counts pictures of class i called j; the
+    are None in arg-max mode, which has no probabilities. ``confusion[i][j]`` counts images of class i called j; the
     unreadable ones of each class are in ``unreadable_by_class``.
     """
     names = tuple(labels) if labels is not None else predictions.labels
@@ -57,7 +57,7 @@ def measure(predictions: PredictionTable, labels: Sequence[str] | None = None) -
 
 
 def filled_log_probs(predictions: PredictionTable) -> Floats:
-    """float64[N, L] log-probabilities with a uniform row for each unreadable picture. Raises ValueError without any."""
+    """float64[N, L] log-probabilities with a uniform row for each unreadable image. Raises ValueError without any."""
     if predictions.log_probs is None:
         raise ValueError("these predictions have no probabilities (arg-max mode)")
     log_probs = predictions.log_probs.astype(np.float64)
@@ -66,7 +66,7 @@ def filled_log_probs(predictions: PredictionTable) -> Floats:
 
 
 def confidences(predictions: PredictionTable) -> Floats:
-    """float64[N]: the probability of the predicted label; 1 / L for an unreadable picture."""
+    """float64[N]: the probability of the predicted label; 1 / L for an unreadable image."""
     assert predictions.log_probs is not None
     rows = np.arange(len(predictions))
     chosen = predictions.log_probs[rows, np.maximum(predictions.prediction, 0)].astype(np.float64)
@@ -95,7 +95,7 @@ def brier_scores(log_probs: Floats, truth: NDArray[np.int64]) -> Floats:
 
 
 def reliability_bins(confidence: Floats, correct: NDArray[np.bool_], num_bins: int = NUM_BINS) -> list[dict[str, Any]]:
-    """Bins of (nearly) equally many pictures by confidence, lowest first (Nixon et al. 2019, arXiv 1904.01685).
+    """Bins of (nearly) equally many images by confidence, lowest first (Nixon et al. 2019, arXiv 1904.01685).
 
     Equal confidences are never split over two bins, so the order of the rows cannot matter; there may be fewer bins.
     """
@@ -119,7 +119,7 @@ def reliability_bins(confidence: Floats, correct: NDArray[np.bool_], num_bins: i
 
 
 def calibration_error(bins: Sequence[dict[str, Any]]) -> float:
-    """Expected calibration error: the gap between confidence and accuracy, averaged over pictures."""
+    """Expected calibration error: the gap between confidence and accuracy, averaged over images."""
     total = sum(entry["count"] for entry in bins)
     return float(sum(entry["count"] * abs(entry["confidence"] - entry["accuracy"]) for entry in bins) / total)
 
@@ -201,7 +201,7 @@ def _class_figures(
 
 
 def _confusion(truth: NDArray[np.int64], guess: NDArray[np.int64], num_labels: int) -> NDArray[np.int64]:
-    """int64[L, L + 1]: truth by prediction; the last column holds unreadable pictures."""
+    """int64[L, L + 1]: truth by prediction; the last column holds unreadable images."""
     columns = np.where(guess < 0, num_labels, guess)
     flat = np.bincount(truth * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
     return flat.reshape(num_labels, num_labels + 1).astype(np.int64)
@@ -218,5 +218,5 @@ def _pair(low: Any, high: Any) -> list[float] | None:
 
 
 def _mean_or_none(values: NDArray[np.float32]) -> float | None:
-    """JSON has no NaN: what was not measured for every picture is null."""
+    """JSON has no NaN: what was not measured for every image is null."""
     return float(values.mean()) if len(values) and not np.isnan(values).any() else None

@@ -26,8 +26,8 @@ NUM_TOP = 5
 class PredictionTable:
     """All predictions of one evaluation, as columns.
 
-    ``truth`` and ``prediction`` are positions in ``labels``; ``prediction`` is -1 where the picture was unreadable.
-    ``log_probs`` is normalised over the labels; its rows are NaN for unreadable pictures; None in arg-max mode.
+    ``truth`` and ``prediction`` are positions in ``labels``; ``prediction`` is -1 where the image was unreadable.
+    ``log_probs`` is normalized over the labels; its rows are NaN for unreadable images; None in arg-max mode.
     """
 
     labels: tuple[str, ...]
@@ -38,14 +38,14 @@ class PredictionTable:
     log_probs: NDArray[np.float32] | None  # [N, L]
     seconds: NDArray[np.float32]  # [N], NaN where it was not measured
     errors: NDArray[np.object_]  # str or None [N]
-    num_tokens: NDArray[np.int64] | None = None  # [N], decoder rows run for this picture alone
+    num_tokens: NDArray[np.int64] | None = None  # [N], decoder rows run for this image alone
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """bool[N]; an unreadable picture is never correct."""
+        """bool[N]; an unreadable image is never correct."""
         return np.equal(self.truth, self.prediction)
 
     @property
@@ -100,7 +100,7 @@ class PredictionTable:
         errors: Sequence[str | None],
         num_tokens: ArrayLike | None,
     ) -> PredictionTable:
-        """Columns with names of labels instead of positions; a prediction of None is an unreadable picture.
+        """Columns with names of labels instead of positions; a prediction of None is an unreadable image.
 
         Raises DataError for a name outside ``labels`` and for a repeated id.
         """
@@ -125,7 +125,7 @@ class PredictionTable:
 def to_arrow(table: PredictionTable) -> pa.Table:
     """The table as predictions.parquet holds it: names instead of positions, and no time.
 
-    So the file is a function of model and pictures alone, equal byte for byte however often it is made.
+    So the file is a function of model and images alone, equal byte for byte however often it is made.
     """
     names = np.asarray([*table.labels, None], dtype=object)  # position -1 reads as None
     return pa.table(
@@ -196,7 +196,7 @@ def _log_probs_from_arrow(column: Any, num_labels: int, readable: NDArray[np.boo
     if not present.any():
         return None
     if (readable & ~present).any():
-        raise DataError("some readable pictures have probabilities and others have none. Evaluate again.")
+        raise DataError("some readable images have probabilities and others have none. Evaluate again.")
     lengths = pc.list_value_length(column).to_numpy()
     if (wrong := np.flatnonzero(present & (lengths != num_labels))).size:
         raise DataError(f"row {wrong[0] + 1}: log_probs do not have {num_labels} values, one a label.")
@@ -220,7 +220,7 @@ def _log_prob_matrix(predictions: Sequence[Prediction], num_labels: int) -> NDAr
     for row, record in enumerate(predictions):
         if record.log_probs is None:
             if record.prediction is not None:
-                raise DataError(f"'{record.id}' has no label probabilities, but other pictures have them.")
+                raise DataError(f"'{record.id}' has no label probabilities, but other images have them.")
             continue
         if len(record.log_probs) != num_labels:
             raise DataError(f"'{record.id}' has {len(record.log_probs)} log-probabilities for {num_labels} labels.")

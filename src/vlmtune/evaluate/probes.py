@@ -1,4 +1,4 @@
-"""What little models reach on frozen features: the majority class, nearest neighbours, a linear probe.
+"""What little models reach on frozen features: the majority class, nearest neighbors, a linear probe.
 
 Features and labels in, predictions out; scikit-learn does the work. Settings are chosen on validation, the test is
 seen once. No torch.
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+NEIGHBORS = (1, 3, 5, 10, 20, 50)
 INVERSE_PENALTIES = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
-"""scikit-learn's C, for standardised features."""
+"""scikit-learn's C, for standardized features."""
 _MAX_ITERATIONS = 500
-_LEAST_PROBABILITY = 1e-9  # of a label without a training picture: JSON and the logarithm want no zero
+_LEAST_PROBABILITY = 1e-9  # of a label without a training image: JSON and the logarithm want no zero
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """float32[N, C] features and int64[N] labels; pictures that cannot be read are left out."""
+    """float32[N, C] features and int64[N] labels; images that cannot be read are left out."""
 
     features: Floats
     labels: Ints
@@ -40,7 +40,7 @@ class Probed:
         prediction: int64[N].
         log_probs: float32[N, L], or None for a method without probabilities.
         setting: in words.
-        tried: setting -> validation accuracy; empty where there was nothing to choose or no validation picture.
+        tried: setting -> validation accuracy; empty where there was nothing to choose or no validation image.
         notes: sentences for a person.
     """
 
@@ -52,23 +52,23 @@ class Probed:
 
 
 def majority_class(train: Ints, num_test: int, num_labels: int) -> Probed:
-    """The most frequent training label for every picture, with the training shares as probabilities."""
+    """The most frequent training label for every image, with the training shares as probabilities."""
     counts = np.bincount(train, minlength=num_labels)
     shares = np.maximum(counts / counts.sum(), _LEAST_PROBABILITY)
     log_probs = np.log(shares / shares.sum()).astype(np.float32)
     return Probed(
         np.full(num_test, int(counts.argmax())),
         np.tile(log_probs, (num_test, 1)),
-        f"of {len(train):,} training pictures",
+        f"of {len(train):,} training images",
     )
 
 
-def nearest_neighbours(train: Split, validation: Split, test: Floats, num_labels: int) -> Probed:
-    """k nearest training pictures by cosine, nearer ones weighing more; k chosen on validation."""
+def nearest_neighbors(train: Split, validation: Split, test: Floats, num_labels: int) -> Probed:
+    """k nearest training images by cosine, nearer ones weighing more; k chosen on validation."""
     from sklearn.neighbors import NearestNeighbors
 
-    candidates = [k for k in NEIGHBOURS if k <= len(train.labels)]
-    scale, scaled = _standardised(train.features)
+    candidates = [k for k in NEIGHBORS if k <= len(train.labels)]
+    scale, scaled = _standardized(train.features)
     index = NearestNeighbors(n_neighbors=candidates[-1], metric="cosine", algorithm="brute").fit(scaled)
 
     def votes(features: Floats, k: int, found: tuple[NDArray[Any], NDArray[Any]]) -> Ints:
@@ -90,11 +90,11 @@ def nearest_neighbours(train: Split, validation: Split, test: Floats, num_labels
 
 
 def linear_probe(train: Split, validation: Split, test: Floats, num_labels: int) -> Probed:
-    """Multinomial logistic regression on standardised features; its penalty chosen on validation."""
+    """Multinomial logistic regression on standardized features; its penalty chosen on validation."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    scale, scaled = _standardised(train.features)
+    scale, scaled = _standardized(train.features)
     model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=1e-3, warm_start=True)
     tried: dict[str, float] = {}
     stopped: list[str] = []
@@ -122,8 +122,8 @@ def linear_probe(train: Split, validation: Split, test: Floats, num_labels: int)
     return Probed(log_probs.argmax(axis=1), log_probs, f"C = {best:g}", tried, notes)
 
 
-def _standardised(train: Floats) -> tuple[Any, Floats]:
-    """The function that standardises as the training features ask for, and those features standardised."""
+def _standardized(train: Floats) -> tuple[Any, Floats]:
+    """The function that standardizes as the training features ask for, and those features standardized."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train)

@@ -1,6 +1,6 @@
 """A whole split through the closed-set scorer, into an evaluation folder. Called by `evaluate_checkpoint`.
 
-Nothing leaves the denominator: an unreadable picture is a wrong answer and is listed with its reason. A killed
+Nothing leaves the denominator: an unreadable image is a wrong answer and is listed with its reason. A killed
 evaluation goes on from its journal and writes the same predictions.parquet, byte for byte.
 """
 
@@ -27,7 +27,7 @@ from vlmtune.evaluate.scoring import (
     References,
     SurfaceForms,
     choose,
-    content_free_pictures,
+    content_free_images,
     label_log_probs,
     options,
 )
@@ -37,8 +37,8 @@ from vlmtune.train.allocator import hold_memory
 from vlmtune.train.feature_cache import features_key
 from vlmtune.train.run_folder import environment, now
 
-NUM_PRIOR_PICTURES = 256
-"""Training pictures that the prior of batch calibration is taken from."""
+NUM_PRIOR_IMAGES = 256
+"""Training images that the prior of batch calibration is taken from."""
 
 _RECORD = pa.schema(
     [
@@ -83,12 +83,12 @@ def evaluate(
         folder: replaced if it holds an older evaluation; an unfinished one beside it is gone on with.
         name: shown in tables and charts.
         section: mode, scoring and calibration; default: every label's probability, nothing chosen or fitted.
-        splits: where scoring and calibration take validation and training pictures from.
+        splits: where scoring and calibration take validation and training images from.
         facts: more entries for evaluation.json: model, base, checkpoint, data.
         watch: shows progress; see `Journal.run`. say: told what a person should know.
 
     Raises:
-        DataError: nothing to evaluate, or no pictures to choose or fit on. RunFolderError: the folder cannot be
+        DataError: nothing to evaluate, or no images to choose or fit on. RunFolderError: the folder cannot be
             written.
     """
     if not examples:
@@ -130,10 +130,10 @@ def evaluate(
 
 
 def _require_validation(section: EvaluateSection, splits: Splits) -> None:
-    """Before any picture is scored. Raises DataError."""
+    """Before any image is scored. Raises DataError."""
     if (section.calibrate or len(options(section.scoring)) > 1) and not splits.validation:
         raise DataError(
-            "evaluate.scoring: auto and evaluate.calibrate need validation pictures, found none. Name some "
+            "evaluate.scoring: auto and evaluate.calibrate need validation images, found none. Name some "
             "(data.validation_split), or leave both away."
         )
 
@@ -161,12 +161,12 @@ def block_size(batch_size: int | None) -> int:
 
 @dataclass(frozen=True)
 class _Scored:
-    """What the scorer gave for a list of pictures, in their order.
+    """What the scorer gave for a list of images, in their order.
 
     Attributes:
-        predictions: the winner by the plain sum; None for an unreadable picture.
-        form_scores: float64[N, F], NaN for an unreadable picture; None in arg-max mode.
-        num_rows: int64[N] decoder rows run for each picture alone.
+        predictions: the winner by the plain sum; None for an unreadable image.
+        form_scores: float64[N, F], NaN for an unreadable image; None in arg-max mode.
+        num_rows: int64[N] decoder rows run for each image alone.
         num_blocks: calls of the predictor, each of which ran the shared prefix once.
     """
 
@@ -205,7 +205,7 @@ class _Scorer:
         )
 
     def cost(self, scored: _Scored) -> dict[str, float | None]:
-        """``seconds`` of all pictures; ``num_tokens`` and ``num_tokens_unshared`` as the mean of a picture."""
+        """``seconds`` of all images; ``num_tokens`` and ``num_tokens_unshared`` as the mean of an image."""
         num, prompts = len(scored.examples), scored.num_prompt_tokens[scored.num_prompt_tokens > 0]
         shared = len(self.predictor.prefix) * scored.num_blocks / num
         return {
@@ -280,26 +280,26 @@ class _Method:
         )
 
     def _content_free(self, examples: Sequence[Example]) -> NDArray[np.float64]:
-        """Scores of pictures without content, of the size of the first readable one."""
+        """Scores of images without content, of the size of the first readable one."""
         for example in examples:
             try:
                 size = example.image.open().size
             except UnreadableImageError:
                 continue  # counted and listed as a wrong answer
-            pictures = content_free_pictures(size)
-            return _scores(self.scorer.score("content-free", pictures, "content-free pictures"), "content-free")
-        raise DataError("None of the pictures to evaluate can be read. See: vlmtune data check CONFIG")
+            images = content_free_images(size)
+            return _scores(self.scorer.score("content-free", images, "content-free images"), "content-free")
+        raise DataError("None of the images to evaluate can be read. See: vlmtune data check CONFIG")
 
     def _training(self) -> NDArray[np.float64]:
-        """Scores of some training pictures, drawn without regard to their labels."""
+        """Scores of some training images, drawn without regard to their labels."""
         train = self.splits.train
         order = stratified_order([example.id for example in train], [""] * len(train), TEST_SEED, "prior")
-        chosen = [train[place] for place in sorted(order[:NUM_PRIOR_PICTURES])]
-        return _scores(self.scorer.score("prior", chosen, "training pictures for the prior"), "training")
+        chosen = [train[place] for place in sorted(order[:NUM_PRIOR_IMAGES])]
+        return _scores(self.scorer.score("prior", chosen, "training images for the prior"), "training")
 
 
 def _scores(scored: _Scored, what: str) -> NDArray[np.float64]:
-    """float64[n, F] with NaN rows for unreadable pictures (validation), or without them (references)."""
+    """float64[n, F] with NaN rows for unreadable images (validation), or without them (references)."""
     if scored.form_scores is None:
-        raise DataError(f"evaluate.scoring needs {what} pictures, found none that can be read.")
+        raise DataError(f"evaluate.scoring needs {what} images, found none that can be read.")
     return scored.form_scores if what == "validation" else scored.form_scores[~np.isnan(scored.form_scores).any(axis=1)]

@@ -64,8 +64,8 @@ class References:
     """Scores that a calibration subtracts: float64[n, F] each, empty where no option needs it.
 
     Attributes:
-        content_free: of pictures without content.
-        training: of training pictures, whose labels are not looked at.
+        content_free: of images without content.
+        training: of training images, whose labels are not looked at.
     """
 
     content_free: Floats = field(default_factory=lambda: np.empty((0, 0)))
@@ -81,7 +81,7 @@ def options(section: ScoringSection) -> list[Option]:
 
 
 def label_log_probs(scores: Floats, forms: SurfaceForms, option: Option, references: References) -> Floats:
-    """Log-probabilities normalised over the labels.
+    """Log-probabilities normalized over the labels.
 
     Args:
         scores: float64[N, F], each form's summed token log-probabilities; rows of NaN (unreadable) stay so.
@@ -89,16 +89,16 @@ def label_log_probs(scores: Floats, forms: SurfaceForms, option: Option, referen
     Returns:
         float64[N, L].
     """
-    log_probs = _normalised(scores, forms, option.form)
+    log_probs = _normalized(scores, forms, option.form)
     if option.calibration == "content-free":
         # Contextual calibration (Zhao et al. 2021, arXiv 2102.09690): divide by the mean probability without content.
-        reference = _normalised(references.content_free, forms, option.form)
+        reference = _normalized(references.content_free, forms, option.form)
         log_probs = log_probs - (logsumexp(reference, axis=0) - np.log(len(reference)))
     elif option.calibration == "prior":
-        # Batch calibration (Zhou et al. 2023, arXiv 2309.17249): subtract the mean log-probability over pictures.
-        log_probs = log_probs - _normalised(references.training, forms, option.form).mean(axis=0)
-    normalised: Floats = log_softmax(log_probs, axis=1)
-    return normalised
+        # Batch calibration (Zhou et al. 2023, arXiv 2309.17249): subtract the mean log-probability over images.
+        log_probs = log_probs - _normalized(references.training, forms, option.form).mean(axis=0)
+    normalized: Floats = log_softmax(log_probs, axis=1)
+    return normalized
 
 
 def choose(
@@ -107,16 +107,16 @@ def choose(
     """The option of highest accuracy on validation, of equals the lowest loss, then the plainest; and all figures.
 
     Args:
-        scores: float64[N, F] of the validation pictures, NaN for an unreadable one, which is wrong by any option.
+        scores: float64[N, F] of the validation images, NaN for an unreadable one, which is wrong by any option.
         truth: int64[N].
 
     Raises:
-        DataError: there is no readable validation picture.
+        DataError: there is no readable validation image.
     """
     readable = ~np.isnan(scores).any(axis=1)
     if not readable.any():
         raise DataError(
-            "Choosing evaluate.scoring needs validation pictures, found none that can be read. Raise "
+            "Choosing evaluate.scoring needs validation images, found none that can be read. Raise "
             "data.validation_fraction, or name the scoring: evaluate.scoring.form=sum."
         )
     figures = []
@@ -131,23 +131,23 @@ def choose(
     return candidates[best], figures
 
 
-def content_free_pictures(size: tuple[int, int]) -> list[Example]:
-    """A grey, a black and a noisy picture of (width, height) pixels."""
+def content_free_images(size: tuple[int, int]) -> list[Example]:
+    """A gray, a black and a noisy image of (width, height) pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    pictures = {
-        "grey": Image.new("RGB", size, (128, 128, 128)),
+    images = {
+        "gray": Image.new("RGB", size, (128, 128, 128)),
         "black": Image.new("RGB", size),
         "noise": Image.fromarray(noise),
     }
     examples = []
-    for name, picture in pictures.items():
+    for name, image in images.items():
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         examples.append(Example(f"content-free/{name}", ImageSource(data=file.getvalue(), name=name), ()))
     return examples
 
 
-def _normalised(scores: Floats, forms: SurfaceForms, form: Form) -> Floats:
+def _normalized(scores: Floats, forms: SurfaceForms, form: Form) -> Floats:
     """float64[N, F] -> float64[N, L] log-probabilities before calibration."""
     num_labels = int(forms.label.max()) + 1
     if form == "mean":
@@ -157,5 +157,5 @@ def _normalised(scores: Floats, forms: SurfaceForms, form: Form) -> Floats:
         own = scores[:, forms.label == label]
         # Probabilities of different texts add up. Means over tokens are no probabilities: the best text stands for all.
         by_label[:, label] = own.max(axis=1) if form == "mean" else logsumexp(own, axis=1)
-    normalised: Floats = log_softmax(by_label, axis=1)
-    return normalised
+    normalized: Floats = log_softmax(by_label, axis=1)
+    return normalized

@@ -1,4 +1,4 @@
-"""Intervals and paired tests for comparing models on the same pictures. Arrays in, numbers out; no torch.
+"""Intervals and paired tests for comparing models on the same images. Arrays in, numbers out; no torch.
 
 Called by `metrics`, `compare` and the report.
 """
@@ -25,16 +25,16 @@ def wilson_interval(successes: ArrayLike, trials: ArrayLike, confidence: float =
     z2 = float(stats.norm.isf((1 - confidence) / 2)) ** 2
     with np.errstate(invalid="ignore", divide="ignore"):
         p = k / n
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        center = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-        low = np.where(k == 0, 0.0, centre - half)  # exact ends: rounding would leave 1e-17
-        high = np.where(k == n, 1.0, centre + half)
+        low = np.where(k == 0, 0.0, center - half)  # exact ends: rounding would leave 1e-17
+        high = np.where(k == n, 1.0, center + half)
     empty = n == 0
     return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
 
 def mcnemar(only_first: int, only_second: int, method: Literal["mid-p", "exact"] = "mid-p") -> float:
-    """Two-sided p-value that two models are right equally often, from the pictures where exactly one is right.
+    """Two-sided p-value that two models are right equally often, from the images where exactly one is right.
 
     Mid-p (Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91) keeps the level without the conservatism
     of the exact binomial test.
@@ -64,9 +64,9 @@ def holm(p_values: ArrayLike) -> Floats:
 def paired_difference_interval(
     only_first: float, only_second: float, num_pairs: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of accuracy(second) - accuracy(first) on the same pictures (Bonett and Price 2012, eq. 6).
+    """Interval of accuracy(second) - accuracy(first) on the same images (Bonett and Price 2012, eq. 6).
 
-    A Wald interval after adding one to each discordant count: sound even where no picture changed.
+    A Wald interval after adding one to each discordant count: sound even where no image changed.
     """
     z = float(stats.norm.isf((1 - confidence) / 2))
     total = num_pairs + 2
@@ -76,7 +76,7 @@ def paired_difference_interval(
 
 
 def paired_test(right_first: NDArray[np.bool_], right_second: NDArray[np.bool_]) -> dict[str, Any]:
-    """Two models on the same pictures: difference in accuracy (second minus first), interval, counts, McNemar.
+    """Two models on the same images: difference in accuracy (second minus first), interval, counts, McNemar.
 
     Args:
         right_first, right_second: bool[N], N at least 1.
@@ -107,7 +107,7 @@ def bootstrap_means(
     """Means of resampled rows; every column sees the same resamples, so columns may be subtracted.
 
     Args:
-        values: float64[N, R], one row a picture, one column a run.
+        values: float64[N, R], one row an image, one column a run.
 
     Returns:
         float64[num_resamples, R].
@@ -128,7 +128,7 @@ def bootstrap_means(
 def clustered_bootstrap(
     values: Floats, clusters: NDArray[np.int64], num_resamples: int = 1000, seed: int = 0, chunk: int = 2_000_000
 ) -> Floats:
-    """Means of columns over resampled clusters: rows of one cluster (questions about one picture) come together.
+    """Means of columns over resampled clusters: rows of one cluster (questions about one image) come together.
 
     Args:
         values: float64[N, R]; NaN where a row does not count in a column (a question of another type).
@@ -158,7 +158,7 @@ def sign_flip_test(differences: Floats, num_draws: int = 9_999, seed: int = 0, c
     """Two-sided p-value that cluster sums of paired differences are symmetric about zero, by random changes of sign.
 
     Args:
-        differences: float64[C], the sum over one picture's questions of second minus first.
+        differences: float64[C], the sum over one image's questions of second minus first.
     """
     moved = differences[differences != 0]
     if not len(moved):
@@ -181,13 +181,13 @@ def bootstrap_counts(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Floats]:
-    """Resample pictures and recompute statistics of each run's class counts, all runs on the same resamples.
+    """Resample images and recompute statistics of each run's class counts, all runs on the same resamples.
 
-    Pictures with equal truth and equal predictions in every run are interchangeable, so resampling N pictures is one
+    Images with equal truth and equal predictions in every run are interchangeable, so resampling N images is one
     multinomial draw over the distinct combinations: exact, and far fewer numbers than N.
 
     Args:
-        truth: int64[N]. predictions: int64[N, R], -1 for an unreadable picture.
+        truth: int64[N]. predictions: int64[N, R], -1 for an unreadable image.
         statistics: name -> (hits, support, predicted), each float64[K, L] for K resamples -> float64[K].
 
     Returns:

@@ -1,9 +1,9 @@
-"""How accuracy grows with the number of training pictures: runs of several fractions and seeds, as one curve.
+"""How accuracy grows with the number of training images: runs of several fractions and seeds, as one curve.
 
-In: one evaluation a run, all of the same test pictures. Out: a JSON-ready dictionary. No torch.
+In: one evaluation a run, all of the same test images. Out: a JSON-ready dictionary. No torch.
 
-A point's interval covers two kinds of chance: another seed (which pictures are drawn for training, their order, LoRA's
-start), by Student's t over the seeds; and other test pictures, by Wilson's interval of the mean accuracy, which all
+A point's interval covers two kinds of chance: another seed (which images are drawn for training, their order, LoRA's
+start), by Student's t over the seeds; and other test images, by Wilson's interval of the mean accuracy, which all
 seeds share. The two are combined by their squared distances from the mean (MOVER, Zou and Donner 2008, Stat Med
 27:1693). With one seed only the second is known.
 """
@@ -43,14 +43,14 @@ def measure_study(runs: Sequence[StudyRun], base: Evaluation | None = None) -> d
 
     Args:
         runs: every finished run.
-        base: the untrained model on the same pictures; the first step then starts from it.
+        base: the untrained model on the same images; the first step then starts from it.
 
     Returns:
         ``points``: mean accuracy, ``interval`` (both kinds of chance), ``seed_interval`` (None for one seed),
         ``test_interval``, and the ``runs``. ``steps``: difference of the means with its interval and whether it is
         significant, Bonferroni-adjusted over the steps.
 
-    Raises DataError for evaluations of different pictures.
+    Raises DataError for evaluations of different images.
     """
     named = [Evaluation({**run.evaluation.facts, "name": run.folder}, run.evaluation.predictions) for run in runs]
     every = [*named, *([base] if base else [])]
@@ -111,7 +111,7 @@ def _point(runs: Sequence[StudyRun], correct: Floats) -> dict[str, Any]:
 
 
 def _step(first: Floats, second: Floats, num_steps: int) -> dict[str, Any]:
-    """From one number of pictures to the next. first, second: float64[seeds, N] of the same test pictures."""
+    """From one number of images to the next. first, second: float64[seeds, N] of the same test images."""
     low, high = _difference_interval(first, second, 0.95)
     wide_low, wide_high = _difference_interval(first, second, 1 - SIGNIFICANCE / num_steps)
     return {
@@ -122,14 +122,14 @@ def _step(first: Floats, second: Floats, num_steps: int) -> dict[str, Any]:
 
 
 def _difference_interval(first: Floats, second: Floats, confidence: float) -> tuple[float, float]:
-    """Over test pictures (paired) and, where there are several, over seeds (Welch's t).
+    """Over test images (paired) and, where there are several, over seeds (Welch's t).
 
-    As Bonett and Price do for one seed (`statistics.paired_difference_interval`), a picture gained and one lost are
-    added: where no picture changed, the few that were looked at still do not show that none would.
+    As Bonett and Price do for one seed (`statistics.paired_difference_interval`), an image gained and one lost are
+    added: where no image changed, the few that were looked at still do not show that none would.
     """
     changes = np.append(second.mean(axis=0) - first.mean(axis=0), [1.0, -1.0])
     difference = float(changes.mean())
-    over_pictures = stats.norm.isf((1 - confidence) / 2) * changes.std() / np.sqrt(len(changes))
+    over_images = stats.norm.isf((1 - confidence) / 2) * changes.std() / np.sqrt(len(changes))
     several = [group.mean(axis=1) for group in (first, second) if len(group) > 1]
     parts = [(accuracies.var(ddof=1) / len(accuracies), len(accuracies) - 1) for accuracies in several]
     variance = sum(part for part, _ in parts)
@@ -137,5 +137,5 @@ def _difference_interval(first: Floats, second: Floats, confidence: float) -> tu
     if variance > 0:
         degrees = variance**2 / sum(part**2 / free for part, free in parts)
         over_seeds = stats.t.isf((1 - confidence) / 2, degrees) * np.sqrt(variance)
-    reach = float(np.hypot(over_pictures, over_seeds))
+    reach = float(np.hypot(over_images, over_seeds))
     return max(-1.0, difference - reach), min(1.0, difference + reach)

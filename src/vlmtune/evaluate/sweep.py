@@ -1,4 +1,4 @@
-"""Every checkpoint of a run on the same pictures: accuracy and loss against step, and which step would have sufficed.
+"""Every checkpoint of a run on the same images: accuracy and loss against step, and which step would have sufficed.
 
 In: the evaluations that `vlmtune sweep` made. Out: a JSON-ready dictionary, read again by the report. No torch.
 """
@@ -16,10 +16,10 @@ from vlmtune.evaluate.statistics import adjust, paired_test
 def measure_sweep(
     evaluations: Sequence[tuple[int, Evaluation]], num_steps: int, averages: Sequence[Evaluation] = ()
 ) -> dict[str, Any]:
-    """Compare every checkpoint with the best one, picture by picture.
+    """Compare every checkpoint with the best one, image by image.
 
     Args:
-        evaluations: (step, evaluation) of the same pictures, by step.
+        evaluations: (step, evaluation) of the same images, by step.
         num_steps: of the whole run, by which savings are counted.
         averages: of averaged checkpoints, which belong to no step.
 
@@ -28,7 +28,7 @@ def measure_sweep(
         the others); ``averages``, the same with a ``name`` for a step; ``best_step``: highest accuracy, of equals the
         lowest loss, then the earlier; ``stop_step``: the earliest that is not significantly worse than the best.
 
-    Raises DataError for evaluations of different pictures.
+    Raises DataError for evaluations of different images.
     """
     steps = [step for step, _ in evaluations]
     every = [*(e for _, e in evaluations), *averages]

@@ -1,4 +1,4 @@
-"""VQA evaluations of the same questions, side by side: paired differences with intervals and tests over pictures.
+"""VQA evaluations of the same questions, side by side: paired differences with intervals and tests over images.
 
 Called by `vlmtune compare` and the report. No torch.
 """
@@ -29,10 +29,10 @@ def compare_vqa(
 ) -> dict[str, Any]:
     """Compare two or more evaluations of the same questions; JSON-ready.
 
-    - ``num_examples`` (questions measured), ``num_pictures``, ``num_resamples``;
+    - ``num_examples`` (questions measured), ``num_images``, ``num_resamples``;
     - ``runs``: each with ``name`` and the figures of `vqa_metrics.measure_vqa`;
     - ``pairs``: every pair in the order given, ``difference`` in accuracy (second minus first) with
-      ``difference_interval`` (95 %, bootstrap over pictures), ``p_value`` (random sign changes of whole pictures),
+      ``difference_interval`` (95 %, bootstrap over images), ``p_value`` (random sign changes of whole images),
       ``p_holm`` and ``is_significant`` over all pairs, ``num_better`` and ``num_worse`` questions, and
       ``by_answer_type``: ``name``, ``num``, ``difference``, ``difference_interval``.
 
@@ -59,14 +59,14 @@ def compare_vqa(
             for (name, rows), drawn in zip(groups.items(), samples.T, strict=True)
         ]
         whole, *by_type = entries
-        by_picture = np.bincount(clusters[known], weights=change[known]).astype(np.float64)
+        by_image = np.bincount(clusters[known], weights=change[known]).astype(np.float64)
         pairs.append(
             {
                 "first": evaluations[i].name,
                 "second": evaluations[j].name,
                 "difference": whole["difference"],
                 "difference_interval": whole["difference_interval"],
-                "p_value": sign_flip_test(by_picture, seed=seed),
+                "p_value": sign_flip_test(by_image, seed=seed),
                 "num_better": int((change[known] > 0).sum()),
                 "num_worse": int((change[known] < 0).sum()),
                 "by_answer_type": by_type,
@@ -75,7 +75,7 @@ def compare_vqa(
     adjust(pairs)
     return {
         "num_examples": int(known.sum()),
-        "num_pictures": len(np.unique(clusters[known])),
+        "num_images": len(np.unique(clusters[known])),
         "runs": [describe_vqa(evaluation) for evaluation in evaluations],
         "pairs": pairs,
         "num_resamples": num_resamples,
@@ -83,12 +83,12 @@ def compare_vqa(
     }
 
 
-def _interval(samples: NDArray[np.float64], num_pictures: int) -> list[float]:
+def _interval(samples: NDArray[np.float64], num_images: int) -> list[float]:
     low, high = percentile_interval(samples[~np.isnan(samples)])
     if high - low < 1e-12:
-        # No question changed, or all alike: resampling says nothing of the next. Each picture then counts as a pair.
-        lost, gained = max(0.0, -low) * num_pictures, max(0.0, low) * num_pictures
-        low, high = paired_difference_interval(lost, gained, num_pictures)
+        # No question changed, or all alike: resampling says nothing of the next. Each image then counts as a pair.
+        lost, gained = max(0.0, -low) * num_images, max(0.0, low) * num_images
+        low, high = paired_difference_interval(lost, gained, num_images)
     return [low, high]
 
 

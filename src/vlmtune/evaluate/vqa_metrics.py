@@ -1,6 +1,6 @@
 """All figures of one VQA evaluation: answers in, one JSON-ready dictionary out. No torch.
 
-Questions about one picture are not independent: intervals come from a bootstrap over pictures, not over questions.
+Questions about one image are not independent: intervals come from a bootstrap over images, not over questions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ NUM_RESAMPLES = 1_000
 def measure_vqa(table: VqaTable, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """The official accuracy of a split, whole and by type, as plain numbers.
 
-    - ``num_examples`` (questions), ``num_pictures``, ``num_measured`` (questions whose answers are known),
+    - ``num_examples`` (questions), ``num_images``, ``num_measured`` (questions whose answers are known),
       ``num_unreadable``;
-    - ``accuracy`` (0 to 1) with ``accuracy_interval`` (95 %, over pictures; null with one picture); both null where no
+    - ``accuracy`` (0 to 1) with ``accuracy_interval`` (95 %, over images; null with one image); both null where no
       answer is known;
     - ``by_answer_type`` and ``by_question_type``: lists of ``name``, ``num``, ``accuracy``, ``accuracy_interval``, the
       most frequent first; questions without a type stand under "";
@@ -33,7 +33,7 @@ def measure_vqa(table: VqaTable, num_resamples: int = NUM_RESAMPLES, seed: int =
     known = ~np.isnan(accuracy)
     result: dict[str, Any] = {
         "num_examples": len(table),
-        "num_pictures": int(table.clusters.max()) + 1 if len(table) else 0,
+        "num_images": int(table.clusters.max()) + 1 if len(table) else 0,
         "num_measured": int(known.sum()),
         "num_unreadable": int((~table.readable).sum()),
         "accuracy": None,
@@ -71,12 +71,12 @@ def measure_vqa(table: VqaTable, num_resamples: int = NUM_RESAMPLES, seed: int =
     return result
 
 
-def _interval(samples: NDArray[np.float64], num_pictures: int) -> list[float] | None:
-    """A bootstrap over one picture would be a point."""
-    if num_pictures < 2:
+def _interval(samples: NDArray[np.float64], num_images: int) -> list[float] | None:
+    """A bootstrap over one image would be a point."""
+    if num_images < 2:
         return None
     low, high = percentile_interval(samples[~np.isnan(samples)])
     if high - low < 1e-12:
-        # All answers alike: resampling them says nothing of the next one. Each picture then counts as one trial.
-        low, high = (float(end) for end in wilson_interval(low * num_pictures, num_pictures))
+        # All answers alike: resampling them says nothing of the next one. Each image then counts as one trial.
+        low, high = (float(end) for end in wilson_interval(low * num_images, num_images))
     return [low, high]

@@ -3,7 +3,7 @@
 No torch. The folder is that of `files`, with these differences:
 
 - predictions.parquet: id (the question's), image, image_id, question, question_type, answer_type, answers (a list;
-  empty where they are not known), prediction (null for an unreadable picture), accuracy (0 to 1; null without
+  empty where they are not known), prediction (null for an unreadable image), accuracy (0 to 1; null without
   answers), confidence (of a closed list scored in full; else null), error.
 - submission.json: [{"question_id": …, "answer": …}] for every question, as the official servers take it.
 - thumbnails.parquet: its ids are image ids.
@@ -38,7 +38,7 @@ from vlmtune.text.vqa_accuracy import vqa_accuracy
 
 SUBMISSION_FILE = "submission.json"
 NUM_MISTAKES = 300
-"""Wrong answers whose pictures are stored."""
+"""Wrong answers whose images are stored."""
 NUM_RIGHT = 20
 
 _SCHEMA = pa.schema(
@@ -83,7 +83,7 @@ class VqaTable:
 
     @cached_property
     def clusters(self) -> NDArray[np.int64]:
-        """int64[N]: the picture of each question, numbered from 0."""
+        """int64[N]: the image of each question, numbered from 0."""
         _, numbers = np.unique(np.asarray(self.texts("image_id")), return_inverse=True)
         return numbers.astype(np.int64)
 
@@ -100,7 +100,7 @@ class VqaTable:
         seconds: NDArray[np.float32],
         confidences: Sequence[float | None] | None = None,
     ) -> VqaTable:
-        """Columns from a split and what was answered; an unreadable picture (None) has accuracy 0."""
+        """Columns from a split and what was answered; an unreadable image (None) has accuracy 0."""
         rows = []
         for number, (example, prediction) in enumerate(zip(examples, predictions, strict=True)):
             accuracy = None
@@ -124,14 +124,14 @@ class VqaTable:
         return cls(pa.Table.from_pylist(rows, schema=_SCHEMA), seconds)
 
     def thumbnail_rows(self) -> NDArray[np.int64]:
-        """Rows whose pictures a report shows: wrong answers (evenly chosen if there are many), and some right ones."""
+        """Rows whose images a report shows: wrong answers (evenly chosen if there are many), and some right ones."""
         known = ~np.isnan(self.accuracy) & self.readable
         wrong, right = np.flatnonzero(known & (self.accuracy < 0.5)), np.flatnonzero(known & (self.accuracy == 1))
         chosen = [_spread(wrong, NUM_MISTAKES), _spread(right, NUM_RIGHT)]
         return np.sort(np.concatenate(chosen))
 
     def submission(self) -> list[dict[str, Any]]:
-        """The official results: every question once, an empty answer where the picture could not be read.
+        """The official results: every question once, an empty answer where the image could not be read.
 
         Question ids are whole numbers, as the servers ask, wherever the data set's own are.
         """

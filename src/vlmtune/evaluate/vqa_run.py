@@ -1,7 +1,7 @@
 """A whole split of questions through the predictor, into an evaluation folder. Called by `evaluate_checkpoint`.
 
-Nothing leaves the denominator: a question about an unreadable picture is a wrong answer and is listed. A killed
-evaluation goes on from its journal. Questions are asked picture by picture, so that each picture is encoded once;
+Nothing leaves the denominator: a question about an unreadable image is a wrong answer and is listed. A killed
+evaluation goes on from its journal. Questions are asked image by image, so that each image is encoded once;
 results stand in the split's own order.
 """
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from vlmtune.config.schema import EvaluateSection
 from vlmtune.data.splits import fingerprint
-from vlmtune.data.vqa_splits import picture_order
+from vlmtune.data.vqa_splits import image_order
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.evaluate.files import thumbnail
 from vlmtune.evaluate.journal import Journal, Watch, unwatched
@@ -65,7 +65,7 @@ def evaluate_vqa(
     def work(block: Sequence[Example]) -> Iterator[dict[str, Any]]:
         return _answers(predictor, block, section)
 
-    order = picture_order(examples)
+    order = image_order(examples)
     done = journal.run(section.split, [examples[i] for i in order], work, _RECORD, watch, f"evaluate {name}")
     place = {position: row for row, position in enumerate(order)}
     records = done.take([place[position] for position in range(len(examples))])

@@ -34,7 +34,7 @@ class CardFacts:
     """Everything a card says.
 
     Attributes:
-        prompt: as the model reads it, with `<picture>` in the picture's place.
+        prompt: as the model reads it, with `<image>` in the image's place.
         system, user: the prompt's two parts, for commands.
         evaluations: evaluation.json of each of the run's evaluations.
         sentences: what whoever runs the export must know.
@@ -123,7 +123,7 @@ def _task(facts: CardFacts) -> str:
     labels = facts.manifest.labels
     lines = ["## What it was trained to do", ""]
     if labels is None:
-        lines.append("Answer a question about a picture.")
+        lines.append("Answer a question about an image.")
     else:
         more = f" and {len(labels) - _NUM_LABELS} more" if len(labels) > _NUM_LABELS else ""
         lines.append(
@@ -153,20 +153,20 @@ def _evaluations(facts: CardFacts) -> str:
 def _gate(facts: CardFacts) -> str:
     verdict = facts.verdict
     rows = {
-        f"same {verdict.judged}": f"{verdict.num_agree} of {verdict.num_pictures} ({100 * verdict.agreement:.2f} %)",
+        f"same {verdict.judged}": f"{verdict.num_agree} of {verdict.num_images} ({100 * verdict.agreement:.2f} %)",
         "largest probability difference": f"{verdict.max_probability_difference:.3g}",
         "accepted from": f"{100 * verdict.bounds.agreement:g} %, differences up to {verdict.bounds.difference:g}",
         "verdict": "accepted" if verdict.is_accepted else "REJECTED",
     }
     if verdict.num_unreadable:
-        rows["pictures that could not be opened"] = str(verdict.num_unreadable)
+        rows["images that could not be opened"] = str(verdict.num_unreadable)
     shown = verdict.differences[:_NUM_DIFFERENCES]
     notes = [*verdict.notes, *(f"`{d.id}`: trained `{d.trained}`, exported `{d.exported}`" for d in shown)]
     if len(verdict.differences) > len(shown):
         notes.append(f"and {len(verdict.differences) - len(shown)} more, in `vlmtune.json`")
     text = (
         "## Export gate\n\n"
-        f"The exported files were opened in {verdict.runtime} and asked about held-out pictures "
+        f"The exported files were opened in {verdict.runtime} and asked about held-out images "
         f"({facts.manifest.origin['held_out']}), and so was the trained model:\n\n| | |\n|---|---|\n"
     )
     return text + "\n".join([*(f"| {name} | {value} |" for name, value in rows.items()), "", *_listed(notes)]).rstrip()
@@ -186,7 +186,7 @@ def _python_usage(facts: CardFacts) -> str:
     else:
         lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({PLACE!r}{options})"]
     question = " --question '…'" if facts.manifest.task.kind == "vqa" else ""
-    own = f"```bash\nvlmtune predict {PLACE} picture.jpg{question}\nvlmtune serve {PLACE}\n```"
+    own = f"```bash\nvlmtune predict {PLACE} image.jpg{question}\nvlmtune serve {PLACE}\n```"
     theirs = "```python\n" + "\n".join(lines) + "\n```"
     parts = [f"With its prompt and labels:\n\n{own}", f"With transformers:\n\n{theirs}"]
     return "\n\n".join([*parts, *_listed(facts.sentences)])
@@ -197,9 +197,9 @@ def _llama_usage(facts: CardFacts) -> str:
     model, projector = sorted((n for n in facts.manifest.files if n.endswith(".gguf")), key=lambda n: "mmproj-" in n)
     options = [f"-m {model}", f"--mmproj {projector}"]
     options += [f"--system-prompt {_quoted(facts.system)}"] if facts.system else []
-    # Without a marker llama.cpp puts the picture first.
+    # Without a marker llama.cpp puts the image first.
     user = facts.user + ("<__media__>" if facts.manifest.task.image_position == "last" else "")
-    command = " ".join(["llama-mtmd-cli", *options, "--image picture.jpg", "--temp 0", "-p", _quoted(user)])
+    command = " ".join(["llama-mtmd-cli", *options, "--image image.jpg", "--temp 0", "-p", _quoted(user)])
     return "\n".join([f"```bash\n{command}\n```", "", *_listed(facts.sentences)]).rstrip()
 
 

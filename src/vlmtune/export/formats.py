@@ -18,7 +18,7 @@ from vlmtune.adapters.open import AdaptedModel, open_adapted
 from vlmtune.errors import UserError, unknown_name
 from vlmtune.export import llama_runtime, transformers_runtime
 from vlmtune.export.gguf_files import DTYPES, find_gguf, read_gguf, write_gguf
-from vlmtune.export.gguf_limits import PictureRules, unsupported
+from vlmtune.export.gguf_limits import ImageRules, unsupported
 from vlmtune.export.runtime import OwnRuntime, Runtime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import PIXELS, TransformersRuntime
@@ -122,12 +122,12 @@ class Gguf:
             )
         files = write_gguf(folder, subject.name, model, merged.tokenizer, processor, dtype)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(files.num_by_type.items()))
-        return [*PictureRules(processor.settings).sentences(), f"matrices: {counts}"]
+        return [*ImageRules(processor.settings).sentences(), f"matrices: {counts}"]
 
     def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
         model_file, projector_file = find_gguf(folder)
         if llama_runtime.is_installed():
-            rules = PictureRules(lfm2_vl_parts(trained)[1].settings)
+            rules = ImageRules(lfm2_vl_parts(trained)[1].settings)
             image_token_id = trained.tokenizer.image_token_id
             return llama_runtime.LlamaCppRuntime(model_file, projector_file, rules, image_token_id)
         opened = subject.open(dtype="float32")
@@ -177,7 +177,7 @@ def _why_not_transformers(trained: AdaptedModel, *, with_peft: bool) -> str | No
     if connector_is_exportable(trained.model):
         return "transformers has no code for this model's connector"
     if trained.family.name not in PIXELS:
-        return f"vlmtune does not know how transformers takes pictures of {trained.family.name}"
+        return f"vlmtune does not know how transformers takes images of {trained.family.name}"
     if not transformers_runtime.is_installed(with_peft):
         return f"{'transformers and PEFT are' if with_peft else 'transformers is'} not installed"
     return None

@@ -1,6 +1,6 @@
-"""The export gate: held-out pictures asked of the trained model and of the exported artefact, and the two compared.
+"""The export gate: held-out images asked of the trained model and of the exported artifact, and the two compared.
 
-In: a `Subject`, and the exported artefact in its own runtime. Out: a `Verdict`. For a closed set of labels every label
+In: a `Subject`, and the exported artifact in its own runtime. Out: a `Verdict`. For a closed set of labels every label
 is scored by both; for open answers both answer greedily and score the trained model's answer.
 """
 
@@ -22,7 +22,7 @@ from vlmtune.records import LabelSet
 from vlmtune.text.prompt import PromptBuilder
 
 MAX_NEW_TOKENS = 32
-# Where the picture stands, while a prompt is cut in two. No prompt holds it: it is no text.
+# Where the image stands, while a prompt is cut in two. No prompt holds it: it is no text.
 _PLACE = "\x00"
 
 
@@ -31,8 +31,8 @@ class Bounds:
     """What the gate accepts.
 
     Attributes:
-        agreement: the least share of pictures on which both name the same label, or give the same answer.
-        difference: the largest difference in probability that any picture may show. Labels alone would let a model
+        agreement: the least share of images on which both name the same label, or give the same answer.
+        difference: the largest difference in probability that any image may show. Labels alone would let a model
             pass whose winners happen to stay (two weights swapped: every label the same, probabilities 0.49 apart).
             Four-bit weights differ by up to 0.15.
     """
@@ -43,7 +43,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Difference:
-    """A picture on which the two disagree."""
+    """An image on which the two disagree."""
 
     id: str
     trained: str
@@ -56,20 +56,20 @@ class Verdict:
     """What the gate found.
 
     Attributes:
-        runtime: what computed the exported artefact's answers.
+        runtime: what computed the exported artifact's answers.
         judged: "labels" or "answers".
-        num_pictures: compared. num_unreadable: held-out pictures that could not be opened, which neither answered.
-        num_agree: pictures on which both name the same label, or give the same answer.
-        max_probability_difference: the largest difference in probability, over all pictures and labels; for open
+        num_images: compared. num_unreadable: held-out images that could not be opened, which neither answered.
+        num_agree: images on which both name the same label, or give the same answer.
+        max_probability_difference: the largest difference in probability, over all images and labels; for open
             answers in the probability of the trained model's whole answer.
         bounds: what was accepted.
-        differences: the pictures on which they disagree.
+        differences: the images on which they disagree.
         notes: what the runtime does otherwise.
     """
 
     runtime: str
     judged: str
-    num_pictures: int
+    num_images: int
     num_unreadable: int
     num_agree: int
     max_probability_difference: float
@@ -79,7 +79,7 @@ class Verdict:
 
     @property
     def agreement(self) -> float:
-        return self.num_agree / self.num_pictures
+        return self.num_agree / self.num_images
 
     @property
     def is_accepted(self) -> bool:
@@ -92,7 +92,7 @@ class Verdict:
     def sentence(self) -> str:
         """Both numbers in words."""
         return (
-            f"{self.num_agree} of {self.num_pictures} {self.judged} agree ({100 * self.agreement:.2f} %), largest "
+            f"{self.num_agree} of {self.num_images} {self.judged} agree ({100 * self.agreement:.2f} %), largest "
             f"probability difference {self.max_probability_difference:.2g}"
         )
 
@@ -103,41 +103,41 @@ def judge(
     exported: Runtime,
     opened: OpenedModel,
     bounds: Bounds,
-    on_picture: Callable[[], None] = lambda: None,
+    on_image: Callable[[], None] = lambda: None,
 ) -> Verdict:
-    """Ask both about every held-out picture.
+    """Ask both about every held-out image.
 
     Args:
-        trained: the reference. exported: the artefact in its own runtime.
+        trained: the reference. exported: the artifact in its own runtime.
         opened: whose tokenizer and image processor make the prompts.
         bounds: what is accepted.
-        on_picture: called after each.
+        on_image: called after each.
 
     Raises:
-        DataError: none of the pictures can be opened.
+        DataError: none of the images can be opened.
     """
     prompt = PromptBuilder(opened.tokenizer, subject.task, subject.labels)
     compare = _Closed(prompt, subject.labels) if subject.labels is not None else _Open(opened)
     differences: list[Difference] = []
-    largest, num_agree, num_pictures, num_unreadable = 0.0, 0, 0, 0
+    largest, num_agree, num_images, num_unreadable = 0.0, 0, 0, 0
     for asked in held_out_prompts(subject, opened, prompt):
         if asked is None:
             num_unreadable += 1
             continue
         of_trained, of_exported, difference = compare(asked, trained, exported)
-        num_pictures += 1
+        num_images += 1
         largest = max(largest, difference)
         if of_trained == of_exported:
             num_agree += 1
         else:
             differences.append(Difference(asked.id, of_trained, of_exported, difference))
-        on_picture()
-    if not num_pictures:
-        raise DataError(f"None of the {num_unreadable} held-out pictures can be opened, so the export is not judged.")
+        on_image()
+    if not num_images:
+        raise DataError(f"None of the {num_unreadable} held-out images can be opened, so the export is not judged.")
     return Verdict(
         runtime=exported.name,
         judged="labels" if subject.labels is not None else "answers",
-        num_pictures=num_pictures,
+        num_images=num_images,
         num_unreadable=num_unreadable,
         num_agree=num_agree,
         max_probability_difference=largest,
@@ -148,17 +148,17 @@ def judge(
 
 
 def held_out_prompts(subject: Subject, opened: OpenedModel, prompt: PromptBuilder) -> Iterator[Asked | None]:
-    """Every held-out picture with its prompt; None for one that cannot be opened."""
-    for example in subject.pictures:
+    """Every held-out image with its prompt; None for one that cannot be opened."""
+    for example in subject.images:
         try:
-            picture = example.image.open()
+            image = example.image.open()
         except UnreadableImageError:
             yield None
             continue
-        processed = opened.processor.process(picture)
+        processed = opened.processor.process(image)
         before, after = prompt.text(example.question, _PLACE, example.history).split(_PLACE)
         ids = prompt.build(example.question, processed.text, example.history).ids
-        yield Asked(example.id, picture, processed, ids, before, after)
+        yield Asked(example.id, image, processed, ids, before, after)
 
 
 class _Closed:
@@ -175,7 +175,7 @@ class _Closed:
         return names[int(first.argmax())], names[int(second.argmax())], float(np.abs(first - second).max())
 
     def _probabilities(self, form_scores: Sequence[float]) -> NDArray[np.float64]:
-        """float64[L]: the forms of a label summed, then normalised over the labels."""
+        """float64[L]: the forms of a label summed, then normalized over the labels."""
         scores = np.full(len(self._labels), -np.inf)
         for label, score in zip(self._owner, form_scores, strict=True):
             scores[label] = np.logaddexp(scores[label], score)

@@ -31,7 +31,7 @@ DTYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 """What the `gguf` package can write, in llama.cpp's names."""
 # A tied embedding is the output head as well, and the projector file is small and sensitive: 4 bits are for the rest.
 _FINER = {"Q4_0": "Q8_0"}
-# Types that share a scale among so many neighbours in a row.
+# Types that share a scale among so many neighbors in a row.
 _BLOCK_TYPES, _BLOCK = ("Q8_0", "Q4_0"), 32
 _FLOAT16_MAX = 65504.0
 _PROJECTOR_PREFIX = "mmproj-"
@@ -212,7 +212,7 @@ def _describe_projector(writer: gguf.GGUFWriter, model: Lfm2Vl, processor: Lfm2V
     writer.add_vision_attention_layernorm_eps(vision.layer_norm_eps)
     writer.add_vision_use_gelu(True)
     writer.add_vision_patch_size(vision.patch_size)
-    # Asked for by the loader and not used by this projector, whose pictures have any size.
+    # Asked for by the loader and not used by this projector, whose images have any size.
     writer.add_vision_image_size(round(vision.num_patches**0.5) * vision.patch_size)
     writer.add_vision_projector_scale_factor(model.config.downsample_factor)
     writer.add_vision_image_mean(list(settings.image_mean))

@@ -1,6 +1,6 @@
 """What llama.cpp's LFM2-VL cannot express: refused before anything is written, or told.
 
-llama.cpp reads the network from the files, but its picture preparation is code with LiquidAI's settings in it
+llama.cpp reads the network from the files, but its image preparation is code with LiquidAI's settings in it
 (`tools/mtmd/mtmd-image.h`, `clip.cpp`): tiles of 512 in grids of 2 to 10, a thumbnail, a tolerance of 2, bilinear.
 Only the least and the most image tokens can be set, by whoever runs it.
 """
@@ -36,8 +36,8 @@ _TILE = re.compile(r"<\|img_row_(\d+)_col_(\d+)\|>")
 
 
 @dataclass(frozen=True)
-class PictureRules:
-    """How pictures must be given to llama.cpp, so that it prepares them as the model was trained.
+class ImageRules:
+    """How images must be given to llama.cpp, so that it prepares them as the model was trained.
 
     Attributes:
         settings: the model's own.
@@ -55,7 +55,7 @@ class PictureRules:
 
     @property
     def max_pixels(self) -> int:
-        """Of a picture that is one tile, in whole image tokens."""
+        """Of an image that is one tile, in whole image tokens."""
         return self.max_tokens * self._token_side**2
 
     @property
@@ -64,7 +64,7 @@ class PictureRules:
         return self.settings.encoder_patch_size * self.settings.downsample_factor
 
     def size_for(self, height: int, width: int) -> tuple[int, int] | None:
-        """The (height, width) that a picture must be scaled to first; None if it can be given as it is."""
+        """The (height, width) that an image must be scaled to first; None if it can be given as it is."""
         rounded = [round(length / self._token_side) * self._token_side for length in (height, width)]
         area = max(self.settings.encoder_patch_size, rounded[0]) * max(self.settings.encoder_patch_size, rounded[1])
         if self.settings.do_image_splitting or area <= self.max_pixels * _TOLERANCE:
@@ -72,7 +72,7 @@ class PictureRules:
         return smart_resize(self.settings, height, width)
 
     def is_letterboxed(self, height: int, width: int, text: str) -> bool:
-        """Whether llama.cpp fills a picture's tiles up with black, where the model was trained on it stretched.
+        """Whether llama.cpp fills an image's tiles up with black, where the model was trained on it stretched.
 
         Args:
             text: the placeholder text of our own preparation, in which the tiles' names tell the grid.
@@ -94,7 +94,7 @@ class PictureRules:
             )
         if not self.settings.do_image_splitting:
             said.append(
-                f"scale pictures to at most {self.max_pixels:,} pixels first (bilinear): the model was trained without "
+                f"scale images to at most {self.max_pixels:,} pixels first (bilinear): the model was trained without "
                 f"tiles, and llama.cpp cuts what has more than {int(self.max_pixels * _TOLERANCE):,} pixels into tiles "
                 "of 512 and cannot be told not to"
             )

@@ -1,6 +1,6 @@
-"""llama.cpp as a runtime of the export gate, through `llama-cpp-python`: its tokenizer, its pictures, its arithmetic.
+"""llama.cpp as a runtime of the export gate, through `llama-cpp-python`: its tokenizer, its images, its arithmetic.
 
-The picture goes in as pixels and the prompt as text; nothing that we computed is used. All answers of a picture hang on
+The image goes in as pixels and the prompt as text; nothing that we computed is used. All answers of an image hang on
 one copy of its prompt's state, which is how llama.cpp itself forks a conversation.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmtune.errors import UserError
-from vlmtune.export.gguf_limits import PictureRules
+from vlmtune.export.gguf_limits import ImageRules
 from vlmtune.export.runtime import Asked
 
 # Answers in one batch, each a sequence of its own.
@@ -29,10 +29,10 @@ _SEQUENCES = 16
 _BATCH = 2048
 _CONTEXT = 8192
 
-_SCALED = "pictures were scaled to one tile's size first"
-_OTHER_SIZE = "pictures have another number of image tokens in llama.cpp"
+_SCALED = "images were scaled to one tile's size first"
+_OTHER_SIZE = "images have another number of image tokens in llama.cpp"
 _OTHER_TOKENS = "prompts are other tokens in llama.cpp"
-_LETTERBOXED = "pictures are cut into tiles with black bars, where the model was trained on them stretched"
+_LETTERBOXED = "images are cut into tiles with black bars, where the model was trained on them stretched"
 _DIFFERENCES = (_SCALED, _OTHER_SIZE, _OTHER_TOKENS, _LETTERBOXED)
 
 
@@ -46,14 +46,14 @@ class LlamaCppRuntime:
 
     Args:
         model_file, projector_file: as `gguf_files.write_gguf` made them.
-        rules: how pictures must be given.
+        rules: how images must be given.
         image_token_id: of our prompts, which the runtime's own are compared with.
 
     Raises:
         UserError: llama.cpp refuses a file.
     """
 
-    def __init__(self, model_file: Path, projector_file: Path, rules: PictureRules, image_token_id: int) -> None:
+    def __init__(self, model_file: Path, projector_file: Path, rules: ImageRules, image_token_id: int) -> None:
         self._llama = importlib.import_module("llama_cpp.llama_cpp")
         self._mtmd = importlib.import_module("llama_cpp.mtmd_cpp")
         self.name = f"llama.cpp (llama-cpp-python {version('llama-cpp-python')})"
@@ -129,10 +129,10 @@ class LlamaCppRuntime:
     @contextmanager
     def _chunks(self, asked: Asked) -> Iterator[Any]:
         """The prompt as llama.cpp cuts it: text, tiles, text."""
-        picture = self._scaled(asked)
-        pixels = picture.tobytes()
+        image = self._scaled(asked)
+        pixels = image.tobytes()
         buffer = (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels)
-        bitmap = self._mtmd.mtmd_bitmap_init(picture.width, picture.height, buffer)
+        bitmap = self._mtmd.mtmd_bitmap_init(image.width, image.height, buffer)
         chunks = self._mtmd.mtmd_input_chunks_init()
         try:
             text = asked.before.encode() + self._mtmd.mtmd_default_marker() + asked.after.encode()
@@ -147,11 +147,11 @@ class LlamaCppRuntime:
             self._mtmd.mtmd_bitmap_free(bitmap)
 
     def _scaled(self, asked: Asked) -> Image.Image:
-        size = self._rules.size_for(asked.picture.height, asked.picture.width)
+        size = self._rules.size_for(asked.image.height, asked.image.width)
         if size is None:
-            return asked.picture
+            return asked.image
         self._differing[_SCALED].add(asked.id)
-        return asked.picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return asked.image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
     def _compare_tokens(self, asked: Asked, chunks: Any) -> None:
         """Note prompts that llama.cpp reads otherwise than the model was trained."""
@@ -168,7 +168,7 @@ class LlamaCppRuntime:
         image = self._image_token_id
         if ids.count(image) != asked.ids.count(image):
             self._differing[_OTHER_SIZE].add(asked.id)
-        if self._rules.is_letterboxed(asked.picture.height, asked.picture.width, asked.processed.text):
+        if self._rules.is_letterboxed(asked.image.height, asked.image.width, asked.processed.text):
             self._differing[_LETTERBOXED].add(asked.id)
         if [token for token in ids if token != image] != [token for token in asked.ids if token != image]:
             self._differing[_OTHER_TOKENS].add(asked.id)

@@ -50,7 +50,7 @@ def export(
     dtype: str,
     output: Path,
     bounds: Bounds,
-    on_picture: Callable[[], None] = lambda: None,
+    on_image: Callable[[], None] = lambda: None,
 ) -> Export:
     """Export a run.
 
@@ -58,7 +58,7 @@ def export(
         subject: the trained run. form, dtype: see `formats`.
         output: the folder to make.
         bounds: what the gate accepts.
-        on_picture: called as the gate goes on.
+        on_image: called as the gate goes on.
 
     Returns:
         Also what was refused; see `Verdict.is_accepted`.
@@ -71,7 +71,7 @@ def export(
     trained = subject.open()
     with _new_folder(output) as partial:
         sentences = form.write(subject, trained, partial, dtype)
-        verdict = _judge(subject, trained, form, partial, bounds, on_picture)
+        verdict = _judge(subject, trained, form, partial, bounds, on_image)
         manifest = Manifest(
             format=form.name,
             task=subject.task,
@@ -109,13 +109,13 @@ def _judge(
     form: Format,
     folder: Path,
     bounds: Bounds,
-    on_picture: Callable[[], None],
+    on_image: Callable[[], None],
 ) -> Verdict:
     runtime = form.runtime(subject, trained, folder)
     try:
         with torch.inference_mode():
             reference = OwnRuntime(trained, "the trained model")
-            return judge(subject, reference, runtime, trained, bounds, on_picture)
+            return judge(subject, reference, runtime, trained, bounds, on_image)
     finally:
         runtime.close()
 
@@ -128,7 +128,7 @@ def _card_facts(
     return CardFacts(
         manifest=manifest,
         verdict=verdict,
-        prompt=prompt.text(question, "<picture>"),
+        prompt=prompt.text(question, "<image>"),
         system=prompt.system,
         user=prompt.user,
         evaluations=subject.evaluations,

@@ -1,6 +1,6 @@
 """What the export gate asks of a runtime, and our own runtime: the trained model's, and the fallback for an export.
 
-In: a held-out picture with its prompt. Out: log-probabilities of given answers, or a greedy answer. The other runtimes
+In: a held-out image with its prompt. Out: log-probabilities of given answers, or a greedy answer. The other runtimes
 are in `transformers_runtime.py` and `llama_runtime.py`.
 """
 
@@ -24,18 +24,18 @@ from vlmtune.text.trie import LabelTrie
 
 @dataclass(frozen=True)
 class Asked:
-    """One held-out picture with its whole prompt, as each runtime wants it.
+    """One held-out image with its whole prompt, as each runtime wants it.
 
     Attributes:
         id: the example's.
-        picture: RGB, upright.
-        processed: the picture as the network takes it.
+        image: RGB, upright.
+        processed: the image as the network takes it.
         ids: the prompt's tokens, one for every image feature.
-        before, after: the prompt's text around the place of the picture.
+        before, after: the prompt's text around the place of the image.
     """
 
     id: str
-    picture: Image.Image = field(repr=False)
+    image: Image.Image = field(repr=False)
     processed: ProcessedImage = field(repr=False)
     ids: list[int] = field(repr=False)
     before: str
@@ -43,11 +43,11 @@ class Asked:
 
 
 class Runtime(Protocol):
-    """A model that can be asked about a picture.
+    """A model that can be asked about an image.
 
     Attributes:
         name: what computes, with its version; for the card.
-        notes: what it does otherwise than the trained model, in sentences; complete once the pictures are through.
+        notes: what it does otherwise than the trained model, in sentences; complete once the images are through.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Runtime(Protocol):
     def notes(self) -> list[str]: ...
 
     def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
-        """Each answer's log-probability: the sum over its tokens, given picture and prompt."""
+        """Each answer's log-probability: the sum over its tokens, given image and prompt."""
         ...
 
     def greedy(self, asked: Asked, end: int, max_new_tokens: int) -> list[int]:

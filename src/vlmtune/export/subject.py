@@ -1,4 +1,4 @@
-"""What an export starts from: the trained model of a run, its task, and held-out pictures to judge the export by."""
+"""What an export starts from: the trained model of a run, its task, and held-out images to judge the export by."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Subject:
         run: its folder. checkpoint: the folder of the adapter that is shipped.
         experiment: with every decision made.
         task: as after training. labels: the closed set, or None for open answers.
-        pictures: held-out examples. split: which split they are from.
+        images: held-out examples. split: which split they are from.
         evaluations: the facts of the run's own evaluations (evaluation.json), newest last.
     """
 
@@ -35,7 +35,7 @@ class Subject:
     experiment: Experiment
     task: TaskSection
     labels: LabelSet | None
-    pictures: list[Example]
+    images: list[Example]
     split: str
     evaluations: list[dict[str, Any]]
 
@@ -55,16 +55,16 @@ class Subject:
         )
 
 
-def open_subject(run: Path, num_pictures: int, overrides: Sequence[str] = ()) -> Subject:
-    """Read a run, or one checkpoint of it, and choose the pictures for the gate.
+def open_subject(run: Path, num_images: int, overrides: Sequence[str] = ()) -> Subject:
+    """Read a run, or one checkpoint of it, and choose the images for the gate.
 
     Args:
         run: a run folder (its best checkpoint is meant) or a checkpoint's folder.
-        num_pictures: how many held-out pictures at most.
+        num_images: how many held-out images at most.
         overrides: KEY=VALUE for the run's configuration, such as another place of the data.
 
     Raises:
-        RunFolderError: not a run, or without a checkpoint. DataError: no held-out pictures.
+        RunFolderError: not a run, or without a checkpoint. DataError: no held-out images.
     """
     folder = find_run(run)
     if folder is None:
@@ -81,8 +81,8 @@ def open_subject(run: Path, num_pictures: int, overrides: Sequence[str] = ()) ->
         experiment=experiment,
         task=experiment.task.after_first_epoch(),
         labels=splits.labels,
-        # A seeded choice, stratified: the first pictures of a split would often be of one class.
-        pictures=subset(held_out, num_pictures, TEST_SEED, "export gate"),
+        # A seeded choice, stratified: the first images of a split would often be of one class.
+        images=subset(held_out, num_images, TEST_SEED, "export gate"),
         split=split,
         evaluations=_evaluations(folder),
     )
@@ -92,7 +92,7 @@ def _held_out(splits: Splits) -> tuple[str, list[Example]]:
     for name, examples in (("test", splits.test), ("validation", splits.validation)):
         if examples:
             return name, examples
-    raise DataError("The experiment has no held-out pictures, by which the export could be judged: no test split.")
+    raise DataError("The experiment has no held-out images, by which the export could be judged: no test split.")
 
 
 def _evaluations(run: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """transformers and PEFT as runtimes of the export gate: they open the exported folder with their own code.
 
 Deliberately plain: the whole prompt and the answer in one sequence, teacher-forced, nothing shared and nothing cached,
-so that a fault of the prefix tree or of the scorer cannot hide. Pictures are prepared by our image processors, since
+so that a fault of the prefix tree or of the scorer cannot hide. Images are prepared by our image processors, since
 transformers' need torchvision; `tests/parity` holds the two equal bit for bit.
 """
 
@@ -29,14 +29,14 @@ class TransformersRuntime:
     """A transformers model, with a PEFT adapter on it or not.
 
     Args:
-        model: of an Auto class. family: which keyword arguments carry a picture.
+        model: of an Auto class. family: which keyword arguments carry an image.
         name: what computes, with versions.
     """
 
     def __init__(self, model: Any, family: str, name: str) -> None:
         self.model = model.eval()
         self.name = name
-        self.notes = ["pictures were prepared by vlmtune's image processor"]
+        self.notes = ["images were prepared by vlmtune's image processor"]
         self._pixels = PIXELS[family]
 
     @classmethod
@@ -143,7 +143,7 @@ def _lfm2_vl_pixels(processed: ProcessedImage, num_rows: int, width: int, prompt
 
 
 def _paligemma_pixels(processed: ProcessedImage, num_rows: int, width: int, prompt: int) -> dict[str, Tensor]:
-    """The one square picture, once for each row; and which tokens see each other in both directions: the prompt's."""
+    """The one square image, once for each row; and which tokens see each other in both directions: the prompt's."""
     ((patches, (rows, columns)),) = processed.tiles
     side = isqrt(patches.shape[1] // 3)
     squares = patches.view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4)
@@ -156,7 +156,7 @@ PIXELS: Mapping[str, Callable[[ProcessedImage, int, int, int], dict[str, Tensor]
     "lfm2_vl": _lfm2_vl_pixels,
     "paligemma": _paligemma_pixels,
 }
-"""Family -> (picture, rows, width of a row, length of the prompt) to the model's keyword arguments."""
+"""Family -> (image, rows, width of a row, length of the prompt) to the model's keyword arguments."""
 
 LOAD_OPTIONS: Mapping[str, Mapping[str, str]] = {
     # Gemma 2 caps its attention scores, which transformers' fused attention leaves out.

@@ -25,7 +25,7 @@ def open_predictor(
     Args:
         model: see `adapters.open.open_adapted`.
         labels: a label set; default: the one the run was trained with.
-        is_question: the pictures will be asked questions, so no label set is needed. Of a run that learned questions
+        is_question: the images will be asked questions, so no label set is needed. Of a run that learned questions
             with a closed list of answers, that list is the label set.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The one way to ask a model about pictures: evaluation, validation inside training, prediction and serving.
+"""The one way to ask a model about images: evaluation, validation inside training, prediction and serving.
 
-In: pictures (and questions). Out: label scores or answers, in order. A picture's prompt is built, tokenised and
+In: images (and questions). Out: label scores or answers, in order. An image's prompt is built, tokenized and
 encoded here and nowhere else; training takes its samples from here too.
 """
 
@@ -31,13 +31,13 @@ Result = TypeVar("Result")
 
 # Decoder rows in one batch: large enough that matrix products run at full rate, small enough for a laptop.
 _BATCH_ROWS = 4096
-# Rows of a label trie that the search for the best label runs for a picture, about.
+# Rows of a label trie that the search for the best label runs for an image, about.
 _SEARCH_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Query:
-    """A picture, and the question about it where the task asks one."""
+    """An image, and the question about it where the task asks one."""
 
     image: ImageSource
     question: str | None = None
@@ -50,7 +50,7 @@ class Query:
 
 
 class HasText(Protocol):
-    """A picture that knows its placeholder text: prepared, or taken from a cache."""
+    """An image that knows its placeholder text: prepared, or taken from a cache."""
 
     @property
     def text(self) -> str: ...
@@ -63,7 +63,7 @@ class Predictor:
         opened: the model with its tokenizer and image processor; put in evaluation mode by each call.
         task: prompts and how labels are listed.
         labels: the closed set, or None for open answers.
-        batch_size: pictures at once; None decides from the length of prompt and labels.
+        batch_size: images at once; None decides from the length of prompt and labels.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Predictor:
 
     @cached_property
     def prefix(self) -> list[int]:
-        """The tokens every prompt of this task begins with; run once for all pictures."""
+        """The tokens every prompt of this task begins with; run once for all images."""
         return [] if self.opened.model.bidirectional_prompt else self.prompt.shared_prefix()
 
     @cached_property
@@ -93,7 +93,7 @@ class Predictor:
             raise UserError(f"task.labels: {error}. Labels must differ in the text the model is shown.") from error
 
     def process(self, query: Query) -> ProcessedImage:
-        """Open and prepare one picture. Raises UnreadableImageError. Safe to call from several threads."""
+        """Open and prepare one image. Raises UnreadableImageError. Safe to call from several threads."""
         return self.opened.processor.process(query.image.open())
 
     def rest_of_prompt(
@@ -110,18 +110,18 @@ class Predictor:
         return self._rest_of_prompt[key]
 
     def encode(self, processed: list[ProcessedImage]) -> list[Tensor]:
-        """float[T, D] features of each picture."""
+        """float[T, D] features of each image."""
         return self.opened.model.encode_images(processed)
 
     def classify(
         self, queries: Iterable[Query], mode: Literal["full", "argmax"] = "full"
     ) -> Iterator[LabelScores | UnreadableImageError]:
-        """The closed-set result of every picture, in order; an unreadable one yields its error.
+        """The closed-set result of every image, in order; an unreadable one yields its error.
 
         Args:
-            queries: pictures.
+            queries: images.
             mode: ``full`` gives every label's log-probability; ``argmax`` the exact winner only, faster, with its
-                unnormalised score as `log_prob`.
+                unnormalized score as `log_prob`.
         """
         assert self.labels is not None
         scorer = LabelScorer(self.opened.model, self.prefix, self.trie)
@@ -160,7 +160,7 @@ class Predictor:
     def answer(
         self, queries: Iterable[Query], sampling: Sampling | None = None
     ) -> Iterator[str | UnreadableImageError]:
-        """An open answer to every question, in order; an unreadable picture yields its error."""
+        """An open answer to every question, in order; an unreadable image yields its error."""
         tokenizer, model = self.opened.tokenizer, self.opened.model
         prefix_state = run_prefix(model.eval(), self.prefix)
         for outcomes, questions in self._batches(queries, 0):
@@ -170,9 +170,9 @@ class Predictor:
             )
 
     def _batches(
-        self, queries: Iterable[Query], rows_per_picture: int
+        self, queries: Iterable[Query], rows_per_image: int
     ) -> Iterator[tuple[list[UnreadableImageError | None], list[Question]]]:
-        """Batches of pictures: for each, its error or None, and the questions of those without."""
+        """Batches of images: for each, its error or None, and the questions of those without."""
         self.opened.model.eval()
         outcomes: list[UnreadableImageError | None] = []
         asked: list[tuple[ImageSource, ProcessedImage, list[int]]] = []
@@ -184,7 +184,7 @@ class Predictor:
                 asked.append((query.image, result, self.rest_of_prompt(result, query.question, query.history)))
             size = self.batch_size
             if size is None:
-                longest = max((len(prompt) for _, _, prompt in asked), default=1) + rows_per_picture
+                longest = max((len(prompt) for _, _, prompt in asked), default=1) + rows_per_image
                 size = max(1, min(128, _BATCH_ROWS // longest))
             if len(outcomes) >= size:
                 yield outcomes, self._questions(asked)
@@ -193,15 +193,15 @@ class Predictor:
             yield outcomes, self._questions(asked)
 
     def _prepared(self, queries: Iterable[Query]) -> Iterator[tuple[Query, ProcessedImage | UnreadableImageError]]:
-        """Every query with its picture, which is opened and prepared once for the questions about it in a row."""
+        """Every query with its image, which is opened and prepared once for the questions about it in a row."""
         groups = (list(group) for _, group in groupby(queries, key=lambda query: query.image))
         for group, result in read_ahead(lambda group: self.process(group[0]), groups, size_of=lambda p: p.num_bytes):
             for query in group:
                 yield query, result
 
     def _questions(self, asked: list[tuple[ImageSource, ProcessedImage, list[int]]]) -> list[Question]:
-        """Encode each picture once, however many questions there are about it."""
-        distinct = {source: picture for source, picture, _ in asked}
+        """Encode each image once, however many questions there are about it."""
+        distinct = {source: image for source, image, _ in asked}
         with torch.inference_mode():
             encoded = self.encode(list(distinct.values())) if asked else []
         features = dict(zip(distinct, encoded, strict=True))
@@ -211,7 +211,7 @@ class Predictor:
 def _fill(
     outcomes: list[UnreadableImageError | None], results: list[Result]
 ) -> Iterator[Result | UnreadableImageError]:
-    """Results back in the order of the pictures, errors in their places."""
+    """Results back in the order of the images, errors in their places."""
     remaining = iter(results)
     for outcome in outcomes:
         yield next(remaining) if outcome is None else outcome

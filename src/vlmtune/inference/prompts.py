@@ -1,6 +1,6 @@
-"""Prompts as the upper levels of a prefix tree: the shared text, each picture once, what is asked about it.
+"""Prompts as the upper levels of a prefix tree: the shared text, each image once, what is asked about it.
 
-In: questions as tokens and picture features. Out: levels, tokens and features in the packed order of `decode`. The
+In: questions as tokens and image features. Out: levels, tokens and features in the packed order of `decode`. The
 scorer, generation and the training step hang their answers on these levels.
 """
 
@@ -19,11 +19,11 @@ from vlmtune.models.state import State
 
 @dataclass
 class Question:
-    """What is asked about one picture.
+    """What is asked about one image.
 
     Attributes:
         ids: the prompt's tokens after the shared prefix, image placeholders included; at least one.
-        features: the picture's float[T, D] features, T placeholders among `ids`. Questions about one picture share
+        features: the image's float[T, D] features, T placeholders among `ids`. Questions about one image share
             its rows if they hold the very same tensor.
     """
 
@@ -36,7 +36,7 @@ class PromptTree:
     """The levels that hold the questions' own parts of the prompt.
 
     Attributes:
-        above: the level of pictures that several questions share, or nothing.
+        above: the level of images that several questions share, or nothing.
         parent: the group of the level above (or of the state, where there is none) that each question continues.
         own: each question's tokens in its own group; at least one.
         ids: of the level above, in packed order.
@@ -51,7 +51,7 @@ class PromptTree:
 
     @classmethod
     def of(cls, model: VisionLanguageModel, questions: Sequence[Question], *, share: bool = True) -> PromptTree:
-        """A picture with what comes before and right after it is run once for all questions about it.
+        """An image with what comes before and right after it is run once for all questions about it.
 
         Not where prompts see themselves whole: there each token before the question depends on the question.
         """
@@ -59,23 +59,23 @@ class PromptTree:
         members: dict[tuple[int, ...], list[int]] = {}
         for number, question in enumerate(questions):
             members.setdefault(tuple(id(features) for features in question.features), []).append(number)
-        pictures = list(members.values())
-        shared = [_num_shared([questions[number].ids for number in group]) for group in pictures]
-        # A shared part holds all of its picture's placeholders, or the questions stand before the picture.
+        images = list(members.values())
+        shared = [_num_shared([questions[number].ids for number in group]) for group in images]
+        # A shared part holds all of its image's placeholders, or the questions stand before the image.
         is_whole = all(
             model.image_token_id not in questions[number].ids[count:]
-            for group, count in zip(pictures, shared, strict=True)
+            for group, count in zip(images, shared, strict=True)
             for number in group
         )
-        if not share or len(pictures) == len(questions) or not is_whole:
+        if not share or len(images) == len(questions) or not is_whole:
             features = [features for question in questions for features in question.features]
             return cls([], [0] * len(questions), [question.ids for question in questions], [], features)
-        picture_of = {number: picture for picture, group in enumerate(pictures) for number in group}
-        first = [questions[group[0]] for group in pictures]
+        image_of = {number: image for image, group in enumerate(images) for number in group}
+        first = [questions[group[0]] for group in images]
         return cls(
             above=[Rows.chains(shared, read_last=0)],
-            parent=[picture_of[number] for number in range(len(questions))],
-            own=[question.ids[shared[picture_of[number]] :] for number, question in enumerate(questions)],
+            parent=[image_of[number] for number in range(len(questions))],
+            own=[question.ids[shared[image_of[number]] :] for number, question in enumerate(questions)],
             ids=[token for question, count in zip(first, shared, strict=True) for token in question.ids[:count]],
             features=[features for question in first for features in question.features],
         )
@@ -98,7 +98,7 @@ def prompt_levels(model: VisionLanguageModel, questions: Sequence[Question]) -> 
 
 @torch.inference_mode()
 def run_prefix(model: VisionLanguageModel, prefix: Sequence[int]) -> State | None:
-    """The decoder's state after a prefix that pictures share; None if there is none."""
+    """The decoder's state after a prefix that images share; None if there is none."""
     if not prefix:
         return None
     embeddings = model.embed(torch.tensor(list(prefix), device=model.device), [])

@@ -1,7 +1,7 @@
 """The closed-set scorer: the exact log-probability of every label, or the exact best label with less work.
 
-A label's score is the sum of its tokens' log-probabilities, end token included, given picture and prompt. The labels
-form a trie; its inner nodes hang on each picture's state as one small tree. Validation inside training, evaluation,
+A label's score is the sum of its tokens' log-probabilities, end token included, given image and prompt. The labels
+form a trie; its inner nodes hang on each image's state as one small tree. Validation inside training, evaluation,
 prediction and serving all come here.
 """
 
@@ -22,12 +22,12 @@ from vlmtune.models.state import State
 from vlmtune.text.trie import LabelTrie
 
 # Nodes that the first wave of the best-first search expands: below this a decoder call costs little more than reading
-# the weights once, so expanding several likely nodes a picture is nearly free. Every later wave expands twice as many:
+# the weights once, so expanding several likely nodes an image is nearly free. Every later wave expands twice as many:
 # where the model is unsure, a few calls that share their rows rule out what many small ones would.
 _FIRST_WAVE = 64
 _LARGEST_WAVE = 4096
 # Rows of one group of trie nodes, about. A group's mask and its attention grow with the square of its rows, and each
-# group takes the picture's keys and values once more: a trie of a thousand labels is cheaper as several groups.
+# group takes the image's keys and values once more: a trie of a thousand labels is cheaper as several groups.
 _FOREST_ROWS = 512
 
 
@@ -41,9 +41,9 @@ class BestLabel:
 
 
 class LabelScorer:
-    """Scores a closed set of labels for pictures that share a prompt.
+    """Scores a closed set of labels for images that share a prompt.
 
-    The prompt's shared prefix is run once, when the first picture comes, and kept. Make a new scorer after the
+    The prompt's shared prefix is run once, when the first image comes, and kept. Make a new scorer after the
     model's weights have changed.
 
     Args:
@@ -86,10 +86,10 @@ class LabelScorer:
         embeddings = torch.cat([prompts, self.model.embed(tokens, [])])
         hidden = self.model.decode(embeddings, levels, self.prefix_state()).hidden
 
-        # Packed order: every picture's last prompt row, then every picture's inner nodes. Node -1 is the root.
-        picture = torch.arange(B)[:, None]
+        # Packed order: every image's last prompt row, then every image's inner nodes. Node -1 is the root.
+        image = torch.arange(B)[:, None]
         parent_row = torch.tensor(edges.parent_row)[None, :]
-        rows = torch.where(parent_row < 0, picture, B + picture * num_inner + parent_row)
+        rows = torch.where(parent_row < 0, image, B + image * num_inner + parent_row)
         log_probs = self._log_probs(hidden, rows.flatten(), torch.tensor(edges.tokens).repeat(B))
         return edges.form_scores(log_probs.view(B, -1))
 
@@ -98,16 +98,16 @@ class LabelScorer:
         """The exact arg-max of `score`, by best-first search.
 
         A label's score only falls as tokens are added, so a finished label that beats every open one's score so far
-        has won. Each wave, twice as large as the last, expands the most promising open nodes of all pictures that are
+        has won. Each wave, twice as large as the last, expands the most promising open nodes of all images that are
         not decided.
         """
         levels, prompts = prompt_levels(self.model, questions)
         decoded = self.model.decode(prompts, levels, self.prefix_state(), want_state=True)
         assert decoded.state is not None
         search = _Search(self._edges, len(questions))
-        pictures = np.arange(len(questions))
-        search.expand(pictures, np.full(len(questions), -1), self._children(decoded.hidden, [-1] * len(questions)))
-        state, in_state = decoded.state, pictures
+        images = np.arange(len(questions))
+        search.expand(images, np.full(len(questions), -1), self._children(decoded.hidden, [-1] * len(questions)))
+        state, in_state = decoded.state, images
         num_rows = np.zeros(len(questions), dtype=np.int64)
         wave = _FIRST_WAVE
         while len(active := search.undecided()):
@@ -230,40 +230,40 @@ def _rows_before(trie: LabelTrie, nodes: Sequence[int]) -> list[int]:
 
 
 class _Search:
-    """Best-first search over the trie, for B pictures at once.
+    """Best-first search over the trie, for B images at once.
 
     A form's bound is the score of the deepest node on its path that has been reached: an upper bound on its score,
     exact once the form is finished. A label's bound sums those of its forms.
     """
 
-    def __init__(self, edges: _Edges, num_pictures: int) -> None:
+    def __init__(self, edges: _Edges, num_images: int) -> None:
         self.edges = edges
-        self.bound = np.zeros((num_pictures, len(edges.form_label)))
-        self.reached = np.zeros((num_pictures, len(edges.form_label)), dtype=np.int64)
+        self.bound = np.zeros((num_images, len(edges.form_label)))
+        self.reached = np.zeros((num_images, len(edges.form_label)), dtype=np.int64)
 
-    def expand(self, pictures: np.ndarray, nodes: np.ndarray, log_probs: Sequence[np.ndarray]) -> None:
-        """Record the log-probabilities of the children of ``nodes[i]`` for picture ``pictures[i]``."""
-        for picture, node, children in zip(pictures, nodes, log_probs, strict=True):
+    def expand(self, images: np.ndarray, nodes: np.ndarray, log_probs: Sequence[np.ndarray]) -> None:
+        """Record the log-probabilities of the children of ``nodes[i]`` for image ``images[i]``."""
+        for image, node, children in zip(images, nodes, log_probs, strict=True):
             for child, log_prob in zip(self.edges.trie.children[int(node)], children, strict=True):
                 forms = self.edges.forms_through[child]
-                self.bound[picture, forms] += float(log_prob)
-                self.reached[picture, forms] += 1
+                self.bound[image, forms] += float(log_prob)
+                self.reached[image, forms] += 1
 
-    def _is_open(self, pictures: slice | int = slice(None)) -> np.ndarray:
-        """bool[B, L], or bool[L] of one picture: labels with an unfinished form."""
-        is_open = self.reached[pictures] < self.edges.form_length
+    def _is_open(self, images: slice | int = slice(None)) -> np.ndarray:
+        """bool[B, L], or bool[L] of one image: labels with an unfinished form."""
+        is_open = self.reached[images] < self.edges.form_length
         padded = np.concatenate([is_open, np.zeros((*is_open.shape[:-1], 1), dtype=bool)], axis=-1)
         return np.asarray(padded[..., self.edges.label_forms].any(-1))
 
     def undecided(self) -> np.ndarray:
-        """int64[A]: pictures whose best label is not finished yet."""
+        """int64[A]: images whose best label is not finished yet."""
         best = self.edges.combine_forms(self.bound).argmax(1)
         return np.flatnonzero(self._is_open()[np.arange(len(best)), best])
 
-    def most_promising(self, picture: int, count: int) -> list[int]:
+    def most_promising(self, image: int, count: int) -> list[int]:
         """About ``count`` open nodes of the labels that could still win, best first."""
-        label_bound = self.edges.combine_forms(self.bound[picture])
-        is_open = self._is_open(picture)
+        label_bound = self.edges.combine_forms(self.bound[image])
+        is_open = self._is_open(image)
         finished = label_bound[~is_open].max(initial=-np.inf)
         nodes: list[int] = []
         is_likeliest = True
@@ -273,7 +273,7 @@ class _Search:
             for form in self.edges.label_forms[label]:
                 if form == len(self.edges.form_label):
                     continue
-                first = self.reached[picture, form] - 1
+                first = self.reached[image, form] - 1
                 # Of the likeliest label the whole rest at once: where the model is sure, one wave finishes it. Of the
                 # others one node, for they will mostly be ruled out by it.
                 last = self.edges.form_length[form] - 1  # the end token's node has no children: it is never run
@@ -283,7 +283,7 @@ class _Search:
         return nodes
 
     def winners(self) -> list[tuple[int, float]]:
-        """(label, score) for each picture."""
+        """(label, score) for each image."""
         bound = self.edges.combine_forms(self.bound)
         best = bound.argmax(1)
         return [(int(label), float(bound[b, label])) for b, label in enumerate(best)]

@@ -1,6 +1,6 @@
 """Connectors: what stands between the vision tower and the decoder, a small family for every model family.
 
-In: a picture's patches as the tower gives them, groups of its layers side by side. Out: image tokens in the decoder's
+In: an image's patches as the tower gives them, groups of its layers side by side. Out: image tokens in the decoder's
 width. `linear` (PaliGemma's) and `mlp` (LFM2-VL's) are trunks; a dense connector (arXiv 2405.13800) is a trunk that
 also reads means of the tower's layers: STI as more tokens, SCI and DCI as more channels.
 """
@@ -215,7 +215,7 @@ def start_random(connector: Connector, generator: torch.Generator) -> None:
 
 
 def respell(image: ProcessedImage, image_token: str, before: Connector, after: Connector) -> ProcessedImage:
-    """A prepared picture whose placeholder text has the tokens of one connector, spelled out for another."""
+    """A prepared image whose placeholder text has the tokens of one connector, spelled out for another."""
     pieces = image.text.split(image_token)  # what stands before, between and after the image tokens
     text, first = pieces[0], 1
     for _, grid in image.tiles:

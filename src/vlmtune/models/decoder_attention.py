@@ -26,7 +26,7 @@ def rope_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dty
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate halves (not neighbouring pairs) of each head: float[R, H, d]."""
+    """Rotate halves (not neighboring pairs) of each head: float[R, H, d]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 

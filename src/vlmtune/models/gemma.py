@@ -5,7 +5,7 @@ Sources: Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118); parameter names a
 `GemmaModel` and `Gemma2Model`. Read bottom-up: norm, embedding, attention, MLP, the two generations' layers, decoder.
 
 Gemma 2 is Gemma with five changes: scores and logits are capped by a tanh, every other layer sees a sliding window,
-what a layer adds is normalised too, queries are scaled by a number of their own, and keys have more heads.
+what a layer adds is normalized too, queries are scaled by a number of their own, and keys have more heads.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _unsupported(values: dict[str, Any], num_layers: int, rope_type: str) -> Ite
 
 
 class GemmaRMSNorm(nn.Module):
-    """Weights are stored as their difference from one, so that weight decay pulls towards the identity."""
+    """Weights are stored as their difference from one, so that weight decay pulls toward the identity."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()

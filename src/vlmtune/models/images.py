@@ -1,4 +1,4 @@
-"""One picture on its way through a network: as the tower takes it, and as the tower gives it to the connector."""
+"""One image on its way through a network: as the tower takes it, and as the tower gives it to the connector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Grid = tuple[int, int]
 class ProcessedImage:
     """Attributes:
     tiles: for each tile, float32[P, patch * patch * 3] patches and their grid.
-    text: the placeholder string of the whole picture, every image token spelled out.
+    text: the placeholder string of the whole image, every image token spelled out.
     num_tokens: image tokens in `text`.
     """
 
@@ -32,7 +32,7 @@ class ProcessedImage:
 
 @dataclass(frozen=True)
 class VisionFeatures:
-    """What the tower makes of one picture and the connector reads.
+    """What the tower makes of one image and the connector reads.
 
     Attributes:
         patches: float[P, C], the patches of all tiles, tile after tile. C is the tower's width, or several times it

@@ -1,4 +1,4 @@
-"""What every model family offers: pictures to features, tokens to embeddings, a prefix tree to hidden states.
+"""What every model family offers: images to features, tokens to embeddings, a prefix tree to hidden states.
 
 `inference/`, `train/` and `serve/` see only this. A family adds a subclass, an image processor and a rename table
 (`registry.py`).
@@ -28,7 +28,7 @@ class Decoded:
     """What a decoder call gives back.
 
     Attributes:
-        hidden: float[N, D], the final (normalised) hidden states of the rows that were marked `read`, in packed order.
+        hidden: float[N, D], the final (normalized) hidden states of the rows that were marked `read`, in packed order.
         state: the state after the last level, if it was asked for.
     """
 
@@ -50,14 +50,14 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
-        """The vision tower: what `connect` reads of each picture."""
+        """The vision tower: what `connect` reads of each image."""
 
     @abstractmethod
     def connect(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
-        """The connector: one float[T, D] a picture, T its `num_tokens`, in the decoder's embedding space."""
+        """The connector: one float[T, D] an image, T its `num_tokens`, in the decoder's embedding space."""
 
     def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:
-        """Tower and connector: one float[T, D] a picture."""
+        """Tower and connector: one float[T, D] an image."""
         return self.connect(self.tower_features(images))
 
     @property
@@ -118,10 +118,10 @@ class VisionLanguageModel(nn.Module, ABC):
         """The configuration as the checkpoint's `config.json` holds it (what `transformers` reads)."""
 
     def embed(self, ids: Tensor, image_features: Sequence[Tensor]) -> Tensor:
-        """Embed tokens, with the features of pictures in the place of their placeholder tokens, in order.
+        """Embed tokens, with the features of images in the place of their placeholder tokens, in order.
 
         Args:
-            ids: int64[R], holding `image_token_id` wherever a row is a picture's.
+            ids: int64[R], holding `image_token_id` wherever a row is an image's.
             image_features: float[T, D] each; together as many rows as there are placeholders.
 
         Returns:

@@ -86,7 +86,7 @@ def _learns(*tensors: Tensor | None) -> bool:
 def _is_fused_faster(x: Tensor) -> bool:
     if x.dtype == torch.float32:
         # Of a few rows, the call itself costs more than the product. And in inference only: the two kernels round
-        # apart, and a resumed run, whose frozen tower may meet its pictures in other batches, must repeat itself.
+        # apart, and a resumed run, whose frozen tower may meet its images in other batches, must repeat itself.
         is_large = x.numel() >= _FUSED_ROWS * x.shape[-1]
         is_wanted = is_large and torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
         return torch._C._has_mkldnn and is_wanted

@@ -131,7 +131,7 @@ class Lfm2ShortConv(nn.Module):
 
 
 class Lfm2Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys, level by level of the tree."""
+    """Grouped-query attention with normalized queries and keys, level by level of the tree."""
 
     def __init__(self, config: Lfm2Config) -> None:
         super().__init__()

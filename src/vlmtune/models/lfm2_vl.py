@@ -94,14 +94,14 @@ class Lfm2Vl(VisionLanguageModel):
         ]
 
     def connect(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
-        tiles = [tile for picture in features for tile in picture.tiles()]
+        tiles = [tile for image in features for tile in image.tiles()]
         tokens: list[Tensor] = [torch.empty(0)] * len(tiles)
         for grid, members in group_by_grid(grid for _, grid in tiles).items():
             projected = self.model.multi_modal_projector(torch.stack([tiles[i][0] for i in members]), grid)
             for tile, own in zip(members, projected.unbind(0), strict=True):
                 tokens[tile] = own
         by_tile = iter(tokens)
-        return [torch.cat(list(islice(by_tile, len(picture.grids)))) for picture in features]
+        return [torch.cat(list(islice(by_tile, len(image.grids)))) for image in features]
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.model.language_model.embed_tokens(ids)

@@ -1,7 +1,7 @@
-"""LFM2-VL's image processing with Pillow and torch: a picture to patches and placeholder text.
+"""LFM2-VL's image processing with Pillow and torch: an image to patches and placeholder text.
 
-In: an RGB picture. Out: `ProcessedImage`. Equal, bit for bit, to transformers' `Lfm2VlImageProcessor` and to the
-placeholder text of its `Lfm2VlProcessor`, which need torchvision. Called for every picture, in training too, from
+In: an RGB image. Out: `ProcessedImage`. Equal, bit for bit, to transformers' `Lfm2VlImageProcessor` and to the
+placeholder text of its `Lfm2VlProcessor`, which need torchvision. Called for every image, in training too, from
 several threads at once.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlmtune.errors import UserError
 from vlmtune.models.images import Grid, ProcessedImage
-from vlmtune.models.pixels import RESAMPLING, normalisation, read_settings, resize, to_picture, to_pixels, write_json
+from vlmtune.models.pixels import RESAMPLING, normalization, read_settings, resize, to_image, to_pixels, write_json
 
 _IMAGE, _START, _END = "<image>", "<|image_start|>", "<|image_end|>"
 _THUMBNAIL = "<|img_thumbnail|>"
@@ -40,7 +40,7 @@ class Lfm2VlImageSettings:
     encoder_patch_size: int = 16
     tile_size: int = 512
     max_pixels_tolerance: float = 2.0
-    """A picture is cut into tiles when it has more than this many times the pixels of `max_image_tokens`."""
+    """An image is cut into tiles when it has more than this many times the pixels of `max_image_tokens`."""
     resample: int = 2
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
@@ -71,7 +71,7 @@ class Lfm2VlImageSettings:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What becomes of pictures of one size: sizes in pixels as (height, width), tiles as (rows, columns)."""
+    """What becomes of images of one size: sizes in pixels as (height, width), tiles as (rows, columns)."""
 
     size: tuple[int, int]
     tiles: tuple[int, int] | None
@@ -80,7 +80,7 @@ class _Layout:
 
 
 class Lfm2VlImageProcessor:
-    """Cuts pictures into patches. Holds no state but its settings.
+    """Cuts images into patches. Holds no state but its settings.
 
     Args:
         settings: the checkpoint's; the defaults are those of transformers.
@@ -89,7 +89,7 @@ class Lfm2VlImageProcessor:
     def __init__(self, settings: Lfm2VlImageSettings | None = None) -> None:
         self.settings = settings or Lfm2VlImageSettings()
         patch = self.settings.encoder_patch_size
-        mean, std = normalisation(self.settings)
+        mean, std = normalization(self.settings)
         self._mean, self._std = mean.repeat(patch * patch), std.repeat(patch * patch)
 
     @classmethod
@@ -135,7 +135,7 @@ class Lfm2VlImageProcessor:
         write_json(folder / "processor_config.json", processor)
 
     def process(self, image: Image.Image) -> ProcessedImage:
-        """Resize, cut and normalise one picture. Thread-safe.
+        """Resize, cut and normalize one image. Thread-safe.
 
         Args:
             image: any mode; what is not RGB is converted by Pillow.
@@ -157,13 +157,13 @@ class Lfm2VlImageProcessor:
         return ProcessedImage(tiles=tiles, text=layout.text, num_tokens=layout.num_tokens)
 
     def restore(self, patches: Tensor, grid: Grid) -> Image.Image:
-        """A tile of `process` as a picture again: what the network is shown, to look at."""
+        """A tile of `process` as an image again: what the network is shown, to look at."""
         (rows, columns), patch = grid, self.settings.encoder_patch_size
         pixels = patches.view(rows, columns, patch, patch, 3).transpose(1, 2)
-        return to_picture(pixels.reshape(rows * patch, columns * patch, 3), self.settings)
+        return to_image(pixels.reshape(rows * patch, columns * patch, 3), self.settings)
 
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Image tokens of a picture of this size in pixels, without looking at it."""
+        """Image tokens of an image of this size in pixels, without looking at it."""
         return _layout(self.settings, height, width).num_tokens
 
     def _patches(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -183,7 +183,7 @@ class Lfm2VlImageProcessor:
 
 @lru_cache(maxsize=4096)
 def _layout(settings: Lfm2VlImageSettings, height: int, width: int) -> _Layout:
-    """Plan a picture of ``height`` × ``width`` pixels: pure arithmetic, in the reference's words."""
+    """Plan an image of ``height`` × ``width`` pixels: pure arithmetic, in the reference's words."""
     size = smart_resize(settings, height, width)
     patch, factor = settings.encoder_patch_size, settings.downsample_factor
     whole = math.ceil(size[0] // patch / factor) * math.ceil(size[1] // patch / factor)
@@ -210,9 +210,9 @@ def _layout(settings: Lfm2VlImageSettings, height: int, width: int) -> _Layout:
 
 
 def smart_resize(settings: Lfm2VlImageSettings, height: int, width: int) -> tuple[int, int]:
-    """The (height, width) in pixels that one tile of the whole picture gets.
+    """The (height, width) in pixels that one tile of the whole image gets.
 
-    Whole image tokens along both sides, between the least and the most tokens, as near the picture's shape as may be.
+    Whole image tokens along both sides, between the least and the most tokens, as near the image's shape as may be.
     A strip much longer than wide is at least one token wide, and may so exceed the most tokens, as in the reference.
     """
     factor = settings.encoder_patch_size * settings.downsample_factor
@@ -238,7 +238,7 @@ def _is_too_large(settings: Lfm2VlImageSettings, height: int, width: int) -> boo
 
 
 def _tile_grid(settings: Lfm2VlImageSettings, height: int, width: int) -> tuple[int, int]:
-    """The (rows, columns) of tiles whose shape is nearest; of equally near ones, the largest the picture half fills."""
+    """The (rows, columns) of tiles whose shape is nearest; of equally near ones, the largest the image half fills."""
     candidates = _tile_grids(settings.min_tiles, settings.max_tiles)
     best, least = (1, 1), float("inf")
     for rows, columns in candidates:

@@ -1,6 +1,6 @@
 """PaliGemma (arXiv 2407.07726) and PaliGemma 2 (arXiv 2412.03555): SigLIP tower, linear connector, Gemma decoder.
 
-A prefix-LM: picture and prompt see each other in both directions, the answer follows causally. Parameter names are
+A prefix-LM: image and prompt see each other in both directions, the answer follows causally. Parameter names are
 those of `transformers`' `PaliGemmaForConditionalGeneration`; the head is tied to the embedding.
 """
 
@@ -89,7 +89,7 @@ class PaliGemma(VisionLanguageModel):
         self.model = PaliGemmaModel(config)
 
     def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
-        # Every picture has the one size, so all are one batch.
+        # Every image has the one size, so all are one batch.
         patches = torch.stack([image.tiles[0][0] for image in images]).to(self.device, non_blocking=True)
         encoded = self.model.vision_tower.read(patches, self.connector.shape.groups)
         return [
@@ -98,7 +98,7 @@ class PaliGemma(VisionLanguageModel):
         ]
 
     def connect(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
-        patches = torch.stack([picture.patches for picture in features])
+        patches = torch.stack([image.patches for image in features])
         return list(self.connector(patches, features[0].grids[0]).unbind(0))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""PaliGemma's image processing: every picture resized to the checkpoint's one square size, and cut into patches.
+"""PaliGemma's image processing: every image resized to the checkpoint's one square size, and cut into patches.
 
-In: a picture. Out: `ProcessedImage`, one tile. Equal, bit for bit, to transformers' `SiglipImageProcessor`, which needs
+In: an image. Out: `ProcessedImage`, one tile. Equal, bit for bit, to transformers' `SiglipImageProcessor`, which needs
 torchvision. Levels go to [-1, 1]: ImageNet statistics would be another network's.
 """
 
@@ -19,11 +19,11 @@ from vlmtune.errors import UserError, WeightsError
 from vlmtune.models.images import Grid, ProcessedImage
 from vlmtune.models.pixels import (
     RESAMPLING,
-    normalisation,
+    normalization,
     read_json,
     read_settings,
     resize,
-    to_picture,
+    to_image,
     to_pixels,
     write_json,
 )
@@ -38,7 +38,7 @@ class PaliGemmaImageSettings:
     size: int = 224
     """Pixels a side; the file holds {"height": …, "width": …}."""
     image_seq_length: int = 256
-    """Image tokens of a picture: its patches."""
+    """Image tokens of an image: its patches."""
     resample: int = 3
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
@@ -58,7 +58,7 @@ class PaliGemmaImageSettings:
 
 
 class PaliGemmaImageProcessor:
-    """Resizes and cuts pictures. Holds no state but its settings; safe to use from several threads.
+    """Resizes and cuts images. Holds no state but its settings; safe to use from several threads.
 
     Args:
         settings: the checkpoint's; the defaults are those of the 224-pixel ones.
@@ -79,7 +79,7 @@ class PaliGemmaImageProcessor:
                 f"preprocessor_config.json: resample {self.settings.resample} is not known; known: 2 (bilinear), "
                 "3 (bicubic)."
             )
-        self._mean, self._std = normalisation(self.settings)
+        self._mean, self._std = normalization(self.settings)
 
     @classmethod
     def from_folder(cls, folder: Path | str, **overrides: Any) -> PaliGemmaImageProcessor:
@@ -97,7 +97,7 @@ class PaliGemmaImageProcessor:
         given = sorted(f"model.{key}" for key, value in overrides.items() if value is not None)
         if given:
             raise UserError(
-                f"{', '.join(given)}: a PaliGemma takes every picture at the one size it was trained at. Leave "
+                f"{', '.join(given)}: a PaliGemma takes every image at the one size it was trained at. Leave "
                 "it out; for more detail choose a checkpoint of 448 or 896 pixels as model.base."
             )
         _, values = read_settings(folder)
@@ -125,7 +125,7 @@ class PaliGemmaImageProcessor:
         write_json(Path(folder) / "preprocessor_config.json", {**kind, "do_resize": True, **values})
 
     def process(self, image: Image.Image) -> ProcessedImage:
-        """Resize (whatever its shape: nothing is cropped or padded), normalise and cut one picture of any mode."""
+        """Resize (whatever its shape: nothing is cropped or padded), normalize and cut one image of any mode."""
         size, side, patch = self.settings.size, self.settings.side, self.settings.patch_size
         pixels = resize(to_pixels(image), (size, size), self.settings.resample)
         used = self._levels(pixels[: side * patch, : side * patch])
@@ -134,13 +134,13 @@ class PaliGemmaImageProcessor:
         return ProcessedImage(tiles=[(patches, (side, side))], text=_IMAGE * side**2, num_tokens=side**2)
 
     def restore(self, patches: Tensor, grid: Grid) -> Image.Image:
-        """A tile of `process` as a picture again: what the network is shown, to look at."""
+        """A tile of `process` as an image again: what the network is shown, to look at."""
         (rows, columns), patch = grid, self.settings.patch_size
         pixels = patches.view(rows, columns, 3, patch, patch).permute(0, 3, 1, 4, 2)
-        return to_picture(pixels.reshape(rows * patch, columns * patch, 3), self.settings)
+        return to_image(pixels.reshape(rows * patch, columns * patch, 3), self.settings)
 
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Image tokens of a picture of this size in pixels: the same for all."""
+        """Image tokens of an image of this size in pixels: the same for all."""
         return self.settings.image_seq_length
 
     def _levels(self, pixels: Tensor) -> Tensor:

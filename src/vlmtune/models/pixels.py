@@ -1,6 +1,6 @@
-"""What the families' image processors share: pixels of a picture, resizing as torchvision does it, settings files.
+"""What the families' image processors share: pixels of an image, resizing as torchvision does it, settings files.
 
-Called by `lfm2_vl_images.py` and `paligemma_images.py`, for every picture and from several threads at once.
+Called by `lfm2_vl_images.py` and `paligemma_images.py`, for every image and from several threads at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, which a checkpoint's `resample` uses, and torch's names."""
 
 
-class Normalisation(Protocol):
+class Normalization(Protocol):
     """The settings that say how levels 0 to 255 become what the network takes; names are the checkpoint's."""
 
     @property
@@ -40,7 +40,7 @@ class Normalisation(Protocol):
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """A picture of any mode as uint8[H, W, 3]; what is not RGB is converted by Pillow."""
+    """An image of any mode as uint8[H, W, 3]; what is not RGB is converted by Pillow."""
     return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB")))
 
 
@@ -58,7 +58,7 @@ def resize(pixels: Tensor, size: tuple[int, int], resample: int) -> Tensor:
     return resized[0].permute(1, 2, 0).contiguous()
 
 
-def normalisation(settings: Normalisation) -> tuple[Tensor, Tensor]:
+def normalization(settings: Normalization) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel in levels 0 to 255, float32[3] each.
 
     The rescaling is folded into them in transformers' order of operations: another would differ in the last bit.
@@ -69,10 +69,10 @@ def normalisation(settings: Normalisation) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def to_picture(levels: Tensor, settings: Normalisation) -> Image.Image:
-    """float32[H, W, 3] as the network takes it -> the picture, normalisation undone: for people to look at."""
+def to_image(levels: Tensor, settings: Normalization) -> Image.Image:
+    """float32[H, W, 3] as the network takes it -> the image, normalization undone: for people to look at."""
     if settings.do_normalize:
-        mean, std = normalisation(settings)
+        mean, std = normalization(settings)
         levels = levels * std + mean
     elif settings.do_rescale:
         levels = levels / settings.rescale_factor

@@ -35,7 +35,7 @@ _SMALL_MODEL = 100_000_000
 
 
 class ImageProcessor(Protocol):
-    """A picture to what the network takes."""
+    """An image to what the network takes."""
 
     def process(self, image: Image.Image) -> ProcessedImage: ...
 
@@ -178,7 +178,7 @@ def build_on_meta(config: dict[str, Any], origin: str = "config.json") -> Vision
 
 
 class _NoRandomStart(TorchFunctionMode):
-    """Skips the initialisation of parameters that a checkpoint will fill.
+    """Skips the initialization of parameters that a checkpoint will fill.
 
     Drawing numbers on the meta device draws nothing, yet makes torch import its compiler: seconds at every start.
     """

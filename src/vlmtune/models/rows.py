@@ -1,6 +1,6 @@
 """The shape of a prefix tree, as those who build one say it: new rows, and what each of them hangs on.
 
-A *row* is one token position. Rows come in *groups*: a group is a chain (a prompt, a picture with its text, an
+A *row* is one token position. Rows come in *groups*: a group is a chain (a prompt, an image with its text, an
 answer) or a small tree (the nodes of a label trie) that continues one group of what came before. A row attends to its
 ancestors and itself, never to a sibling; the short convolution reads a row's *own* ancestors' inputs. Several `Rows`
 in one call are the levels of one tree: each hangs on the level before it, and the first hangs on a `State`.

@@ -1,4 +1,4 @@
-"""SigLIP vision tower: square pictures of one fixed size as a grid of patches.
+"""SigLIP vision tower: square images of one fixed size as a grid of patches.
 
 In: patches. Out: a feature for every patch. Source: SigLIP (arXiv 2303.15343); parameter names are those of
 `transformers`' `SiglipVisionModel`. Its transformer is the one that SigLIP 2 kept, and is taken from there.
@@ -79,7 +79,7 @@ class SiglipVisionModel(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, patches: Tensor, intermediates: list[Tensor] | None = None) -> Tensor:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             patches: float32[B, P, channels * patch * patch], row-major over the grid, channels first in a patch.

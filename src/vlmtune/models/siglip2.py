@@ -1,4 +1,4 @@
-"""SigLIP2 NaFlex vision tower: pictures of any aspect ratio as a grid of patches.
+"""SigLIP2 NaFlex vision tower: images of any aspect ratio as a grid of patches.
 
 In: patches of one grid shape. Out: a feature for every patch. Source: SigLIP 2 (arXiv 2502.14786);
 parameter names are those of `transformers`' `Siglip2VisionModel`.
@@ -39,7 +39,7 @@ class Siglip2Config(ModelConfig):
 
 
 class Siglip2Embeddings(nn.Module):
-    """Linear patch embedding plus position embeddings resized to the picture's grid."""
+    """Linear patch embedding plus position embeddings resized to the image's grid."""
 
     def __init__(self, config: Siglip2Config) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Siglip2VisionModel(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, patches: Tensor, grid: tuple[int, int], intermediates: list[Tensor] | None = None) -> Tensor:
-        """Encode pictures that share one grid shape, so that nothing is padded.
+        """Encode images that share one grid shape, so that nothing is padded.
 
         Args:
             patches: float32[B, P, patch * patch * channels], row-major over the grid.

@@ -193,7 +193,7 @@ def save_hf(
         tensors: instead of the model's own parameters (a merged state).
         dtype: to cast to; None keeps each tensor's.
         tokenizer, processor: write their files; without one, its files are copied from ``copy_from``.
-        copy_from: the folder the model came from: generation settings and licence are taken from there too.
+        copy_from: the folder the model came from: generation settings and license are taken from there too.
         max_shard_bytes: a larger model is split into shards with an index.
 
     Raises:

@@ -26,9 +26,9 @@ def _temperature(figures: dict[str, Any]) -> list[str]:
     helps = figures["nll_after"] < figures["nll_before"]
     outcome = "improves" if helps else "does not improve"
     return [
-        f"The best temperature on {w.count(figures['num_validation'])} validation pictures is {w.number(value, 2)}: "
+        f"The best temperature on {w.count(figures['num_validation'])} validation images is {w.number(value, 2)}: "
         f"there {meaning}.",
-        f"On these pictures it {outcome} the loss ({w.number(figures['nll_before'])} to "
+        f"On these images it {outcome} the loss ({w.number(figures['nll_before'])} to "
         f"{w.number(figures['nll_after'])}; calibration error {w.percent(figures['ece_before'])} to "
         f"{w.percent(figures['ece_after'])}). "
         "No prediction changes.",
@@ -39,26 +39,26 @@ def _sets(conformal: dict[str, Any], num_validation: int, num_examples: int) -> 
     wanted = conformal["wanted_coverage"]
     low, high = expected_coverage(num_validation, num_examples, wanted)
     sentences = [f"Instead of one label, as many as it takes to hold the true one {w.percent(wanted, 0)} of the time."]
-    for method, name in (("lac", "the smallest sets (LAC)"), ("aps", "sets that adapt to each picture (APS)")):
+    for method, name in (("lac", "the smallest sets (LAC)"), ("aps", "sets that adapt to each image (APS)")):
         figures = conformal[method]
         if figures["threshold"] is None:
-            sentences.append(f"For {name} there are too few validation pictures: every label is in every set.")
+            sentences.append(f"For {name} there are too few validation images: every label is in every set.")
             continue
         held = (
             f"{w.percent(figures['coverage'])} of {name} do, with {w.number(figures['mean_size'], 2)} labels on average"
         )
         if figures["coverage"] < low:
-            held += f": fewer than chance explains (from {w.percent(low)} on), so these pictures differ from validation"
+            held += f": fewer than chance explains (from {w.percent(low)} on), so these images differ from validation"
         sentences.append(f"{held}.")
     sentences.append(
-        f"With {w.count(num_validation)} validation pictures, a promise of {w.percent(wanted, 0)} means "
+        f"With {w.count(num_validation)} validation images, a promise of {w.percent(wanted, 0)} means "
         f"{w.percent(low)} to {w.percent(high)}; more of them narrow it."
     )
     return sentences
 
 
 def expected_coverage(num_validation: int, num_examples: int, wanted: float) -> tuple[float, float]:
-    """The middle 95 % of coverage on a test of this size, where the threshold came from so many validation pictures.
+    """The middle 95 % of coverage on a test of this size, where the threshold came from so many validation images.
 
     Beta-binomial (Angelopoulos and Bates 2021, arXiv 2107.07511, section 3.2): the promise is kept on average over
     validation sets; this one may be a lucky or an unlucky one.
@@ -74,6 +74,6 @@ def _abstention(name: str, figures: dict[str, Any]) -> list[str]:
         return [f"No threshold on validation makes {wanted} of the answers right."]
     return [
         f"Answering only when {name} states {w.percent(figures['threshold'])} or more (fitted for {wanted} right), it "
-        f"answers {w.percent(figures['answered_share'])} of the pictures and is right on "
+        f"answers {w.percent(figures['answered_share'])} of the images and is right on "
         f"{w.percent(figures['precision'])} of those (95% interval {w.interval(figures['precision_interval'])})."
     ]

@@ -12,7 +12,7 @@ from vlmtune.evaluate.compare import align, figures_of, same_examples
 from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation
 from vlmtune.evaluate.statistics import adjust, paired_test
 from vlmtune.report import wording as w
-from vlmtune.report.charts import SUBJECT_COLOUR
+from vlmtune.report.charts import SUBJECT_COLOR
 
 _SERIES = {"floor": "s0", "reference": "s1", "ceiling": "s4"}
 
@@ -23,7 +23,7 @@ def against(ceilings: dict[str, Any], run: Path, subject: Evaluation | None) -> 
     Args:
         ceilings: what `ceilings.json` holds.
         run: the folder it lies in.
-        subject: the evaluation of the model in question; rows measured on other pictures have no test.
+        subject: the evaluation of the model in question; rows measured on other images have no test.
     """
     rows: list[dict[str, Any]] = []
     tested: list[dict[str, Any]] = []
@@ -43,7 +43,7 @@ def against(ceilings: dict[str, Any], run: Path, subject: Evaluation | None) -> 
     if subject is not None and tested:
         figures = figures_of(subject)
         keys = ("accuracy", "accuracy_interval", "num_correct", "num_unreadable", "nll")
-        told = {"key": "subject", "name": subject.name, "kind": "subject", "series": SUBJECT_COLOUR, "pair": None}
+        told = {"key": "subject", "name": subject.name, "kind": "subject", "series": SUBJECT_COLOR, "pair": None}
         told |= {key: figures[key] for key in keys}
         rows.append({**told, "seconds": subject.facts.get("seconds"), "setting": ""})
     rows.sort(key=lambda row: float(row["accuracy"]))
@@ -64,10 +64,10 @@ def findings(ceilings: dict[str, Any]) -> list[str]:
         looks = blind["pair"]["is_significant"] and blind["pair"]["difference"] > 0
         verdict = "it looks at them" if looks else "it cannot be shown to look at them"
         sentences.append(
-            f"With every picture replaced by grey, {blind['name'].split(',')[0].lower()} is right on "
+            f"With every image replaced by gray, {blind['name'].split(',')[0].lower()} is right on "
             f"{w.percent(blind['accuracy'])} instead of {w.percent(subject['accuracy'])}: {verdict}."
         )
-    for key, name in (("linear-probe", "A linear probe"), ("neighbours", "k-NN")):
+    for key, name in (("linear-probe", "A linear probe"), ("neighbors", "k-NN")):
         row = rows.get(key)
         if not row:
             continue
@@ -85,5 +85,5 @@ def findings(ceilings: dict[str, Any]) -> list[str]:
             verdict = "is significantly worse: the vision tower sees what the answers do not yet use"
         sentences.append(f"{reached}; {subject['name']} {verdict} ({span}; {w.p_value(pair['p_holm'])}).")
     if ceilings["limit"]:
-        sentences.append(f"Only {w.count(ceilings['limit'])} pictures were measured, by request (limit).")
+        sentences.append(f"Only {w.count(ceilings['limit'])} images were measured, by request (limit).")
     return sentences

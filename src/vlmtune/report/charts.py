@@ -15,15 +15,15 @@ from vlmtune.report.svg import Canvas, Plot, Point, smoothed, thinned
 from vlmtune.report.wording import count, interval, number, percent, shortened
 
 MOST_CLASSES = 120
-SUBJECT_COLOUR = "s2"
+SUBJECT_COLOR = "s2"
 _ROW = 46
 
 
-def colours(baselines: Sequence[bool]) -> list[str]:
-    """A CSS class a run: grey for a baseline, the strongest colour for the last run, which the page is about."""
+def colors(baselines: Sequence[bool]) -> list[str]:
+    """A CSS class a run: gray for a baseline, the strongest color for the last run, which the page is about."""
     others = cycle(("s1", "s3", "s4", "s5"))
     given = ["s0" if is_baseline else next(others) for is_baseline in baselines]
-    return [*given[:-1], SUBJECT_COLOUR] if given else []
+    return [*given[:-1], SUBJECT_COLOR] if given else []
 
 
 def bars(entries: Sequence[dict[str, Any]], description: str, chance: float | None = None) -> Markup:
@@ -104,20 +104,20 @@ def sweep(figures: dict[str, Any]) -> Markup:
     upper.curve([(line["step"], line["accuracy"]) for line in logged], "curve dashed s0")
     for average in averages:
         upper.level(average["accuracy"], f"{average['name']}: {percent(average['accuracy'])}")
-    upper.curve([(step, accuracy) for step, accuracy, *_ in told], f"curve {SUBJECT_COLOUR}")
+    upper.curve([(step, accuracy) for step, accuracy, *_ in told], f"curve {SUBJECT_COLOR}")
     for step, accuracy, low, high in told:
-        upper.whisker(step, low, high, f"error strong {SUBJECT_COLOUR}")
+        upper.whisker(step, low, high, f"error strong {SUBJECT_COLOR}")
         title = f"step {step:g}: {percent(accuracy)} ({interval([low, high])})"
-        canvas.dot(upper.x(step), upper.y(accuracy), 3.6, f"dot {SUBJECT_COLOUR}", title)
+        canvas.dot(upper.x(step), upper.y(accuracy), 3.6, f"dot {SUBJECT_COLOR}", title)
     losses = [(p["step"], p["nll"]) for p in points if p["nll"] is not None]
     background = [(line["step"], line["loss"]) for line in logged if line.get("loss") is not None]
     top = max((y for _, y in [*losses, *background] if math.isfinite(y)), default=1.0)
     lower = Plot("", steps, (0, top * 1.08), canvas=canvas, band=(266, 396))
     lower.axes("optimizer step", "loss (NLL)", count, lambda v: f"{v:g}")
     lower.curve([p for p in background if math.isfinite(p[1])], "curve dashed s0")
-    lower.curve(losses, f"curve {SUBJECT_COLOUR}")
+    lower.curve(losses, f"curve {SUBJECT_COLOR}")
     for step, loss in losses:
-        canvas.dot(lower.x(step), lower.y(loss), 3.2, f"dot {SUBJECT_COLOUR}", f"step {step:g}: {number(loss)}")
+        canvas.dot(lower.x(step), lower.y(loss), 3.2, f"dot {SUBJECT_COLOR}", f"step {step:g}: {number(loss)}")
     for step, word, css in ((figures["best_step"], "best", "s2"), (figures["stop_step"], "sufficed", "s3")):
         if word == "best" or step != figures["best_step"]:
             accuracy = next(p["accuracy"] for p in points if p["step"] == step)
@@ -130,33 +130,33 @@ def sweep(figures: dict[str, Any]) -> Markup:
 
 
 def study(figures: dict[str, Any]) -> Markup:
-    """Test accuracy against the number of training pictures (logarithmic), a dot a seed, bars of the whole interval."""
+    """Test accuracy against the number of training images (logarithmic), a dot a seed, bars of the whole interval."""
     points = figures["points"]
     nums = [math.log10(p["num_train"]) for p in points]
     margin = 0.08 * (max(nums) - min(nums)) or 0.5
     base = figures["base"]
     seen = [end for p in points for end in p["interval"]] + ([base["accuracy"]] if base else [])
     x_range = (min(nums) - margin, max(nums) + margin)
-    plot = Plot("Accuracy against training pictures", x_range, _round_range(seen, 0.1), 680, 380)
-    plot.axes("training pictures (logarithmic)", "test accuracy", lambda v: count(10**v), lambda v: percent(v, 0), nums)
+    plot = Plot("Accuracy against training images", x_range, _round_range(seen, 0.1), 680, 380)
+    plot.axes("training images (logarithmic)", "test accuracy", lambda v: count(10**v), lambda v: percent(v, 0), nums)
     if base:
         plot.level(base["accuracy"], f"without training: {percent(base['accuracy'])}")
-    plot.curve([(x, p["accuracy"]) for x, p in zip(nums, points, strict=True)], f"curve {SUBJECT_COLOUR}")
+    plot.curve([(x, p["accuracy"]) for x, p in zip(nums, points, strict=True)], f"curve {SUBJECT_COLOR}")
     for x, point in zip(nums, points, strict=True):
-        plot.whisker(x, point["interval"][0], point["interval"][1], f"error strong {SUBJECT_COLOUR}")
+        plot.whisker(x, point["interval"][0], point["interval"][1], f"error strong {SUBJECT_COLOR}")
         for end in point["interval"]:
             y = plot.y(end)
-            plot.canvas.line(plot.x(x) - 5, y, plot.x(x) + 5, y, f"error strong {SUBJECT_COLOUR}")
+            plot.canvas.line(plot.x(x) - 5, y, plot.x(x) + 5, y, f"error strong {SUBJECT_COLOR}")
         for run in point["runs"]:
             title = f"seed {run['seed']}: {percent(run['accuracy'])}"
             plot.canvas.dot(plot.x(x) + 13, plot.y(run["accuracy"]), 3, "dot s3", title)
-        title = f"{count(point['num_train'])} pictures: {percent(point['accuracy'])} ({interval(point['interval'])})"
-        plot.canvas.dot(plot.x(x), plot.y(point["accuracy"]), 4.4, f"dot {SUBJECT_COLOUR}", title)
+        title = f"{count(point['num_train'])} images: {percent(point['accuracy'])} ({interval(point['interval'])})"
+        plot.canvas.dot(plot.x(x), plot.y(point["accuracy"]), 4.4, f"dot {SUBJECT_COLOR}", title)
     return plot.canvas.render()
 
 
 def reliability(series: Sequence[dict[str, Any]]) -> Markup:
-    """Accuracy against confidence in bins of equally many pictures. series: {"series", "bins"}."""
+    """Accuracy against confidence in bins of equally many images. series: {"series", "bins"}."""
     plot = Plot("Accuracy against stated confidence", (0, 1), (0, 1), height=330)
     plot.axes("stated probability", "share right", lambda v: percent(v, 0), lambda v: percent(v, 0))
     plot.curve([(0, 0), (1, 1)], "ideal")
@@ -166,7 +166,7 @@ def reliability(series: Sequence[dict[str, Any]]) -> Markup:
             if b["accuracy_interval"]:
                 low, high = b["accuracy_interval"]
                 plot.whisker(b["confidence"], low, high, f"error {entry['series']}")
-            title = f"{b['count']} pictures: stated {percent(b['confidence'])}, right {percent(b['accuracy'])}"
+            title = f"{b['count']} images: stated {percent(b['confidence'])}, right {percent(b['accuracy'])}"
             plot.canvas.dot(plot.x(b["confidence"]), plot.y(b["accuracy"]), 3.6, f"dot {entry['series']}", title)
     return plot.canvas.render()
 
@@ -233,7 +233,7 @@ def class_bar(recall: float | None, span: Sequence[float] | None) -> Markup:
         return Markup("")
     canvas = Canvas(100, 12, f"recall {number(recall, 2)}, interval {number(span[0], 2)} to {number(span[1], 2)}")
     canvas.rect(0, 3, 100, 6, "track", radius=2)
-    canvas.rect(0, 3, 100 * recall, 6, f"bar {SUBJECT_COLOUR}", radius=2)
+    canvas.rect(0, 3, 100 * recall, 6, f"bar {SUBJECT_COLOR}", radius=2)
     canvas.line(100 * span[0], 6, 100 * span[1], 6, "whisker")
     return canvas.render()
 

@@ -49,7 +49,7 @@ def _number(value: Any) -> float | None:
 
 
 def _counts(data: Any) -> str:
-    """How many pictures of each split were used, and of how many where that differs."""
+    """How many images of each split were used, and of how many where that differs."""
     splits = (data or {}).get("splits") or {}
     told = []
     for name, split in splits.items():

@@ -46,7 +46,7 @@ def style(name: str) -> str:
 
 
 def palette() -> dict[str, str]:
-    """The light theme's colours by name, for what cannot read a style sheet: {"s2": "#2563a8", …}."""
+    """The light theme's colors by name, for what cannot read a style sheet: {"s2": "#2563a8", …}."""
     return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", style("chart.css")))
 
 

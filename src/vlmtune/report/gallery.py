@@ -1,4 +1,4 @@
-"""The pictures a report shows: mistakes with what the model took them for, and what could not be read."""
+"""The images a report shows: mistakes with what the model took them for, and what could not be read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def note(evaluation: Evaluation) -> str:
     shown = sum(example in stored for example in table.ids[~table.correct & table.readable])
     right = len(stored) - shown
     if not stored:
-        return f"{wrong} mistakes; this evaluation stored no pictures."
+        return f"{wrong} mistakes; this evaluation stored no images."
     if shown == wrong:
         return f"All {wrong} mistakes, the surest first, and {right} right answers for comparison."
     return f"{shown} of {wrong} mistakes (the surest), and {right} right answers for comparison."

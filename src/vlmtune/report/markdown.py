@@ -1,4 +1,4 @@
-"""report.md: the findings as text, to paste into an issue or a README; the charts beside it as pictures."""
+"""report.md: the findings as text, to paste into an issue or a README; the charts beside it as images."""
 
 from __future__ import annotations
 

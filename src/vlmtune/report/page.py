@@ -12,7 +12,7 @@ from vlmtune.report.files import style
 
 
 def to_html(template: str, **content: Any) -> str:
-    """A page as text: styles, script, charts and pictures inside.
+    """A page as text: styles, script, charts and images inside.
 
     Args:
         template: a file in templates/ that extends page.html.jinja.

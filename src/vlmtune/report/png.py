@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.report.charts import SUBJECT_COLOUR, heatmap_classes
+from vlmtune.report.charts import SUBJECT_COLOR, heatmap_classes
 from vlmtune.report.files import palette
 from vlmtune.report.svg import smoothed, thinned
 from vlmtune.report.wording import count, percent, shortened
 
-_COLOURS = palette()
-_INK, _GRID = _COLOURS["soft"], _COLOURS["line"]
+_COLORS = palette()
+_INK, _GRID = _COLORS["soft"], _COLORS["line"]
 _DPI = 150
 
 
@@ -42,15 +42,15 @@ def sweep(path: Path, figures: dict[str, Any]) -> Path:
     """Accuracy and loss of every checkpoint, as `charts.sweep` draws them."""
     points, logged = figures["checkpoints"], figures["during_training"]
     figure, axes = _figure(7.2, 4.8, rows=2)
-    tint, steps = _COLOURS[SUBJECT_COLOUR], [point["step"] for point in points]
+    tint, steps = _COLORS[SUBJECT_COLOR], [point["step"] for point in points]
     for axis, key, name in zip(axes, ("accuracy", "nll"), ("accuracy", "loss (NLL)"), strict=True):
         behind = [(line["step"], line["loss" if key == "nll" else key]) for line in logged]
         if behind:
-            axis.plot(*zip(*behind, strict=True), color=_COLOURS["s0"], linewidth=1, linestyle=(0, (2, 2)))
+            axis.plot(*zip(*behind, strict=True), color=_COLORS["s0"], linewidth=1, linestyle=(0, (2, 2)))
         axis.plot(steps, [point[key] for point in points], color=tint, linewidth=1.8, marker="o", markersize=4)
         axis.axvline(figures["best_step"], color=tint, linewidth=0.8, linestyle=(0, (3, 3)))
         if figures["stop_step"] != figures["best_step"]:
-            axis.axvline(figures["stop_step"], color=_COLOURS["s3"], linewidth=0.8, linestyle=(0, (3, 3)))
+            axis.axvline(figures["stop_step"], color=_COLORS["s3"], linewidth=0.8, linestyle=(0, (3, 3)))
         axis.set_xlim(0, 1.02 * figures["num_steps"])
         axis.set_ylabel(name, fontsize=9, color=_INK)
     for average in figures.get("averages", []):
@@ -69,7 +69,7 @@ def sweep(path: Path, figures: dict[str, Any]) -> Path:
 
 
 def study(path: Path, figures: dict[str, Any]) -> Path:
-    """Accuracy against training pictures, as `charts.study` draws it."""
+    """Accuracy against training images, as `charts.study` draws it."""
     points = figures["points"]
     figure, (axis,) = _figure(7.2, 4.0)
     nums, means = [p["num_train"] for p in points], [p["accuracy"] for p in points]
@@ -78,12 +78,12 @@ def study(path: Path, figures: dict[str, Any]) -> Path:
     for index, point in enumerate(points):
         accuracies = [run["accuracy"] for run in point["runs"]]
         label = "one seed" if not index else None
-        axis.plot([point["num_train"]] * len(accuracies), accuracies, ".", color=_COLOURS["s3"], alpha=0.6, label=label)
+        axis.plot([point["num_train"]] * len(accuracies), accuracies, ".", color=_COLORS["s3"], alpha=0.6, label=label)
     axis.errorbar(
         nums,
         means,
         yerr=_errors(points, "interval"),
-        color=_COLOURS[SUBJECT_COLOUR],
+        color=_COLORS[SUBJECT_COLOR],
         linewidth=1.8,
         marker="o",
         markersize=5,
@@ -95,7 +95,7 @@ def study(path: Path, figures: dict[str, Any]) -> Path:
     axis.minorticks_off()
     axis.set_ylim(top=min(1.0, axis.get_ylim()[1]))
     axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-    axis.set_xlabel("training pictures (logarithmic)", fontsize=9, color=_INK)
+    axis.set_xlabel("training images (logarithmic)", fontsize=9, color=_INK)
     axis.set_ylabel("test accuracy", fontsize=9, color=_INK)
     axis.legend(frameon=False, fontsize=8.5)
     return _save(figure, path)
@@ -105,7 +105,7 @@ def search_history(path: Path, search: dict[str, Any]) -> Path:
     """Validation accuracy of every trial in the order they ran, and the best so far."""
     trials = sorted((t for t in search["trials"] if t["accuracy"] is not None), key=lambda trial: trial["number"])
     figure, (axis,) = _figure(7.2, 4.0)
-    tint = _COLOURS[SUBJECT_COLOUR]
+    tint = _COLORS[SUBJECT_COLOR]
     kinds = (("finished", "trained to the end", {"color": tint}), ("pruned", "pruned", {"mec": tint, "mfc": "white"}))
     for outcome, name, style in kinds:
         points = [(trial["number"], trial["accuracy"]) for trial in trials if trial["outcome"] == outcome]
@@ -117,7 +117,7 @@ def search_history(path: Path, search: dict[str, Any]) -> Path:
         best = np.maximum.accumulate([trial["accuracy"] for trial in finished])
         last = max(trial["number"] for trial in search["trials"])
         axis.step(
-            [*numbers, last], [*best, best[-1]], where="post", color=_COLOURS["s3"], linewidth=1.4, label="best so far"
+            [*numbers, last], [*best, best[-1]], where="post", color=_COLORS["s3"], linewidth=1.4, label="best so far"
         )
         ring = next(trial for trial in finished if trial["number"] == search["best"])
         axis.plot(ring["number"], ring["accuracy"], "o", markersize=12, fillstyle="none", color=tint)
@@ -126,7 +126,7 @@ def search_history(path: Path, search: dict[str, Any]) -> Path:
     digits = 1 if high - low < 0.05 else 0
     axis.yaxis.set_major_formatter(lambda value, _: percent(value, digits))
     axis.set_xlabel("trial", fontsize=9, color=_INK)
-    axis.set_ylabel(f"validation accuracy ({count(search['num_validation'])} pictures)", fontsize=9, color=_INK)
+    axis.set_ylabel(f"validation accuracy ({count(search['num_validation'])} images)", fontsize=9, color=_INK)
     axis.legend(frameon=False, fontsize=8.5, loc="best")
     return _save(figure, path)
 
@@ -135,7 +135,7 @@ def search_importance(path: Path, importance: dict[str, float]) -> Path:
     """The share that each key explains, the largest on top."""
     ranked = sorted(importance.items(), key=lambda item: item[1], reverse=True)
     figure, (axis,) = _figure(6.4, 0.42 * len(ranked) + 0.9)
-    axis.barh(range(len(ranked)), [share for _, share in ranked], 0.6, color=_COLOURS[SUBJECT_COLOUR])
+    axis.barh(range(len(ranked)), [share for _, share in ranked], 0.6, color=_COLORS[SUBJECT_COLOR])
     for row, (_, share) in enumerate(ranked):
         axis.text(share + 0.012, row, percent(share, 0), va="center", fontsize=9, color=_INK)
     axis.set(xlim=(0, 1.12), yticks=range(len(ranked)), yticklabels=[_plain(key) for key, _ in ranked])
@@ -173,7 +173,7 @@ def _bars(path: Path, entries: list[dict[str, Any]], chance: float | None) -> Pa
     for row, entry in enumerate(entries):
         accuracy = entry["accuracy"] or 0.0
         low, high = entry["accuracy_interval"] or (accuracy, accuracy)
-        axis.barh(row, accuracy, 0.55, color=_COLOURS[entry["series"]])
+        axis.barh(row, accuracy, 0.55, color=_COLORS[entry["series"]])
         axis.errorbar(accuracy, row, xerr=[[accuracy - low], [high - accuracy]], color=_INK, capsize=3, linewidth=1.2)
         axis.text(min(high + 0.012, 1.02), row, percent(accuracy), va="center", fontsize=9, color=_INK)
     if chance:
@@ -189,7 +189,7 @@ def _bars(path: Path, entries: list[dict[str, Any]], chance: float | None) -> Pa
 def _training(path: Path, training: list[dict[str, Any]]) -> Path:
     figure, (left, right) = _figure(9, 3.2, 2)
     for run in training:
-        tint = _COLOURS[run["series"]]
+        tint = _COLORS[run["series"]]
         if run["loss"]:
             points = thinned(run["loss"])
             left.plot(*zip(*points, strict=True), color=tint, linewidth=0.7, alpha=0.35)
@@ -218,7 +218,7 @@ def _confusion(path: Path, figures: dict[str, Any]) -> Path:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(11.0, max(4.4, 0.32 * len(rows) + 1.6))
     figure, (axis,) = _figure(side, side)
-    blues = LinearSegmentedColormap.from_list("right", ["white", _COLOURS["s2"]])
+    blues = LinearSegmentedColormap.from_list("right", ["white", _COLORS["s2"]])
     axis.imshow(np.sqrt(share), cmap=blues, vmin=0, vmax=1)
     size = 8.5 if len(rows) <= 30 else max(3.5, 300 / len(rows))
     axis.set_xticks(range(len(rows)), labels, rotation=90, fontsize=size)
@@ -244,7 +244,7 @@ def _reliability(path: Path, view: dict[str, Any]) -> Path:
             axis.plot(
                 x,
                 y,
-                color=_COLOURS[run["series"]],
+                color=_COLORS[run["series"]],
                 marker="o",
                 markersize=3.5,
                 linewidth=1.2,

@@ -27,12 +27,12 @@ def render(run_folder: Path | str, baseline: Path | str | None = None) -> Path:
     """Write the report of one run into its folder; nothing but that folder is read.
 
     Args:
-        run_folder: what `vlmtune train` wrote. Evaluations of the same pictures as the newest stand side by side.
+        run_folder: what `vlmtune train` wrote. Evaluations of the same images as the newest stand side by side.
         baseline: an evaluation folder elsewhere to compare with, shown first.
 
     Returns:
         The path of report.html. Raises RunFolderError for a folder that is not a run or is damaged, DataError when
-        the baseline was measured on other pictures.
+        the baseline was measured on other images.
     """
     run_folder = Path(run_folder)
     run = read_run(run_folder)
@@ -52,15 +52,15 @@ def render_comparison(
     title: str,
     runs: Sequence[Path | str] = (),
 ) -> Path:
-    """Write a report of several evaluations of the same pictures.
+    """Write a report of several evaluations of the same images.
 
     Args:
         evaluation_folders: in the order shown, the baseline first; the last is the subject of the page.
         output: a folder, or the path of the .html file; the other files go beside it.
-        runs: run folders whose training curves are drawn. A run named as its evaluation shares its colour.
+        runs: run folders whose training curves are drawn. A run named as its evaluation shares its color.
 
     Returns:
-        The path of the page. Raises DataError for evaluations of different pictures.
+        The path of the page. Raises DataError for evaluations of different images.
     """
     output = Path(output)
     page = output if output.suffix == ".html" else output / PAGE
@@ -89,7 +89,7 @@ def _write(page: Path, view: dict[str, Any]) -> Path:
 
 
 def _for_machines(view: dict[str, Any]) -> dict[str, Any]:
-    """The view without pictures and without what only the page needs."""
+    """The view without images and without what only the page needs."""
     gallery = [{key: value for key, value in card.items() if key != "image"} for card in view["gallery"]]
     training = [{key: run[key] for key in ("name", "validation_rows", "best")} for run in view["training"]]
     kept = {key: value for key, value in view.items() if key not in ("main", "main_run", "tables")}

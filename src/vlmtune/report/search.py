@@ -55,7 +55,7 @@ def findings(search: dict[str, Any]) -> list[str]:
         return [*sentences, "No trial was trained to the end, so there is no best configuration."]
     sentences.append(
         f"The best, trial {best['number']}, is right on {w.percent(best['accuracy'])} of "
-        f"{w.count(search['num_validation'])} validation pictures (95% interval "
+        f"{w.count(search['num_validation'])} validation images (95% interval "
         f"{w.interval(accuracy_interval(best, search))}): {_point(best)}."
     )
     baseline = next((trial for trial in search["trials"] if trial["number"] == search["baseline"]), None)
@@ -74,7 +74,7 @@ def findings(search: dict[str, Any]) -> list[str]:
 def _against(search: dict[str, Any]) -> list[str]:
     """How far the best stands from the runner-up, and what the choice of the best does to its figure."""
     warning = (
-        f"The best of {len(search['trials'])} measurements on the same pictures is partly the luckiest: only the test "
+        f"The best of {len(search['trials'])} measurements on the same images is partly the luckiest: only the test "
         "split, which no trial saw, says how good it is."
     )
     against = search["against"]
@@ -82,13 +82,13 @@ def _against(search: dict[str, Any]) -> list[str]:
         return [warning]
     told = (
         f"Against trial {against['runner_up']}, the runner-up, it differs by {w.points(against['difference'])} points "
-        f"on the same pictures (95% interval {w.points_interval(against['interval'])}; {w.p_value(against['p_value'])})"
+        f"on the same images (95% interval {w.points_interval(against['interval'])}; {w.p_value(against['p_value'])})"
     )
     if against["p_value"] < SIGNIFICANCE:
         return [f"{told}: significantly better.", warning]
-    few = search["num_validation"] < w.FEW_PICTURES
+    few = search["num_validation"] < w.FEW_IMAGES
     more = " There are few: a larger data.validation_fraction would tell more." if few else ""
-    return [f"{told}: not significant, so these pictures do not tell which is better.{more}", warning]
+    return [f"{told}: not significant, so these images do not tell which is better.{more}", warning]
 
 
 def _importance_sentence(search: dict[str, Any]) -> str:

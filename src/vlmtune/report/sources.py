@@ -66,7 +66,7 @@ def read_run(folder: Path | str) -> RunRecord:
 def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
     """The evaluations of a run that may stand side by side, baseline first, then by time; and the names left out.
 
-    The newest test evaluation decides which pictures the report is about; those of other pictures are left out.
+    The newest test evaluation decides which images the report is about; those of other images are left out.
     """
     return _side_by_side([read_evaluation(path) for path in _evaluations(run_folder, vqa=False)], same_examples)
 

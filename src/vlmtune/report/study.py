@@ -29,11 +29,11 @@ def write_study(folder: Path, study: dict[str, Any]) -> Path:
     write_text(folder / "charts" / "study.svg", standalone(chart, style("chart.css"), palette()))
     png.study(folder / "charts" / "study.png", study)
     parts = [
-        f"# {w.plain(study['name'])}: accuracy by training pictures",
+        f"# {w.plain(study['name'])}: accuracy by training images",
         " ".join(w.plain(sentence) for sentence in told),
-        "![Accuracy against training pictures](charts/study.png)",
+        "![Accuracy against training images](charts/study.png)",
         shown["points"].markdown(),
-        "## From each number of pictures to the next",
+        "## From each number of images to the next",
         shown["steps"].markdown(),
         "## Runs",
         shown["runs"].markdown(),
@@ -52,45 +52,45 @@ def findings(study: dict[str, Any]) -> list[str]:
     points = study["points"]
     last = points[-1]
     sentences = [
-        f"Trained on {w.count(last['num_train'])} pictures, {study['model']} is right on {w.percent(last['accuracy'])} "
-        f"of {w.count(study['num_examples'])} {study['split']} pictures (95% interval {w.interval(last['interval'])}; "
+        f"Trained on {w.count(last['num_train'])} images, {study['model']} is right on {w.percent(last['accuracy'])} "
+        f"of {w.count(study['num_examples'])} {study['split']} images (95% interval {w.interval(last['interval'])}; "
         f"mean of {w.counted(len(last['runs']), 'seed')})."
     ]
     for step in study["steps"]:
         start = "no training" if not step["num_first"] else w.count(step["num_first"])
         verdict = "significant" if step["is_significant"] else "not significant"
         sentences.append(
-            f"From {start} to {w.count(step['num_second'])} pictures: {w.points(step['difference'])} points "
+            f"From {start} to {w.count(step['num_second'])} images: {w.points(step['difference'])} points "
             f"(95% interval {w.points_interval(step['interval'])}), {verdict}."
         )
     if len(study["seeds"]) == 1:
         sentences.append(
-            "With one seed the intervals do not cover another draw of training pictures: use --seeds 3 or more."
+            "With one seed the intervals do not cover another draw of training images: use --seeds 3 or more."
         )
     finished = sum(len(point["runs"]) for point in points)
     if finished < study["num_planned"]:
         sentences.append(f"{finished} of {study['num_planned']} runs are finished: run the command again to go on.")
     if study["limit"]:
-        sentences.append(f"Only {w.count(study['limit'])} pictures were measured, by request (limit).")
+        sentences.append(f"Only {w.count(study['limit'])} images were measured, by request (limit).")
     return sentences
 
 
 def intervals(study: dict[str, Any]) -> str:
     """What the intervals cover."""
     if len(study["seeds"]) == 1:
-        return "Intervals: 95% over the draw of test pictures (Wilson)."
+        return "Intervals: 95% over the draw of test images (Wilson)."
     return (
-        "Intervals: 95% over seeds (Student's t: training pictures drawn, their order, LoRA's start) and over the draw "
-        "of test pictures (Wilson), combined. Significance is Bonferroni-adjusted over the steps. Keys that the "
-        "experiment leaves out are decided for each number of pictures."
+        "Intervals: 95% over seeds (Student's t: training images drawn, their order, LoRA's start) and over the draw "
+        "of test images (Wilson), combined. Significance is Bonferroni-adjusted over the steps. Keys that the "
+        "experiment leaves out are decided for each number of images."
     )
 
 
 def point_table(study: dict[str, Any]) -> Table:
-    """A study's curve: a row a number of training pictures."""
+    """A study's curve: a row a number of training images."""
     columns = (
-        "share of all | #training pictures | #test pictures | #seeds | #mean accuracy | ~95% interval "
-        "| ~over seeds | ~over test pictures | #lowest | #highest"
+        "share of all | #training images | #test images | #seeds | #mean accuracy | ~95% interval "
+        "| ~over seeds | ~over test images | #lowest | #highest"
     )
     rows = []
     for point in study["points"]:
@@ -125,7 +125,7 @@ def step_table(study: dict[str, Any]) -> Table:
         ]
         for step in study["steps"]
     ]
-    return table("from | #to training pictures | #test pictures | #points | ~95% interval | significant", rows)
+    return table("from | #to training images | #test images | #points | ~95% interval | significant", rows)
 
 
 def run_table(study: dict[str, Any]) -> Table:
@@ -144,5 +144,5 @@ def run_table(study: dict[str, Any]) -> Table:
         for point in study["points"]
         for run in point["runs"]
     ]
-    columns = "run | #training pictures | #seed | #test pictures | #accuracy | ~95% interval | #steps | #training time"
+    columns = "run | #training images | #seed | #test images | #accuracy | ~95% interval | #steps | #training time"
     return table(columns, rows)

@@ -1,4 +1,4 @@
-"""Small SVG drawings: a canvas, axes, ticks. Colours come from the page's CSS, so a chart follows its theme."""
+"""Small SVG drawings: a canvas, axes, ticks. Colors come from the page's CSS, so a chart follows its theme."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Range = tuple[float, float]
 
 
 class Canvas:
-    """Collects SVG elements. Classes instead of colours: the style sheet of the page decides."""
+    """Collects SVG elements. Classes instead of colors: the style sheet of the page decides."""
 
     def __init__(self, width: float, height: float, description: str) -> None:
         self.width, self.height, self.description = width, height, description
@@ -129,17 +129,17 @@ class Plot:
         self.canvas.line(self.x(x), self.y(low), self.x(x), self.y(high), css)
 
 
-def standalone(chart: Markup, css: str, colours: Mapping[str, str]) -> str:
+def standalone(chart: Markup, css: str, colors: Mapping[str, str]) -> str:
     """A chart as a file of its own, on a white ground.
 
     Args:
         css: the page's style sheet of charts.
-        colours: of its variables; put in as plain values, since drawing programs know no variables.
+        colors: of its variables; put in as plain values, since drawing programs know no variables.
     """
     _, _, rules = css.partition("}")  # the first rule declares the variables
-    plain = re.sub(r"var\(--([\w-]+)\)", lambda match: colours[match[1]], rules)
+    plain = re.sub(r"var\(--([\w-]+)\)", lambda match: colors[match[1]], rules)
     start, _, rest = str(chart).removeprefix("<svg ").partition(">")
-    ground = f'<rect width="100%" height="100%" fill="{colours["card"]}"/>'
+    ground = f'<rect width="100%" height="100%" fill="{colors["card"]}"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {start}><style>{plain}</style>{ground}{rest}\n'
 
 
@@ -156,7 +156,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
-    """At most `most` points, each the mean of neighbours: a long run's curve without a megabyte of path."""
+    """At most `most` points, each the mean of neighbors: a long run's curve without a megabyte of path."""
     if len(points) <= most:
         return list(points)
     edges = [round(index * len(points) / most) for index in range(most + 1)]
@@ -165,7 +165,7 @@ def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
 
 
 def smoothed(points: Sequence[Point], share: float = 0.05) -> list[Point]:
-    """A centred moving mean over a share of the curve, shorter at the ends."""
+    """A centered moving mean over a share of the curve, shorter at the ends."""
     reach = max(1, round(len(points) * share))
     values = [y for _, y in points]
     result = []

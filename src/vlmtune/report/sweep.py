@@ -54,7 +54,7 @@ def advice(sweep: dict[str, Any]) -> list[str]:
     last = sweep["checkpoints"][-1]
     sentences = [
         f"Of {w.counted(len(points), 'checkpoint')}, step {w.count(best['step'])} is the best on "
-        f"{w.count(sweep['num_examples'])} {sweep['split']} pictures: {w.percent(best['accuracy'])} "
+        f"{w.count(sweep['num_examples'])} {sweep['split']} images: {w.percent(best['accuracy'])} "
         f"(95% interval {w.interval(best['accuracy_interval'])})."
     ]
     if len(points) == 1:
@@ -80,13 +80,13 @@ def advice(sweep: dict[str, Any]) -> list[str]:
     sentences += [_average_sentence(average, best) for average in sweep.get("averages", [])]
     if len(points) > 1:
         sentences.append(
-            "The best of several measurements is partly the luckiest one; not significant means that these pictures "
+            "The best of several measurements is partly the luckiest one; not significant means that these images "
             "do not tell, not that there is no difference."
         )
     if sweep["split"] == "test":
         sentences.append("A checkpoint chosen here must not be reported with its accuracy here: choose on validation.")
     if sweep["limit"]:
-        sentences.append(f"Only {w.count(sweep['limit'])} pictures were measured, by request (limit).")
+        sentences.append(f"Only {w.count(sweep['limit'])} images were measured, by request (limit).")
     return sentences
 
 

@@ -50,7 +50,7 @@ class Table:
 
 
 def table(columns: str, rows: Sequence[Sequence[str | Cell]], main: int | None = None) -> Table:
-    """A table from a line of column names: "run | #pictures | ~interval | ^bar" (# number, ~ span, ^ drawing)."""
+    """A table from a line of column names: "run | #images | ~interval | ^bar" (# number, ~ span, ^ drawing)."""
     kinds: dict[str, Literal["number", "span", "drawing"]] = {"#": "number", "~": "span", "^": "drawing"}
     parsed = []
     for part in columns.split("|"):
@@ -73,5 +73,5 @@ def without_empty(full: Table) -> Table:
 
 
 def limited(num: int | None, limit: int | None) -> str:
-    """How many pictures, and whether that is fewer than the split has."""
+    """How many images, and whether that is fewer than the split has."""
     return w.count(num) + (" (limit)" if limit else "")

@@ -16,8 +16,8 @@ from vlmtune.report.table import Cell, Table, limited, table, without_empty
 def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
     """Evaluations side by side, as `evaluate.compare.describe` gives them; the last is the subject."""
     columns = (
-        "run | #pictures | #right | #accuracy | ~95% interval | #macro F1 | #balanced | #top 3 | #NLL | #ECE "
-        "| #time a picture | #time in all | #tokens a picture"
+        "run | #images | #right | #accuracy | ~95% interval | #macro F1 | #balanced | #top 3 | #NLL | #ECE "
+        "| #time an image | #time in all | #tokens an image"
     )
     rows = [
         [
@@ -31,7 +31,7 @@ def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
             w.percent((run["top_k"] or {}).get("3")),
             w.number(run["nll"]),
             w.percent(run["ece"]),
-            w.per_picture(run["seconds_per_example"]),
+            w.per_image(run["seconds_per_example"]),
             w.duration(run["seconds"]),
             w.count(run["num_tokens"]),
         ]
@@ -44,7 +44,7 @@ def pairs(comparison: dict[str, Any]) -> Table:
     """Paired tests, as `evaluate.compare.compare` gives them."""
     limits = {run["name"]: run["limit"] for run in comparison["runs"]}
     columns = (
-        "from → to | #pictures | #points | ~95% interval | #became right | #became wrong | #McNemar mid-p, Holm "
+        "from → to | #images | #points | ~95% interval | #became right | #became wrong | #McNemar mid-p, Holm "
         "| significant | #macro F1"
     )
     rows = [
@@ -66,7 +66,7 @@ def pairs(comparison: dict[str, Any]) -> Table:
 
 def classes(per_class: Sequence[dict[str, Any]]) -> Table:
     """Recall, precision and F1 by class, with intervals."""
-    columns = "class | #pictures | #recall | ~95% interval | ^ | #precision | ~95% interval | #F1"
+    columns = "class | #images | #recall | ~95% interval | ^ | #precision | ~95% interval | #F1"
     rows = [
         [
             entry["label"],
@@ -94,7 +94,7 @@ def confusions(entries: Sequence[dict[str, Any]]) -> Table:
         ]
         for entry in entries
     ]
-    return table("truth | taken for | #pictures | #share of the class", rows)
+    return table("truth | taken for | #images | #share of the class", rows)
 
 
 def loss(training: Sequence[dict[str, Any]]) -> Table:
@@ -126,7 +126,7 @@ def reliability(entries: Sequence[dict[str, Any]]) -> Table:
         for entry in entries
         for b in entry["bins"]
     ]
-    return table("run | #pictures | #stated | #right | ~95% interval", rows)
+    return table("run | #images | #stated | #right | ~95% interval", rows)
 
 
 def risk_coverage(evaluations: Sequence[dict[str, Any]], num_rows: int = 20) -> Table:
@@ -143,7 +143,7 @@ def risk_coverage(evaluations: Sequence[dict[str, Any]], num_rows: int = 20) -> 
 def checkpoints(sweep: dict[str, Any]) -> Table:
     """A sweep: every checkpoint and every average of some, each with its paired test against the best checkpoint."""
     columns = (
-        "step | #pictures | #accuracy | ~95% interval | #NLL | #ECE | #points from the best | ~95% interval "
+        "step | #images | #accuracy | ~95% interval | #NLL | #ECE | #points from the best | ~95% interval "
         "| #McNemar mid-p, Holm | worse than the best | #time"
     )
     averages = sweep.get("averages", [])
@@ -174,7 +174,7 @@ def unreadable(entries: Sequence[dict[str, str]]) -> Table:
 def ceilings(shown: dict[str, Any]) -> Table:
     """Floors and ceilings beside the model in question, as `report.ceilings.against` gives them."""
     columns = (
-        "what | #pictures | #accuracy | ~95% interval | #points of the model above it | ~95% interval "
+        "what | #images | #accuracy | ~95% interval | #points of the model above it | ~95% interval "
         "| #McNemar mid-p, Holm | #time | setting"
     )
     rows = [
@@ -212,14 +212,14 @@ def calibrations(evaluations: Sequence[dict[str, Any]]) -> Table:
                 w.percent(figures["ece_after"]),
             ]
         )
-    columns = "run | #pictures | #fitted on | #temperature | #NLL before | #after | #ECE before | #after"
+    columns = "run | #images | #fitted on | #temperature | #NLL before | #after | #ECE before | #after"
     return table(columns, rows)
 
 
 def label_sets(evaluations: Sequence[dict[str, Any]]) -> Table:
     """Conformal sets: how often they hold the truth, and how many labels that takes."""
     columns = (
-        "run | method | #pictures | #wanted | #holds the truth | ~95% interval | #labels in a set | #sets of one label"
+        "run | method | #images | #wanted | #holds the truth | ~95% interval | #labels in a set | #sets of one label"
     )
     rows = []
     for run in evaluations:
@@ -229,7 +229,7 @@ def label_sets(evaluations: Sequence[dict[str, Any]]) -> Table:
             rows.append(
                 [
                     run["name"],
-                    method.upper() + ("" if figures["threshold"] is not None else " (too few validation pictures)"),
+                    method.upper() + ("" if figures["threshold"] is not None else " (too few validation images)"),
                     limited(run["num_examples"], run["limit"]),
                     w.percent(conformal["wanted_coverage"], 0),
                     w.percent(figures["coverage"]),
@@ -258,5 +258,5 @@ def abstentions(evaluations: Sequence[dict[str, Any]]) -> Table:
                 w.interval(figures["precision_interval"]),
             ]
         )
-    columns = "run | #pictures | #wanted right | #answer from | #answered | #right among them | ~95% interval"
+    columns = "run | #images | #wanted right | #answer from | #answered | #right among them | ~95% interval"
     return table(columns, rows)

@@ -11,9 +11,9 @@ from vlmtune.report.svg import thinned
 
 
 def training_view(run: RunRecord, shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Curves of one run, in the colour of the evaluation with its name where there is one."""
+    """Curves of one run, in the color of the evaluation with its name where there is one."""
     by_name = {entry["name"]: entry["series"] for entry in shown}
-    fallback = shown[-1]["series"] if shown else charts.SUBJECT_COLOUR
+    fallback = shown[-1]["series"] if shown else charts.SUBJECT_COLOR
     loss = [(line["step"], line["loss"]) for line in run.train if line.get("loss") is not None]
     validation = [line for line in run.validation if line.get("accuracy") is not None]
     return {

@@ -25,10 +25,10 @@ def build(
 ) -> dict[str, Any]:
     """Everything the page shows. Evaluations stand in the order shown; the last is the subject of the page.
 
-    Raises DataError when the evaluations are not of the same pictures.
+    Raises DataError when the evaluations are not of the same images.
     """
-    colours = charts.colours([is_baseline(evaluation) for evaluation in evaluations])
-    shown = [_run_view(series, evaluation) for series, evaluation in zip(colours, evaluations, strict=True)]
+    colors = charts.colors([is_baseline(evaluation) for evaluation in evaluations])
+    shown = [_run_view(series, evaluation) for series, evaluation in zip(colors, evaluations, strict=True)]
     comparison = compare(evaluations) if len(evaluations) > 1 else None
     main = shown[-1]["metrics"] if shown else None
     subject = evaluations[-1] if evaluations else None

@@ -1,4 +1,4 @@
-"""What a report on questions says: official accuracy with intervals over pictures, by type, mistakes with questions.
+"""What a report on questions says: official accuracy with intervals over images, by type, mistakes with questions.
 
 In: evaluations of the same questions. Out: a view as `view.build` gives for labels, and its charts.
 """
@@ -33,9 +33,9 @@ def build_vqa(
 
     Raises DataError when the evaluations are not of the same questions.
     """
-    colours = charts.colours([is_baseline(evaluation) for evaluation in evaluations])
+    colors = charts.colors([is_baseline(evaluation) for evaluation in evaluations])
     shown = [
-        {"series": series, **describe_vqa(evaluation)} for series, evaluation in zip(colours, evaluations, strict=True)
+        {"series": series, **describe_vqa(evaluation)} for series, evaluation in zip(colors, evaluations, strict=True)
     ]
     subject, main = evaluations[-1], shown[-1]
     is_known = main["accuracy"] is not None
@@ -109,7 +109,7 @@ def _mistakes(gallery: Sequence[dict[str, Any]]) -> Table | None:
 
 
 def _summary(main: dict[str, Any], comparison: dict[str, Any] | None) -> list[str]:
-    about = f"{w.counted(main['num_pictures'], 'picture')}"
+    about = f"{w.counted(main['num_images'], 'image')}"
     if main["accuracy"] is None:
         return [
             f"{main['name']} answered {w.counted(main['num_examples'], 'question')} about {about}. The true answers "
@@ -119,7 +119,7 @@ def _summary(main: dict[str, Any], comparison: dict[str, Any] | None) -> list[st
     sentences = [
         f"On {w.count(main['num_measured'])} {main['split'] or ''} questions about {about}, {main['name']} has an "
         f"official VQA accuracy of {w.percent(main['accuracy'], 2)} "
-        f"(95% interval {w.interval(main['accuracy_interval'])}, over pictures)."
+        f"(95% interval {w.interval(main['accuracy_interval'])}, over images)."
     ]
     if comparison:
         sentences += [_pair_sentence(pair) for pair in comparison["pairs"] if pair["second"] == main["name"]]
@@ -129,7 +129,7 @@ def _summary(main: dict[str, Any], comparison: dict[str, Any] | None) -> list[st
         names = [f"“{vqa_tables.type_name(e)}” ({w.percent(e['accuracy'])} of {w.count(e['num'])})" for e in weakest]
         sentences.append(f"It is weakest on {w.listed(names)}.")
     if main["num_unreadable"]:
-        sentences.append(f"{w.counted(main['num_unreadable'], 'question')} had no readable picture and count as wrong.")
+        sentences.append(f"{w.counted(main['num_unreadable'], 'question')} had no readable image and count as wrong.")
     if main["limit"]:
         sentences.append(f"Only {w.count(main['limit'])} questions were asked, by request (limit), not the split.")
     return sentences
@@ -149,7 +149,7 @@ def _pair_sentence(pair: dict[str, Any]) -> str:
 
 
 def _cards(evaluation: VqaEvaluation) -> list[dict[str, Any]]:
-    """A card a question whose picture is stored: wrong answers first, in the order of the split."""
+    """A card a question whose image is stored: wrong answers first, in the order of the split."""
     table = evaluation.table
     names = ["id", "image_id", "question", "question_type", "answer_type", "answers", "prediction", "confidence"]
     columns = table.columns.select(names).to_pylist()
@@ -157,14 +157,14 @@ def _cards(evaluation: VqaEvaluation) -> list[dict[str, Any]]:
     cards = []
     for row in rows[np.argsort(table.accuracy[rows], kind="stable")]:
         told = columns[row]
-        picture = evaluation.thumbnails.get(told["image_id"])
-        if picture is None:
+        image = evaluation.thumbnails.get(told["image_id"])
+        if image is None:
             continue
         given = Counter(told["answers"]).most_common(3)
         cards.append(
             {
                 **told,
-                "image": f"data:image/jpeg;base64,{base64.b64encode(picture).decode('ascii')}",
+                "image": f"data:image/jpeg;base64,{base64.b64encode(image).decode('ascii')}",
                 "prediction": told["prediction"] or "",
                 "question_type": vqa_tables.type_name({"name": told["question_type"]}),
                 "answer_type": vqa_tables.type_name({"name": told["answer_type"]}),

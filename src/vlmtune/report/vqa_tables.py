@@ -22,17 +22,17 @@ def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
             [
                 run["name"],
                 limited(run["num_measured"], run["limit"]),
-                w.count(run["num_pictures"]),
+                w.count(run["num_images"]),
                 w.percent(run["accuracy"], 2),
                 w.interval(run["accuracy_interval"]),
                 *(w.percent(by_type.get(name)) for name in types),
                 w.count(run["num_unreadable"]),
-                w.per_picture(run["seconds_per_example"]),
+                w.per_image(run["seconds_per_example"]),
                 w.duration(run["seconds"]),
             ]
         )
     columns = (
-        "run | #questions | #pictures | #VQA accuracy | ~95%, over pictures | "
+        "run | #questions | #images | #VQA accuracy | ~95%, over images | "
         + "".join(f"#{name.replace('|', '/')} | " for name in types)
         + "#unreadable | #time a question | #time in all"
     )
@@ -40,7 +40,7 @@ def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
 
 
 def pairs(comparison: dict[str, Any]) -> Table:
-    """Paired tests over pictures, as `evaluate.vqa_compare.compare_vqa` gives them."""
+    """Paired tests over images, as `evaluate.vqa_compare.compare_vqa` gives them."""
     limits = {run["name"]: run["limit"] for run in comparison["runs"]}
     rows = [
         [
@@ -56,7 +56,7 @@ def pairs(comparison: dict[str, Any]) -> Table:
         for pair in comparison["pairs"]
     ]
     columns = (
-        "from → to | #questions | #points | ~95%, over pictures | #better | #worse | #sign changes, Holm | significant"
+        "from → to | #questions | #points | ~95%, over images | #better | #worse | #sign changes, Holm | significant"
     )
     return table(columns, rows)
 
@@ -78,7 +78,7 @@ def types(kind: str, entries: Sequence[dict[str, Any]], limit: int | None, pair:
                 w.points_interval(change.get("difference_interval")),
             ]
         )
-    columns = f"{kind} | #questions | #VQA accuracy | ~95%, over pictures | ^ | #points gained | ~95%, over pictures "
+    columns = f"{kind} | #questions | #VQA accuracy | ~95%, over images | ^ | #points gained | ~95%, over images "
     return without_empty(table(columns, rows))
 
 

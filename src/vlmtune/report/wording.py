@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-FEW_PICTURES = 200
+FEW_IMAGES = 200
 GOOD_CALIBRATION = 0.03
 NUM_WEAK = 3
 
@@ -67,7 +67,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def per_picture(seconds: float | None) -> str:
+def per_image(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
@@ -84,7 +84,7 @@ def plain(value: str) -> str:
 
 
 def counted(amount: int, one: str, many: str | None = None) -> str:
-    """3, "picture" -> "3 pictures"."""
+    """3, "image" -> "3 images"."""
     return f"{count(amount)} {plural(amount, one, many)}"
 
 
@@ -108,7 +108,7 @@ def summary(runs: Sequence[dict[str, Any]], comparison: dict[str, Any] | None, m
 def _accuracy_sentence(run: dict[str, Any], figures: dict[str, Any]) -> str:
     where = f" {run['split']}" if run.get("split") else ""
     return (
-        f"On {count(figures['num_examples'])}{where} pictures in {len(figures['per_class'])} classes, "
+        f"On {count(figures['num_examples'])}{where} images in {len(figures['per_class'])} classes, "
         f"{run['name']} is right on {percent(figures['accuracy'])} "
         f"(95% interval {interval(figures['accuracy_interval'])})."
     )
@@ -154,11 +154,11 @@ def _pair_sentence(pair: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     )
     change, p = pair["difference"], p_value(pair["p_holm"])
     span = f"95% interval {points_interval(pair['difference_interval'])}"
-    flipped = f"{count(pair['only_second'])} pictures became right, {count(pair['only_first'])} became wrong"
+    flipped = f"{count(pair['only_second'])} images became right, {count(pair['only_first'])} became wrong"
     if not pair["is_significant"]:
         return (
             f"Against {first}, {pair['second']} differs by {points(change)} points ({span}; {p}): "
-            f"not significant, so these pictures do not tell which is better ({flipped})."
+            f"not significant, so these images do not tell which is better ({flipped})."
         )
     direction = "better" if change > 0 else "worse"
     return (
@@ -188,7 +188,7 @@ def _class_change_sentence(pair: dict[str, Any]) -> str:
 def _weak_classes_sentence(figures: dict[str, Any]) -> str:
     weak = [entry for entry in figures["per_class"] if entry["support"] and entry["recall"] < 1]
     if not weak:
-        return "No picture of any class was missed."
+        return "No image of any class was missed."
     weak.sort(key=lambda entry: entry["recall"])
     told = [f"{e['label']} ({e['correct']} of {e['support']})" for e in weak[:NUM_WEAK]]
     return f"It is weakest on {listed(told)}."
@@ -216,12 +216,12 @@ def _caveats(run: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     if figures["num_unreadable"]:
         amount = figures["num_unreadable"]
         told.append(
-            f"{amount} {plural(amount, 'picture')} could not be read and {plural(amount, 'counts', 'count')} as wrong."
+            f"{amount} {plural(amount, 'image')} could not be read and {plural(amount, 'counts', 'count')} as wrong."
         )
     if run.get("limit"):
-        told.append(f"Only {count(run['limit'])} pictures were measured, by request (limit), not the whole split.")
-    if figures["num_examples"] < FEW_PICTURES:
-        told.append("So few pictures leave wide intervals: measure more before deciding on small differences.")
+        told.append(f"Only {count(run['limit'])} images were measured, by request (limit), not the whole split.")
+    if figures["num_examples"] < FEW_IMAGES:
+        told.append("So few images leave wide intervals: measure more before deciding on small differences.")
     return told
 
 

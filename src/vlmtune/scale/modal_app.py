@@ -121,7 +121,7 @@ def _parse(command: str, arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where the run folder is copied to; default: output_dir")
     if command == "evaluate":
         parser.add_argument("--checkpoint", help="'base', or a folder in the container, as /runs/NAME")
-        parser.add_argument("--limit", help="at most so many pictures")
+        parser.add_argument("--limit", help="at most so many images")
     return parser.parse_args(arguments)
 
 

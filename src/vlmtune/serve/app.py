@@ -29,8 +29,8 @@ _REFUSALS = {
     401: "No or another API key.",
     404: "Another model's name.",
     408: "The body took too long to arrive.",
-    413: "A body or a picture beyond the limits.",
-    415: "Not JSON or a form, or a file that is no picture.",
+    413: "A body or an image beyond the limits.",
+    415: "Not JSON or a form, or a file that is no image.",
     429: "As many requests as the server may hold; see `Retry-After`.",
     500: "A fault of the server.",
     503: "The server is stopping.",
@@ -50,7 +50,7 @@ def create_app(service: Service, examples: Sequence[str] = ()) -> App:
 
     Args:
         service: started with the application and stopped with it.
-        examples: data URIs of pictures to try on the page.
+        examples: data URIs of images to try on the page.
     """
 
     @asynccontextmanager
@@ -112,7 +112,7 @@ def create_app(service: Service, examples: Sequence[str] = ()) -> App:
         tags=["model"],
     )
     async def classify() -> None:
-        """Exact probabilities of a closed set of labels for one picture."""
+        """Exact probabilities of a closed set of labels for one image."""
 
     @app.post(
         "/v1/chat/completions",
@@ -126,7 +126,7 @@ def create_app(service: Service, examples: Sequence[str] = ()) -> App:
 
     app.add_exception_handler(HTTPException, _on_http_exception)
     # FastAPI documents the two working paths, but the gateway answers them itself: FastAPI's layers take more time than
-    # a picture in a full batch does (bench/README.md).
+    # an image in a full batch does (bench/README.md).
     endpoints = Endpoints(service)
     work = {"/v1/classify": endpoints.classify, "/v1/chat/completions": endpoints.chat}
     return Gateway(cast(App, app), work, service.settings, service.metrics)

@@ -1,6 +1,6 @@
 """The one thread that owns the model: requests that arrive together become one prefix tree.
 
-In: jobs (a picture, its tokens, its task) from any thread. Out: label probabilities or tokens, handed to each job.
+In: jobs (an image, its tokens, its task) from any thread. Out: label probabilities or tokens, handed to each job.
 While one tree is computed the next one fills up, so a busy server runs large trees and an idle one never waits. Open
 answers are written a token at a time between the trees of classifications, which so do not wait for a long answer.
 """
@@ -35,14 +35,14 @@ class Job(ABC):
     Attributes:
         task: what it shares with others.
         ids: its own part of the prompt, image placeholders included.
-        pictures: as many as there are placeholders for.
-        is_cancelled: nobody waits for it any more.
+        images: as many as there are placeholders for.
+        is_canceled: nobody waits for it any more.
     """
 
     task: Task
     ids: list[int]
-    pictures: list[ProcessedImage]
-    is_cancelled: bool = field(default=False, init=False)
+    images: list[ProcessedImage]
+    is_canceled: bool = field(default=False, init=False)
     arrived: float = field(default_factory=time.monotonic, init=False)
 
     @property
@@ -57,7 +57,7 @@ class Job(ABC):
 
 @dataclass(eq=False)
 class ScoreJob(Job):
-    """Wants the log-probability of every label: ``deliver`` gets L of them, normalised over the labels."""
+    """Wants the log-probability of every label: ``deliver`` gets L of them, normalized over the labels."""
 
     deliver: Callable[[list[float]], None]
     refuse: Callable[[Exception], None]
@@ -187,7 +187,7 @@ class ModelThread:
         rows = sum(job.num_rows for job in taken)
         can_begin = len(self._writing) < self._settings.max_generations
         for job in self._waiting:
-            if job.is_cancelled:
+            if job.is_canceled:
                 continue
             is_fitting = (
                 (can_begin or isinstance(job, ScoreJob))
@@ -208,7 +208,7 @@ class ModelThread:
         return taken
 
     def _attempt(self, run: Callable[[Sequence[Job]], None], batch: Sequence[Job]) -> None:
-        """Run a batch; if it fails, run its jobs one by one, so that one request cannot fail its neighbours."""
+        """Run a batch; if it fails, run its jobs one by one, so that one request cannot fail its neighbors."""
         started = time.monotonic()
         try:
             run(batch)
@@ -248,7 +248,7 @@ class ModelThread:
     def _write(self, generation: Generation, jobs: list[AnswerJob]) -> None:
         """One more token of every answer of a batch."""
         for number in list(generation.running):
-            if jobs[number].is_cancelled:
+            if jobs[number].is_canceled:
                 generation.drop(number)
         try:
             if generation.running:
@@ -276,6 +276,6 @@ class ModelThread:
 
     @torch.inference_mode()
     def _questions(self, jobs: Sequence[Job]) -> list[Question]:
-        """The pictures of all jobs through the tower at once."""
-        features = iter(self._model.encode_images([picture for job in jobs for picture in job.pictures]))
-        return [Question(job.ids, [next(features) for _ in job.pictures]) for job in jobs]
+        """The images of all jobs through the tower at once."""
+        features = iter(self._model.encode_images([image for job in jobs for image in job.images]))
+        return [Question(job.ids, [next(features) for _ in job.images]) for job in jobs]

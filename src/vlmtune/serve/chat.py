@@ -32,7 +32,7 @@ class Turns:
     Attributes:
         system: all system messages together; None without any.
         question: the text of the one user message, None if the conversation is no single question.
-        urls: where the pictures are, in order.
+        urls: where the images are, in order.
         messages: as the chat template takes them.
     """
 
@@ -85,7 +85,7 @@ class Chat:
             raise RefusedError(
                 400,
                 "too_many_images",
-                f"{len(self._turns.urls)} pictures; this server takes up to {service.settings.max_images} a request.",
+                f"{len(self._turns.urls)} images; this server takes up to {service.settings.max_images} a request.",
                 param="messages",
             )
         if not self._turns.messages:
@@ -94,7 +94,7 @@ class Chat:
             raise RefusedError(
                 400,
                 "not_a_single_question",
-                "A closed set of answers wants one user message with one picture.",
+                "A closed set of answers wants one user message with one image.",
                 param="messages",
             )
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
@@ -142,21 +142,21 @@ class Chat:
         return b"data: " + orjson.dumps({**self._head, "object": "chat.completion.chunk", **fields}) + b"\n\n"
 
     async def _pieces(self) -> AsyncIterator[_Piece]:
-        pictures = [
+        images = [
             await self._service.read_image(url, f"image {number}") for number, url in enumerate(self._turns.urls, 1)
         ]
         if self._closed is not None:
-            yield await self._choose(pictures[0], self._closed)
+            yield await self._choose(images[0], self._closed)
         else:
-            async for piece in self._write(pictures):
+            async for piece in self._write(images):
                 yield piece
 
-    async def _choose(self, picture: bytes, closed: ClosedAnswer) -> _Piece:
+    async def _choose(self, image: bytes, closed: ClosedAnswer) -> _Piece:
         """A closed set: the likeliest answer, scored like a label."""
         tasks, turns = self._service.tasks, self._turns
         question = turns.question or None
         task, log_probs, num_tokens = await self._service.score(
-            picture,
+            image,
             lambda: (
                 tasks.classification(closed.answers, turns.system)
                 if question is None
@@ -172,14 +172,14 @@ class Chat:
             entries = [{**_entry(*ranked[0]), "top_logprobs": top}]
         return _Piece(closed.write(ranked[0][0]), entries, "stop", _usage(num_tokens, 1))
 
-    async def _write(self, pictures: Sequence[bytes]) -> AsyncIterator[_Piece]:
+    async def _write(self, images: Sequence[bytes]) -> AsyncIterator[_Piece]:
         """Free text, a token at a time."""
         request, tokenizer = self._request, self._service.opened.tokenizer
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
         stream = TextStream(tokenizer, stops)
         num_prompt = num_tokens = 0
         asked = self._service.answer(
-            pictures,
+            images,
             self._prompt,
             self._sampling(),
             (request.top_logprobs or 0) if request.logprobs else None,
@@ -201,13 +201,13 @@ class Chat:
         finally:
             await asked.aclose()  # type: ignore[attr-defined]  # an async generator, which its type does not say
 
-    def _prompt(self, pictures: list[ProcessedImage]) -> tuple[Task, list[int]]:
+    def _prompt(self, images: list[ProcessedImage]) -> tuple[Task, list[int]]:
         turns = self._turns
-        if turns.question is not None and len(pictures) == 1:
+        if turns.question is not None and len(images) == 1:
             task = self._service.tasks.open_question(turns.system)
-            return task, task.tokens(pictures[0], turns.question)
+            return task, task.tokens(images[0], turns.question)
         conversation = self._service.conversation
-        return conversation, conversation.tokens(turns.messages, pictures)
+        return conversation, conversation.tokens(turns.messages, images)
 
     def _sampling(self) -> Sampling:
         request, settings = self._request, self._service.settings

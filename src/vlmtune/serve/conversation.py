@@ -1,4 +1,4 @@
-"""Chats beyond one picture and one question: several turns, several pictures, or none, through the chat template."""
+"""Chats beyond one image and one question: several turns, several images, or none, through the chat template."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ConversationTask:
     def prefix_state(self) -> None:
         return None
 
-    def tokens(self, messages: Sequence[dict[str, Any]], pictures: Sequence[ProcessedImage]) -> list[int]:
+    def tokens(self, messages: Sequence[dict[str, Any]], images: Sequence[ProcessedImage]) -> list[int]:
         """The whole prompt.
 
         Args:
             messages: {"role", "content"} with content as text or a list of {"type": "image"} and {"type": "text"}.
-            pictures: prepared, in the order of the messages.
+            images: prepared, in the order of the messages.
 
         Raises:
             RefusedError: for a special token in somebody's text. UserError: if the chat template refuses the messages.
@@ -46,12 +46,12 @@ class ConversationTask:
                     )
         rendered = self._tokenizer.render(messages, add_generation_prompt=True)
         parts = rendered.split(self._tokenizer.image_token)
-        if len(parts) != len(pictures) + 1:
+        if len(parts) != len(images) + 1:
             raise RefusedError(
                 400,
                 "too_many_images",
-                f"This model's chat template has room for {len(parts) - 1} pictures, but {len(pictures)} were sent.",
+                f"This model's chat template has room for {len(parts) - 1} images, but {len(images)} were sent.",
                 param="messages",
             )
-        text = parts[0] + "".join(p.text + after for p, after in zip(pictures, parts[1:], strict=True))
+        text = parts[0] + "".join(p.text + after for p, after in zip(images, parts[1:], strict=True))
         return self._tokenizer.encode(text)

@@ -19,7 +19,7 @@ from starlette.types import Receive
 from vlmtune.serve.chat import Chat
 from vlmtune.serve.closed_answers import check_labels
 from vlmtune.serve.forms import read_form
-from vlmtune.serve.pictures import check_media_type
+from vlmtune.serve.images import check_media_type
 from vlmtune.serve.refusals import RefusedError
 from vlmtune.serve.schema import ChatRequest, ClassifyOptions, ClassifyRequest
 from vlmtune.serve.service import Service, refusal_for
@@ -58,10 +58,10 @@ class Endpoints:
         """`POST /v1/classify`."""
         service = self._service
         if call.media_type == "multipart/form-data":
-            picture, options = _read_form(call)
+            image, options = _read_form(call)
         else:
             asked = _read_json(call, ClassifyRequest)
-            picture, options = await service.read_image(asked.image, "image"), asked
+            image, options = await service.read_image(asked.image, "image"), asked
         labels, question, tasks = options.labels, options.question, service.tasks
         self._check_model(options.model)
         self._check_text((labels or []) + ([question] if question else []), labels)
@@ -70,7 +70,7 @@ class Endpoints:
             task = tasks.classification(labels)
             return task if question is None else tasks.closed_question(task.labels or (), None)
 
-        task, log_probs, _ = await service.score(picture, find_task, question)
+        task, log_probs, _ = await service.score(image, find_task, question)
         assert task.labels is not None
         ranked = sorted(zip(map(math.exp, log_probs), task.labels, strict=True), key=lambda pair: -pair[0])
         probability, label = ranked[0]
@@ -120,7 +120,7 @@ class Endpoints:
 
 
 def _read_form(call: Call) -> tuple[bytes, ClassifyOptions]:
-    """The picture and options of a form. Labels are a repeated field, or one with commas."""
+    """The image and options of a form. Labels are a repeated field, or one with commas."""
     form = read_form(call.content_type, call.body, "image")
     if form.file is None:
         raise RefusedError(400, "no_image", "The form has no file in the field 'image'.", param="image")

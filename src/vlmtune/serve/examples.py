@@ -1,4 +1,4 @@
-"""Pictures to try on the page: digits where the model reads digits, else what the tiny model was raised on."""
+"""Images to try on the page: digits where the model reads digits, else what the tiny model was raised on."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _DRAWN = (("shapes", 3), ("shapes", 8), ("thing", 1), ("thing", 4), ("letter", 2
 _SIDE = 64
 
 
-def example_pictures(labels: Sequence[str] | None, folder: Path | None = None) -> list[str]:
+def example_images(labels: Sequence[str] | None, folder: Path | None = None) -> list[str]:
     """Up to six data URIs.
 
     Args:
         labels: what the model tells apart.
-        folder: pictures of a person's own, taken by name. Raises UserError if there is none in it.
+        folder: images of a person's own, taken by name. Raises UserError if there is none in it.
     """
     if folder is not None:
         return _from_folder(folder)
@@ -46,7 +46,7 @@ def _from_folder(folder: Path) -> list[str]:
     paths = sorted(path for path in folder.iterdir() if path.is_file() and is_image_name(path.name))
     small = [path for path in paths if path.stat().st_size <= _MAX_FILE_BYTES]
     if not small:
-        raise UserError(f"--examples {folder}: no picture of up to 1 MiB in it; found {len(paths)} larger ones.")
+        raise UserError(f"--examples {folder}: no image of up to 1 MiB in it; found {len(paths)} larger ones.")
     kinds = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
     return [_data_uri(path.read_bytes(), kinds.get(path.suffix.lower(), "png")) for path in small[:_NUM]]
 

@@ -18,7 +18,7 @@ def render_page(service: Service, examples: Sequence[str] = ()) -> str:
     """The page's HTML.
 
     Args:
-        examples: data URIs of pictures to try.
+        examples: data URIs of images to try.
     """
     tasks, settings = service.tasks, service.settings
     facts = {

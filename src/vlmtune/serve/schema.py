@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"\S")]
 Labels = Annotated[list[Label], Field(min_length=1, json_schema_extra={"uniqueItems": True})]
-DATA_URI = "data-uri-of-a-picture"
-"""The OpenAPI format of pictures in JSON."""
+DATA_URI = "data-uri-of-a-image"
+"""The OpenAPI format of images in JSON."""
 ImageText = Annotated[
     str,
     Field(
@@ -33,7 +33,7 @@ class Strict(BaseModel):
 
 
 class ClassifyOptions(Strict):
-    """What may accompany a picture."""
+    """What may accompany an image."""
 
     labels: Labels | None = Field(None, description="The closed set of answers. Default: those the model learned.")
     question: str | None = Field(
@@ -47,7 +47,7 @@ class ClassifyOptions(Strict):
 
 
 class ClassifyRequest(ClassifyOptions):
-    """A picture to be labelled."""
+    """An image to be labeled."""
 
     image: ImageText
 
@@ -137,7 +137,7 @@ class StreamOptions(Strict):
 
 
 class ChatRequest(Strict):
-    """A conversation about pictures. Without `choices` or a schema the answer is free text."""
+    """A conversation about images. Without `choices` or a schema the answer is free text."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=64)]

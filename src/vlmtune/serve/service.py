@@ -1,4 +1,4 @@
-"""From a checked request to its result: pictures decoded by a few threads, then the model's thread, then back.
+"""From a checked request to its result: images decoded by a few threads, then the model's thread, then back.
 
 The routes (asyncio) call it; everything that takes time happens on other threads.
 """
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from vlmtune.data.remote import RemoteError, fetch_picture
+from vlmtune.data.remote import RemoteError, fetch_image
 from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.inference.generation import Sampling
 from vlmtune.inference.open import read_task
@@ -20,8 +20,8 @@ from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.serve.batching import AnswerJob, Job, ModelThread, ScoreJob, Token
 from vlmtune.serve.conversation import ConversationTask
+from vlmtune.serve.images import check_image, is_web_address, read_data_uri
 from vlmtune.serve.metrics import Metrics
-from vlmtune.serve.pictures import check_picture, is_web_address, read_data_uri
 from vlmtune.serve.refusals import RefusedError
 from vlmtune.serve.settings import ServeSettings
 from vlmtune.serve.tasks import ServedTask, Task, TaskShelf
@@ -89,24 +89,24 @@ class Service:
             raise RefusedError(
                 400,
                 "urls_not_allowed",
-                f"{param}: this server fetches no web addresses. Send the picture as a data URI, or start the server "
+                f"{param}: this server fetches no web addresses. Send the image as a data URI, or start the server "
                 "with --allow-urls.",
                 param=param,
             )
         assert self._loop is not None
         limits = {"max_bytes": self.settings.max_body_bytes, "timeout_s": 10.0}
         try:
-            return await self._loop.run_in_executor(self._fetchers, lambda: fetch_picture(text, **limits))  # type: ignore[arg-type]
+            return await self._loop.run_in_executor(self._fetchers, lambda: fetch_image(text, **limits))  # type: ignore[arg-type]
         except RemoteError as error:
             raise RefusedError(400, "not_fetched", str(error), param=param) from error
 
     async def score(
-        self, picture: bytes, find_task: Callable[[], ServedTask], question: str | None, param: str = "image"
+        self, image: bytes, find_task: Callable[[], ServedTask], question: str | None, param: str = "image"
     ) -> tuple[ServedTask, list[float], int]:
         """The log-probability of every label of a task.
 
         Args:
-            picture: encoded.
+            image: encoded.
             find_task: finds or makes the task; runs on a decoding thread.
 
         Returns:
@@ -117,7 +117,7 @@ class Service:
 
         def make() -> Job:
             task = find_task()
-            processed = self._process(picture, param)
+            processed = self._process(image, param)
             ids = self._fitting(task.prefix, task.tokens(processed, question))
             return ScoreJob(task, ids, [processed], self._post(_set_result, result), self._post(_set_error, result))
 
@@ -132,7 +132,7 @@ class Service:
 
     async def answer(
         self,
-        pictures: Sequence[bytes],
+        images: Sequence[bytes],
         write_prompt: Callable[[list[ProcessedImage]], tuple[Task, list[int]]],
         sampling: Sampling,
         num_top: int | None,
@@ -140,15 +140,15 @@ class Service:
         """An open answer: first the length of the prompt in tokens, then its tokens as they are chosen.
 
         Args:
-            pictures: encoded.
-            write_prompt: the task and the prompt's own tokens for prepared pictures; runs on a decoding thread.
+            images: encoded.
+            write_prompt: the task and the prompt's own tokens for prepared images; runs on a decoding thread.
             num_top: likeliest tokens to report with each; None for no log-probabilities.
         """
         events: asyncio.Queue[int | Token | Exception] = asyncio.Queue()
         post = self._post(lambda queue, event: queue.put_nowait(event), events)
 
         def make() -> Job:
-            processed = [self._process(picture, f"image {number + 1}") for number, picture in enumerate(pictures)]
+            processed = [self._process(image, f"image {number + 1}") for number, image in enumerate(images)]
             task, ids = write_prompt(processed)
             self._fitting(task.prefix, ids)
             post(len(task.prefix) + len(ids))
@@ -174,9 +174,9 @@ class Service:
         def run() -> None:
             job = None
             try:
-                if not preparation.is_cancelled:
+                if not preparation.is_canceled:
                     job = preparation.made = make()
-                    job.is_cancelled = preparation.is_cancelled
+                    job.is_canceled = preparation.is_canceled
             except Exception as error:
                 fail(error)
                 self._wake()
@@ -191,13 +191,13 @@ class Service:
             raise RefusedError(503, "stopping", "The server is stopping.", retry_after_s=5) from error
         return preparation
 
-    def _process(self, picture: bytes, param: str) -> ProcessedImage:
-        source = check_picture(picture, self.settings.max_pixels, param)
+    def _process(self, image: bytes, param: str) -> ProcessedImage:
+        source = check_image(image, self.settings.max_pixels, param)
         try:
             return self.opened.processor.process(source.open())
         except UnreadableImageError as error:
             raise RefusedError(
-                400, "invalid_image", f"{param}: the picture is damaged ({error.reason}).", param=param
+                400, "invalid_image", f"{param}: the image is damaged ({error.reason}).", param=param
             ) from error
 
     def _fitting(self, prefix: list[int], ids: list[int]) -> list[int]:
@@ -205,7 +205,7 @@ class Service:
             raise RefusedError(
                 400,
                 "context_length_exceeded",
-                f"The prompt has {len(prefix) + len(ids)} tokens, pictures included; this server takes up to "
+                f"The prompt has {len(prefix) + len(ids)} tokens, images included; this server takes up to "
                 f"{self.settings.max_prompt_tokens}.",
             )
         return ids
@@ -226,16 +226,16 @@ class Service:
 
 
 class _Preparation:
-    """A job that may not be made yet, to be cancelled at any time."""
+    """A job that may not be made yet, to be canceled at any time."""
 
     def __init__(self) -> None:
         self.made: Job | None = None
-        self.is_cancelled = False
+        self.is_canceled = False
 
     def cancel(self) -> None:
-        self.is_cancelled = True
+        self.is_canceled = True
         if self.made is not None:
-            self.made.is_cancelled = True
+            self.made.is_canceled = True
 
 
 def _set_result(future: asyncio.Future[Any], value: Any) -> None:

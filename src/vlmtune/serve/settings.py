@@ -12,11 +12,11 @@ class ServeSettings:
     """Defaults suit one model on one machine. `vlmtune serve --help` shows those that a command line can change."""
 
     max_batch: int = 64
-    """Pictures in one prefix tree. 1 answers every request by itself."""
+    """Images in one prefix tree. 1 answers every request by itself."""
     max_batch_rows: int = 8192
-    """Decoder rows in one tree, whatever the number of pictures: what bounds the memory of a batch."""
+    """Decoder rows in one tree, whatever the number of images: what bounds the memory of a batch."""
     max_wait_s: float = 0.002
-    """How long a batch waits for pictures that are being decoded at that moment; an idle server never waits."""
+    """How long a batch waits for images that are being decoded at that moment; an idle server never waits."""
     max_requests: int = 256
     """Requests accepted and not yet answered; the next one gets 429."""
     max_generations: int = 4
@@ -25,7 +25,7 @@ class ServeSettings:
     max_buffered_bytes: int = 256 * MIB
     """All request bodies together; beyond it 429."""
     max_pixels: int = 25_000_000
-    """Of one picture, read from its header before anything is decoded. Phones make 12 or 24 million."""
+    """Of one image, read from its header before anything is decoded. Phones make 12 or 24 million."""
     max_images: int = 8
     """In one chat request."""
     max_labels: int = 2000
@@ -44,10 +44,10 @@ class ServeSettings:
     """For what was accepted to be answered after SIGTERM."""
     max_connections: int = 1024
     decode_threads: int = 2
-    """Pictures decoded at once: with `max_pixels`, what bounds the memory of decoding."""
+    """Images decoded at once: with `max_pixels`, what bounds the memory of decoding."""
     kept_tasks: int = 16
     """Label lists and system prompts whose shared prefix is kept, least recently used last."""
     allow_urls: bool = False
-    """Fetch pictures from public web addresses."""
+    """Fetch images from public web addresses."""
     api_key: str | None = None
     """If set, /v1 and /metrics want `Authorization: Bearer KEY`."""

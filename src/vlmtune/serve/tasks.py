@@ -1,6 +1,6 @@
 """What requests of one kind share: prompt, label trie and the decoder's state after the shared prefix.
 
-A task lives across requests, so the class list in front of every picture is run once and not once a request. The last
+A task lives across requests, so the class list in front of every image is run once and not once a request. The last
 few tasks are kept; a request with a label list of its own makes another.
 """
 
@@ -57,10 +57,10 @@ class ServedTask:
         self._has_state = False
         self._lock = Lock()
 
-    def tokens(self, picture: ProcessedImage, question: str | None) -> list[int]:
+    def tokens(self, image: ProcessedImage, question: str | None) -> list[int]:
         """The prompt's tokens after the shared prefix. Raises UserError for a question that cannot be asked."""
         with self._lock:
-            return self._predictor.rest_of_prompt(picture, question)
+            return self._predictor.rest_of_prompt(image, question)
 
     def prefix_state(self) -> State | None:
         """The decoder's state after the shared prefix; run when it is first wanted."""

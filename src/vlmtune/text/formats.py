@@ -22,9 +22,9 @@ class PromptFormat:
     template: jinja2, in the words of chat templates; None takes the checkpoint's own.
     has_system: whether a system prompt has a turn of its own. Where it has none, it stands before the user prompt, on
         the lines above.
-    is_image_first: whether the picture can only come first (`task.image_position: last` is refused).
+    is_image_first: whether the image can only come first (`task.image_position: last` is refused).
     has_turns: whether a conversation may go on after an answer.
-    is_answer_apart: whether the answer is tokenised without a look at the prompt before it.
+    is_answer_apart: whether the answer is tokenized without a look at the prompt before it.
     whole_tokens: texts that are one token each wherever they stand, if the vocabulary has them.
     """
 
@@ -44,7 +44,7 @@ CHAT = PromptFormat(
 )
 """A conversation by the checkpoint's chat template."""
 
-# Picture, <bos>, prompt, newline; then the answer and <eos>.
+# Image, <bos>, prompt, newline; then the answer and <eos>.
 _PALIGEMMA_TEMPLATE = """\
 {%- for message in messages -%}
     {%- if message["role"] == "user" -%}
@@ -73,4 +73,4 @@ PALIGEMMA = PromptFormat(
     # Coordinates and mask codes of `detect` and `segment`; transformers' processor adds them likewise.
     whole_tokens=(*(f"<loc{i:04}>" for i in range(1024)), *(f"<seg{i:03}>" for i in range(128))),
 )
-"""One prompt and one answer, which the picture and the prompt see whole (a prefix-LM)."""
+"""One prompt and one answer, which the image and the prompt see whole (a prefix-LM)."""

@@ -1,5 +1,5 @@
-"""A task's prompt as tokens: rendered by the chat template (or the family's own format, `formats.py`), the picture's
-placeholder spelled out, tokenised once.
+"""A task's prompt as tokens: rendered by the chat template (or the family's own format, `formats.py`), the image's
+placeholder spelled out, tokenized once.
 
 Training, scoring and generation all take their tokens from here. A prompt's tokens are always a prefix of those of
 prompt and answer together, and what all prompts of a task begin with is known, so that it is run once.
@@ -52,14 +52,14 @@ class PromptBuilder:
 
     Args:
         tokenizer: the checkpoint's.
-        task: prompts, how labels are listed, and where the picture stands. The list is left out only if
+        task: prompts, how labels are listed, and where the image stands. The list is left out only if
             ``list_labels`` is "never".
         labels: the closed set, for `{labels}`; None for open answers.
 
     Raises:
-        ConfigError: if a prompt lacks what the task needs or holds a special token, or a label does; if the picture
+        ConfigError: if a prompt lacks what the task needs or holds a special token, or a label does; if the image
             cannot stand where it should.
-        TokenizerError: if the chat template has no place for the picture or for the system prompt.
+        TokenizerError: if the chat template has no place for the image or for the system prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, task: TaskSection, labels: LabelSet | None) -> None:
@@ -83,7 +83,7 @@ class PromptBuilder:
             )
         if style.is_image_first and task.image_position == "last":
             raise ConfigError(
-                "task.image_position: found last, but this family of models takes the picture first. Leave it out."
+                "task.image_position: found last, but this family of models takes the image first. Leave it out."
             )
         names = [forms[0] for forms in labels.shown] if labels is not None and self.lists_labels else None
         self.system = fill_labels(system, names)
@@ -98,7 +98,7 @@ class PromptBuilder:
         for form in (form for forms in labels.shown for form in forms) if labels is not None else ():
             if found := self._control_token(form):
                 raise ConfigError(f"task.label_names: '{form}' holds the special token '{found}'. Show another name.")
-        self._render = lru_cache(maxsize=4096)(self._render_around_picture)
+        self._render = lru_cache(maxsize=4096)(self._render_around_image)
         self._system_content: str | list[dict[str, str]] = self.system
         self._check_template()
 
@@ -112,8 +112,8 @@ class PromptBuilder:
 
         Args:
             question: where the user prompt holds `{question}`, else None.
-            image_text: the processor's placeholder for the picture (`ProcessedImage.text`).
-            history: what was asked and answered before; the picture stands with the first question.
+            image_text: the processor's placeholder for the image (`ProcessedImage.text`).
+            history: what was asked and answered before; the image stands with the first question.
 
         Raises:
             DataError: if a question is missing, has no place in the prompt, or holds a special token; if there is a
@@ -125,21 +125,21 @@ class PromptBuilder:
         return PromptTokens(self.tokenizer.encode(text), self.tokenizer.image_token_id)
 
     def shared_prefix(self) -> list[int]:
-        """The leading tokens that every prompt of the task has, whatever the picture and the question.
+        """The leading tokens that every prompt of the task has, whatever the image and the question.
 
-        Ends before the picture's first token or before the question, whichever stands first; may be empty.
+        Ends before the image's first token or before the question, whichever stands first; may be empty.
         """
         if self.tokenizer.prompt_format.is_image_first:
             return []
-        pictures = [self.tokenizer.image_token]
+        images = [self.tokenizer.image_token]
         if _IMAGE_START in self.tokenizer.control_tokens:
-            pictures.append(_IMAGE_START + self.tokenizer.image_token)
+            images.append(_IMAGE_START + self.tokenizer.image_token)
         questions = _PROBES if self.asks_question else (None,)
-        prompts = [self.tokenizer.encode(self.text(q, p)) for q in questions for p in pictures]
+        prompts = [self.tokenizer.encode(self.text(q, p)) for q in questions for p in images]
         shared = _common_prefix(prompts)
-        before_picture = self.tokenizer.encode(self._render(questions[0])[0])
-        # Where a question comes next and not the picture, some word might still merge with the last token.
-        return prompts[0][:shared] if shared == len(before_picture) else prompts[0][: max(0, shared - 1)]
+        before_image = self.tokenizer.encode(self._render(questions[0])[0])
+        # Where a question comes next and not the image, some word might still merge with the last token.
+        return prompts[0][:shared] if shared == len(before_image) else prompts[0][: max(0, shared - 1)]
 
     def answer_tokens(self, answer: str) -> list[int]:
         """An answer's tokens after the prompt, the end token last.
@@ -151,7 +151,7 @@ class PromptBuilder:
             raise DataError("An answer is empty. Every example needs one, and every label a name.")
         if found := self._control_token(answer):
             raise DataError(f"The answer {answer!r} holds the special token '{found}'. Write it in another way.")
-        # Special tokens never merge with their neighbours: what stands after the last one is all that matters.
+        # Special tokens never merge with their neighbors: what stands after the last one is all that matters.
         head = self.tokenizer.encode(self._tail)
         ids = self.tokenizer.encode(self._tail + answer + self.tokenizer.end_token)
         if ids[: len(head)] != head:
@@ -186,7 +186,7 @@ class PromptBuilder:
         if history:
             return self._conversation(question, history)
         if self.asks_question and (question is None or not question.strip()):
-            raise DataError(f"The prompt asks a question ({QUESTION_PLACEHOLDER}), but this picture has none.")
+            raise DataError(f"The prompt asks a question ({QUESTION_PLACEHOLDER}), but this image has none.")
         if question is not None and not self.asks_question:
             raise DataError(
                 f"The question {question!r} has no place in the prompt {self.user!r}. Put {QUESTION_PLACEHOLDER} into "
@@ -204,7 +204,7 @@ class PromptBuilder:
         return messages
 
     def _conversation(self, question: str | None, history: tuple[Turn, ...]) -> list[dict[str, Any]]:
-        """The picture and the first question, then answers and questions in turns up to the one that is asked."""
+        """The image and the first question, then answers and questions in turns up to the one that is asked."""
         if not self.tokenizer.prompt_format.has_turns:
             raise DataError(
                 "This family of models takes one question and one answer, and the data holds conversations of several "
@@ -220,14 +220,14 @@ class PromptBuilder:
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": text}]
         return messages
 
-    def _render_around_picture(self, question: str | None, history: tuple[Turn, ...] = ()) -> tuple[str, str]:
-        """The prompt's text before and after the picture."""
+    def _render_around_image(self, question: str | None, history: tuple[Turn, ...] = ()) -> tuple[str, str]:
+        """The prompt's text before and after the image."""
         rendered = self.tokenizer.render(self._messages(question, history), add_generation_prompt=True)
         parts = rendered.split(self.tokenizer.image_token)
         if len(parts) != 2:
             raise TokenizerError(
                 f"{self.tokenizer.origin}: the chat template wrote {len(parts) - 1} '{self.tokenizer.image_token}' for "
-                "one picture. It does not belong to a vision-language model of a known family."
+                "one image. It does not belong to a vision-language model of a known family."
             )
         return parts[0], parts[1]
 
@@ -256,7 +256,7 @@ class PromptBuilder:
         if missing:
             raise TokenizerError(
                 f"{self.tokenizer.origin}: the vocabulary has no token {', '.join(sorted(missing))} for the tiles of a "
-                "large picture. Set model.do_image_splitting: false."
+                "large image. Set model.do_image_splitting: false."
             )
 
     def _control_token(self, text: str) -> str | None:

@@ -99,7 +99,7 @@ class Tokenizer:
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text in which special tokens are recognised; none are added."""
+        """Tokens of a text in which special tokens are recognized; none are added."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -117,7 +117,7 @@ class Tokenizer:
         return int(number)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """Messages as one text, in which one image token stands for each picture.
+        """Messages as one text, in which one image token stands for each image.
 
         Raises:
             TokenizerError: if the template raises, or does what the sandbox forbids.

@@ -1,7 +1,7 @@
 """A trie over the token sequences of a closed set of labels, as flat arrays.
 
 In: each label's surface forms as tokens, end token included. Out: the nodes that the label scorer hangs on every
-picture's state, so that tokens shared by several labels are run once. No torch.
+image's state, so that tokens shared by several labels are run once. No torch.
 """
 
 from __future__ import annotations

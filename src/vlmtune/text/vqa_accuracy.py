@@ -58,7 +58,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], marks: Sequence[Hashab
 
     With ten annotators 0, 1, 2, 3 and 4 matches give 0, 0.3, 0.6, 0.9 and 1. A single annotator gives 0 whatever is
     predicted, since nobody else is left: readers of data sets with one answer a question repeat it ten times.
-    Prediction and answers are normalised only where the annotators' own words differ: unanimous answers must be met
+    Prediction and answers are normalized only where the annotators' own words differ: unanimous answers must be met
     to the letter, case included.
 
     Args:

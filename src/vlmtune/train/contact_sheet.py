@@ -1,4 +1,4 @@
-"""One picture of many: what training shows the model, after every random change and the processor, with its answers.
+"""One image of many: what training shows the model, after every random change and the processor, with its answers.
 
 In: the reader of a run. Out: a sheet to be saved as PNG, and the same as rows. Called by `vlmtune data show`.
 """
@@ -28,9 +28,9 @@ class Exhibit:
 
     Attributes:
         answers: what it teaches -> weight of its loss.
-        mixed_with: the other example's id in a mixed picture, and share: this one's part λ of it.
-        size: of the picture that the tower gets, (width, height) in pixels; of the last tile where there are several.
-        num_tiles, num_tokens: what the picture costs.
+        mixed_with: the other example's id in a mixed image, and share: this one's part λ of it.
+        size: of the image that the tower gets, (width, height) in pixels; of the last tile where there are several.
+        num_tiles, num_tokens: what the image costs.
     """
 
     id: str
@@ -44,7 +44,7 @@ class Exhibit:
 
 
 def exhibits(reader: SampleReader, count: int, epoch: int = 0) -> list[tuple[Exhibit, Image.Image]]:
-    """The first ``count`` examples of an epoch as they will be shown. Unreadable pictures are left out and noted in
+    """The first ``count`` examples of an epoch as they will be shown. Unreadable images are left out and noted in
     ``reader.unreadable``."""
     found = []
     for place in islice(reader.order.places(epoch * len(reader.examples), len(reader.examples)), count):
@@ -59,7 +59,7 @@ def exhibits(reader: SampleReader, count: int, epoch: int = 0) -> list[tuple[Exh
 
 def _exhibit(shown: Shown, processor: ImageProcessor) -> tuple[Exhibit, Image.Image]:
     assert isinstance(shown.image, ProcessedImage)
-    picture = processor.restore(*shown.image.tiles[-1])  # the whole picture: the thumbnail, where it is cut into tiles
+    image = processor.restore(*shown.image.tiles[-1])  # the whole image: the thumbnail, where it is cut into tiles
     other, share = shown.mixed_with or (None, None)
     exhibit = Exhibit(
         id=shown.example.id,
@@ -67,30 +67,30 @@ def _exhibit(shown: Shown, processor: ImageProcessor) -> tuple[Exhibit, Image.Im
         answers=shown.answers,
         mixed_with=other.id if other else None,
         share=share,
-        size=picture.size,
+        size=image.size,
         num_tiles=len(shown.image.tiles),
         num_tokens=shown.image.num_tokens,
     )
-    return exhibit, picture
+    return exhibit, image
 
 
 def draw_sheet(shown: Sequence[tuple[Exhibit, Image.Image]], title: str) -> Image.Image:
-    """Pictures in rows, enlarged without smoothing so that the pixels can be told apart, a caption under each."""
+    """Images in rows, enlarged without smoothing so that the pixels can be told apart, a caption under each."""
     num_rows = -(-len(shown) // _NUM_COLUMNS)
     cell_width, cell_height = _SIDE + _GAP, _SIDE + _NUM_LINES * _LINE + _GAP
     sheet = Image.new("RGB", (_NUM_COLUMNS * cell_width + _GAP, num_rows * cell_height + 2 * _GAP + _LINE), _BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(_font_file(), _FONT_SIZE)
     draw.text((_GAP, _GAP // 2), _cut(title, sheet.width - 2 * _GAP, font), _INK, font)
-    for place, (exhibit, picture) in enumerate(shown):
+    for place, (exhibit, image) in enumerate(shown):
         row, column = divmod(place, _NUM_COLUMNS)
         left, top = _GAP + column * cell_width, _GAP + _LINE + row * cell_height
-        factor = min(_SIDE / picture.width, _SIDE / picture.height)
-        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-        scaled = picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
+        factor = min(_SIDE / image.width, _SIDE / image.height)
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        scaled = image.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
         sheet.paste(scaled, (left + (_SIDE - size[0]) // 2, top + (_SIDE - size[1]) // 2))
-        for line, (text, colour) in enumerate(_caption(exhibit)):
+        for line, (text, color) in enumerate(_caption(exhibit)):
             where = (left, top + _SIDE + line * _LINE)
-            draw.text(where, _cut(text, _SIDE, font), colour, font)
+            draw.text(where, _cut(text, _SIDE, font), color, font)
     return sheet
 
 

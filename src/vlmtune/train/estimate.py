@@ -16,7 +16,7 @@ from vlmtune.train.costs import Costs, Part, SampleShape, adapted
 from vlmtune.train.slice_rate import slice_rate
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-UTILISATION = 0.4
+UTILIZATION = 0.4
 """Share of a GPU's peak that a step is assumed to reach. `bench/train_step.py --device cuda` measures it."""
 _SHORTEST_STEP_S = 0.05  # of a micro-batch on a GPU, however little there is to compute: starting the kernels
 
@@ -127,7 +127,7 @@ def estimate(
             places.append(Place(gpu.name, None, None, None, None, note))
             continue
         batch = max(fitting)
-        working = costs.flops(batch) * seen / (UTILISATION * gpu.tflops * 1e12)
+        working = costs.flops(batch) * seen / (UTILIZATION * gpu.tflops * 1e12)
         hours = max(working, seen / batch * _SHORTEST_STEP_S) / 3600
         places.append(Place(gpu.name, batch, needed[batch], hours, hours * gpu.dollars_per_hour, note))
     return Estimate(
@@ -142,7 +142,7 @@ def estimate(
         places=places,
         assumptions=[
             shape.known_from,
-            f"GPUs reach {100 * UTILISATION:.0f} % of their peak, take {1000 * _SHORTEST_STEP_S:.0f} ms a micro-batch "
+            f"GPUs reach {100 * UTILIZATION:.0f} % of their peak, take {1000 * _SHORTEST_STEP_S:.0f} ms a micro-batch "
             "at least, and cost what they did in 2025; validation, reading and starting are not counted.",
             "Memory: weights, AdamW in float32 for what learns, the decoder's activations, logits of the answers; "
             "give or take a quarter.",

@@ -1,7 +1,7 @@
-"""Picture features of a frozen tower, computed once and kept on disk between epochs and runs.
+"""Image features of a frozen tower, computed once and kept on disk between epochs and runs.
 
-In: a picture's digest. Out: what the connector gave for it, or, where the connector learns, what the tower gave; and
-the placeholder text its prompt needs, so that a hit neither decodes nor encodes the picture. The loop asks
+In: an image's digest. Out: what the connector gave for it, or, where the connector learns, what the tower gave; and
+the placeholder text its prompt needs, so that a hit neither decodes nor encodes the image. The loop asks
 `open_feature_cache`, which refuses, with a reason, where features would not stay the same, or where keeping them costs
 more than making them.
 """
@@ -28,7 +28,7 @@ from vlmtune.models.images import ProcessedImage, VisionFeatures
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import ImageSource
-from vlmtune.train.feature_files import FORMAT, CachedPicture, FeatureCache, Level
+from vlmtune.train.feature_files import FORMAT, CachedImage, FeatureCache, Level
 from vlmtune.train.precision import autocast
 
 _NUM_PROBES = 8
@@ -43,19 +43,19 @@ class Refusal:
     reason: str
 
 
-def encode(model: VisionLanguageModel, level: Level, images: Sequence[ProcessedImage]) -> list[CachedPicture]:
-    """What a cache of this level keeps of each picture, still where the model computed it."""
+def encode(model: VisionLanguageModel, level: Level, images: Sequence[ProcessedImage]) -> list[CachedImage]:
+    """What a cache of this level keeps of each image, still where the model computed it."""
     if level == "connector":
-        return [CachedPicture(own, image.text) for own, image in zip(model.encode_images(images), images, strict=True)]
+        return [CachedImage(own, image.text) for own, image in zip(model.encode_images(images), images, strict=True)]
     found = zip(model.tower_features(images), images, strict=True)
-    return [CachedPicture(own.patches, image.text, own.grids) for own, image in found]
+    return [CachedImage(own.patches, image.text, own.grids) for own, image in found]
 
 
-def connect(model: VisionLanguageModel, level: Level, pictures: Sequence[CachedPicture]) -> list[Tensor]:
-    """From what is kept to what the decoder takes: float[T, D] of each picture."""
+def connect(model: VisionLanguageModel, level: Level, images: Sequence[CachedImage]) -> list[Tensor]:
+    """From what is kept to what the decoder takes: float[T, D] of each image."""
     if level == "connector":
-        return [picture.features.to(model.device) for picture in pictures]
-    return model.connect([VisionFeatures(picture.features.to(model.device), picture.grids) for picture in pictures])
+        return [image.features.to(model.device) for image in images]
+    return model.connect([VisionFeatures(image.features.to(model.device), image.grids) for image in images])
 
 
 def open_feature_cache(
@@ -65,7 +65,7 @@ def open_feature_cache(
     augmentation: Augmentation,
     mode: Literal["auto", "on", "off"],
     *,
-    pictures: Sequence[ImageSource] = (),
+    images: Sequence[ImageSource] = (),
     num_epochs: float = 2.0,
     precision: str = "auto",
 ) -> FeatureCache | Refusal:
@@ -75,9 +75,9 @@ def open_feature_cache(
         folder: of the cache, shared by runs over the same base model.
         opened: the base model.
         plan: what learns in it.
-        augmentation: what changes pictures at random.
-        mode: `train.feature_cache`. ``auto`` measures on a few of the pictures whether it pays.
-        pictures: those the run will learn from; one may stand there several times.
+        augmentation: what changes images at random.
+        mode: `train.feature_cache`. ``auto`` measures on a few of the images whether it pays.
+        images: those the run will learn from; one may stand there several times.
         num_epochs: how often each will be seen.
         precision: `model.dtype` of the experiment, under which the features are made.
     """
@@ -95,7 +95,7 @@ def open_feature_cache(
     frozen = (tower,) if connector_learns else (tower, connector)
     if augmentation.changes:
         return Refusal(
-            f"train.augment is '{augmentation.name}', which makes a new picture each time. Set it to none to cache."
+            f"train.augment is '{augmentation.name}', which makes a new image each time. Set it to none to cache."
         )
     try:
         cache = FeatureCache(folder / level, features_key(opened, frozen, precision), level)
@@ -103,7 +103,7 @@ def open_feature_cache(
         return Refusal(f"another process is using {folder / level}.")
     except OSError as error:
         return Refusal(f"{folder / level} cannot be written ({error.strerror or error}).")
-    distinct = list(dict.fromkeys(pictures))  # several questions may ask about one
+    distinct = list(dict.fromkeys(images))  # several questions may ask about one
     refusal = _judge(cache, opened, distinct, num_epochs, precision, mode)
     if refusal is not None:
         cache.close()
@@ -112,7 +112,7 @@ def open_feature_cache(
 
 
 def features_key(opened: OpenedModel, frozen: tuple[str, ...], precision: str) -> str:
-    """SHA-256 of everything features depend on but the picture: weights, preprocessing, number format."""
+    """SHA-256 of everything features depend on but the image: weights, preprocessing, number format."""
     digest = hashlib.sha256(f"{FORMAT} {opened.family.name} {precision}".encode())
     for name, tensor in sorted(opened.model.state_dict().items()):
         if name.startswith(frozen):
@@ -131,42 +131,42 @@ def features_key(opened: OpenedModel, frozen: tuple[str, ...], precision: str) -
 def _judge(
     cache: FeatureCache,
     opened: OpenedModel,
-    pictures: Sequence[ImageSource],
+    images: Sequence[ImageSource],
     num_epochs: float,
     precision: str,
     mode: Literal["auto", "on"],
 ) -> Refusal | None:
     """Whether there is room and, for ``auto``, whether it pays. What was measured is kept in the cache."""
     known = len(cache)  # what an earlier run left
-    measured = _measure(cache, opened, pictures, precision)
+    measured = _measure(cache, opened, images, precision)
     if measured is None:
-        return Refusal("there is no picture to measure with.") if mode == "auto" else None
-    encode_s, write_s, read_s, picture_bytes = measured
-    needed, free = picture_bytes * len(pictures) - cache.num_bytes, shutil.disk_usage(cache.folder).free
+        return Refusal("there is no image to measure with.") if mode == "auto" else None
+    encode_s, write_s, read_s, image_bytes = measured
+    needed, free = image_bytes * len(images) - cache.num_bytes, shutil.disk_usage(cache.folder).free
     if needed > _SHARE_OF_DISK * free:
         return Refusal(
-            f"the features of {len(pictures)} pictures need {needed / 2**30:.1f} GiB more at {cache.folder}, where "
+            f"the features of {len(images)} images need {needed / 2**30:.1f} GiB more at {cache.folder}, where "
             f"{free / 2**30:.1f} GiB are free."
         )
     if mode == "on":
         return None
     without = num_epochs * encode_s
-    new = max(0.0, 1 - known / len(pictures))
+    new = max(0.0, 1 - known / len(images))
     with_cache = new * (encode_s + write_s) + (num_epochs - new) * read_s
     if with_cache >= without:
         return Refusal(
-            f"it would not pay: encoding takes {encode_s * 1000:.2f} ms a picture, keeping it {write_s * 1000:.2f} ms "
+            f"it would not pay: encoding takes {encode_s * 1000:.2f} ms an image, keeping it {write_s * 1000:.2f} ms "
             f"and reading it back {read_s * 1000:.2f} ms, with {num_epochs:g} epochs to run."
         )
     return None
 
 
 def _measure(
-    cache: FeatureCache, opened: OpenedModel, pictures: Sequence[ImageSource], precision: str
+    cache: FeatureCache, opened: OpenedModel, images: Sequence[ImageSource], precision: str
 ) -> tuple[float, float, float, int] | None:
-    """Seconds a picture to encode, to write and to read (digest included), and bytes a picture."""
+    """Seconds an image to encode, to write and to read (digest included), and bytes an image."""
     readable: list[tuple[str, ProcessedImage, ImageSource]] = []
-    for source in pictures[: 4 * _NUM_PROBES]:
+    for source in images[: 4 * _NUM_PROBES]:
         if len(readable) == _NUM_PROBES:
             break
         try:
@@ -177,7 +177,7 @@ def _measure(
         return None
     processed = [image for _, image, _ in readable]
 
-    def make() -> list[CachedPicture]:
+    def make() -> list[CachedImage]:
         with torch.no_grad(), autocast(opened.model.device, precision):
             return encode(opened.model, cache.level, processed)
 

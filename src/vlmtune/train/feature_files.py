@@ -27,12 +27,12 @@ _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.
 
 
 @dataclass(frozen=True)
-class CachedPicture:
-    """What a prompt and the decoder need of a picture.
+class CachedImage:
+    """What a prompt and the decoder need of an image.
 
     Attributes:
         features: the connector's float[T, D] or the tower's float[P, C], of the type it was put in, on the CPU.
-        text: the placeholder string of the whole picture (`ProcessedImage.text`).
+        text: the placeholder string of the whole image (`ProcessedImage.text`).
         grids: of the tower's patches (`VisionFeatures.grids`); empty for the connector's output.
     """
 
@@ -103,14 +103,14 @@ class FeatureCache:
     @property
     def note(self) -> str:
         """What a run says of its cache."""
-        note = "picture features are cached"
+        note = "image features are cached"
         if self.num_repaired:
             note += f"; {self.num_repaired} torn or damaged records were made again"
         if self.write_error is not None:
             note += f", but only {len(self)} of them: {self.folder} could not be written ({self.write_error})"
         return note
 
-    def get(self, digest: str) -> CachedPicture | None:
+    def get(self, digest: str) -> CachedImage | None:
         """What was put under a digest (`ImageSource.digest`); None if nothing was, or if it is damaged."""
         with self._lock:
             entry = self._entries.get(digest)
@@ -123,11 +123,11 @@ class FeatureCache:
                 self.num_repaired += 1
                 return None
         features = torch.frombuffer(content, dtype=_DTYPES[entry.dtype]).view(entry.shape)
-        return CachedPicture(features, entry.text, entry.grids)
+        return CachedImage(features, entry.text, entry.grids)
 
-    def put(self, digest: str, picture: CachedPicture) -> None:
-        """Keep a picture. A second put of a digest is ignored, and so is one after the disk was full."""
-        on_cpu = picture.features.detach().to("cpu").contiguous()
+    def put(self, digest: str, image: CachedImage) -> None:
+        """Keep an image. A second put of a digest is ignored, and so is one after the disk was full."""
+        on_cpu = image.features.detach().to("cpu").contiguous()
         content = on_cpu.view(torch.uint8).numpy().tobytes()
         with self._lock:
             if digest in self._entries or self.write_error is not None:
@@ -135,7 +135,7 @@ class FeatureCache:
             offset = self._features.seek(0, os.SEEK_END)
             shape = (on_cpu.shape[0], on_cpu.shape[1])
             checksum = zlib.crc32(content)
-            entry = _Entry(offset, shape, str(on_cpu.dtype), checksum, picture.text, picture.grids)
+            entry = _Entry(offset, shape, str(on_cpu.dtype), checksum, image.text, image.grids)
             try:
                 self._features.write(content)
                 self._features.flush()

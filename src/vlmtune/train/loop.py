@@ -33,7 +33,7 @@ from vlmtune.train.memory import needs_checkpointing
 from vlmtune.train.optimizer import ScheduledOptimizer
 from vlmtune.train.precision import autocast
 from vlmtune.train.run_folder import RunFolder
-from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, picture_features
+from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, image_features
 from vlmtune.train.step import loss_weight, sample_loss
 from vlmtune.train.validation import Validation, choose_validator
 
@@ -44,7 +44,7 @@ class Report:
 
     Attributes:
         step, num_steps: optimizer steps taken, and of the whole run.
-        samples_per_s: pictures learned from a second, lately.
+        samples_per_s: images learned from a second, lately.
         loss: mean negative log-probability a token, of this step.
         accuracy: of the latest validation, or None.
     """
@@ -58,7 +58,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Step:
-    """What an optimizer step did: mean loss a token, gradient norm before clipping, pictures, tokens learned."""
+    """What an optimizer step did: mean loss a token, gradient norm before clipping, images, tokens learned."""
 
     loss: float
     grad_norm: float
@@ -79,7 +79,7 @@ class Trainer:
         plan: what learns.
         prompts: what is asked.
         reader: what is shown, in which order; its `targets` are what is answered.
-        validator: measures accuracy; None without validation pictures.
+        validator: measures accuracy; None without validation images.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Trainer:
         watch: Callable[[Report], None] = lambda report: None,
     ) -> None:
         if not splits.train:
-            raise DataError("There are no training pictures. Check data.source, data.train_split and data.limit.")
+            raise DataError("There are no training images. Check data.source, data.train_split and data.limit.")
         if experiment.train.loss == "all" and opened.model.bidirectional_prompt:
             raise ConfigError(
                 f"train.loss: found all, but the prompts of {opened.family.name} models see themselves in both "
@@ -107,7 +107,7 @@ class Trainer:
         self.reader = SampleReader(experiment, opened.processor, splits.train, splits.labels)
         self.validator = choose_validator(self.prompts.later, splits.validation)
         if self.validator is None and experiment.train.patience is not None:
-            raise DataError("train.patience waits for validation accuracy, and there are no validation pictures.")
+            raise DataError("train.patience waits for validation accuracy, and there are no validation images.")
         self.num_steps = num_steps(experiment, len(splits.train))
         self.optimizer = ScheduledOptimizer(self.model, self.plan, experiment.train, self.num_steps)
         self.progress = Progress()
@@ -192,7 +192,7 @@ class Trainer:
         assert train.epochs is not None
         found: FeatureCache | Refusal
         if self.reader.mixing.is_on:
-            found = Refusal("train.mixup or train.cutmix makes a new picture each time.")
+            found = Refusal("train.mixup or train.cutmix makes a new image each time.")
         else:
             found = open_feature_cache(
                 runs / ".features",
@@ -200,7 +200,7 @@ class Trainer:
                 self.plan,
                 self.reader.augmentation,
                 train.feature_cache,
-                pictures=[example.image for example in self.splits.train],
+                images=[example.image for example in self.splits.train],
                 num_epochs=train.epochs,
                 precision=self.experiment.model.dtype,
             )
@@ -209,7 +209,7 @@ class Trainer:
         elif train.feature_cache == "on":
             raise UserError(f"train.feature_cache is on, but features cannot be cached: {found.reason}")
         else:
-            self.cache_note = f"picture features are not cached: {found.reason}"
+            self.cache_note = f"image features are not cached: {found.reason}"
 
     def _steps(self) -> Iterator[list[list[Shown]]]:
         """The micro-batches of every optimizer step still to take."""
@@ -238,9 +238,9 @@ class Trainer:
     def _backward(self, tree: SampleTree, weight: float) -> float:
         """Gradients of one tree's loss over the ``weight`` of its whole step; returns the summed loss."""
         with autocast(self.model.device, self.experiment.model.dtype):
-            features = picture_features(self.model, tree.shown, self.reader.cache)
-            for sample, picture in zip(tree.samples, features, strict=True):
-                sample.features = [picture]
+            features = image_features(self.model, tree.shown, self.reader.cache)
+            for sample, image in zip(tree.samples, features, strict=True):
+                sample.features = [image]
             loss = sample_loss(self.model, tree.prefix, tree.samples, self.experiment.train.loss)
         value = loss.total.item()
         if not math.isfinite(value):
@@ -308,6 +308,6 @@ class Trainer:
 
 
 def _rate(recent: list[tuple[float, int]]) -> float:
-    """Pictures a second, from (seconds so far, pictures) of the latest steps."""
+    """Images a second, from (seconds so far, images) of the latest steps."""
     seconds = recent[-1][0] - recent[0][0]
     return round(sum(count for _, count in recent[1:]) / seconds, 2) if seconds > 0 else 0.0

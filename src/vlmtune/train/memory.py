@@ -10,7 +10,7 @@ import torch
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.train.allocator import held_bytes
 
-# Of the free memory, what the decoder's activations may take: the rest is for pictures, logits and other processes.
+# Of the free memory, what the decoder's activations may take: the rest is for images, logits and other processes.
 _SHARE = 0.6
 
 

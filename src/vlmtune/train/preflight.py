@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vlmtune.data.loading import read_ahead
-from vlmtune.data.spared import coloured_labels, has_colours, has_sides, sided_labels
+from vlmtune.data.spared import colored_labels, has_colors, has_sides, sided_labels
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example, LabelSet
@@ -64,7 +64,7 @@ def preflight(trainer: Trainer) -> Preflight:
         *_shown(trainer),
         *_tokens(trainer),
         *_labels(trainer),
-        *_pictures(trainer),
+        *_images(trainer),
         *_cost(trainer),
     ]
     return Preflight(findings)
@@ -109,16 +109,16 @@ def _targets(trainer: Trainer) -> list[Finding]:
 
 
 def _shown(trainer: Trainer) -> list[Finding]:
-    """What is random about the pictures and the answers of training."""
+    """What is random about the images and the answers of training."""
     train, reader = trainer.experiment.train, trainer.reader
     findings = []
     if reader.augmentation.changes:
-        findings.append(Finding("pictures shown", "ok", f"changed at random: {reader.augmentation.name}"))
+        findings.append(Finding("images shown", "ok", f"changed at random: {reader.augmentation.name}"))
     if reader.mixing.is_on:
         kinds = {"MixUp": reader.mixing.mixup, "CutMix": reader.mixing.cutmix}
         how = " or ".join(f"{kind} (α {alpha:g})" for kind, alpha in kinds.items() if alpha)
-        share = f"{100 * reader.mixing.probability:g} % of the pictures are mixed with another by {how}"
-        findings.append(Finding("pictures shown", "ok", f"{share}: two answers each, with the weights λ and 1 - λ"))
+        share = f"{100 * reader.mixing.probability:g} % of the images are mixed with another by {how}"
+        findings.append(Finding("images shown", "ok", f"{share}: two answers each, with the weights λ and 1 - λ"))
     labels = trainer.splits.labels
     if train.label_smoothing and labels is not None:
         others = "all" if len(labels) <= EXACT_LABELS else f"{NUM_DRAWN} drawn ones of the"
@@ -129,11 +129,11 @@ def _shown(trainer: Trainer) -> list[Finding]:
 
 
 def _spared(trainer: Trainer) -> list[Finding]:
-    """Pictures that random changes treat with care, because their answers depend on what would change."""
+    """Images that random changes treat with care, because their answers depend on what would change."""
     augmentation, labels, examples = trainer.reader.augmentation, trainer.splits.labels, trainer.splits.train
     rules: tuple[tuple[bool, Callable[[LabelSet], str | None], Callable[[Example], bool], str, str], ...] = (
         (augmentation.alters_sides, sided_labels, has_sides, "sides or writing", "not flipped, nor far turned"),
-        (augmentation.alters_colours, coloured_labels, has_colours, "colours", "changed in shape alone"),
+        (augmentation.alters_colors, colored_labels, has_colors, "colors", "changed in shape alone"),
     )
     findings = []
     for alters, of_labels, of_example, subject, consequence in rules:
@@ -144,7 +144,7 @@ def _spared(trainer: Trainer) -> list[Finding]:
         if reason is None and found:
             reason = f"{len(found)} of {len(examples)} questions speak of {subject}, such as {found[0].question!r}"
         if reason is not None:
-            findings.append(Finding("pictures shown", "ok", f"{reason}: their pictures are {consequence}"))
+            findings.append(Finding("images shown", "ok", f"{reason}: their images are {consequence}"))
     return findings
 
 
@@ -161,11 +161,11 @@ def _tokens(trainer: Trainer) -> list[Finding]:
     prefix, mean_rest = len(trainer.prompts.first.prefix), sum(rests) / len(rests)
     shared = prefix / (prefix + mean_rest)
     findings = [
-        Finding("image tokens", "ok", f"{min(counts)} to {max(counts)} a picture (of {len(counts)} looked at)"),
+        Finding("image tokens", "ok", f"{min(counts)} to {max(counts)} an image (of {len(counts)} looked at)"),
         Finding(
             "prompt",
             "ok",
-            f"{prefix} tokens shared by all pictures and {mean_rest:.0f} of a picture's own: "
+            f"{prefix} tokens shared by all images and {mean_rest:.0f} of an image's own: "
             f"{100 * shared:.0f} % of a prompt runs once a batch",
         ),
     ]
@@ -173,7 +173,7 @@ def _tokens(trainer: Trainer) -> list[Finding]:
     assert batch_size is not None
     now = prefix / batch_size + mean_rest
     options: dict[str, dict[str, str]] = {"task.list_labels: never": {"list_labels": "never"}}
-    # Of a prefix-LM's prompts nothing is shared wherever the picture stands.
+    # Of a prefix-LM's prompts nothing is shared wherever the image stands.
     if task.image_position == "first" and not trainer.model.bidirectional_prompt:
         options["task.image_position: last"] = {"image_position": "last"}
     for option, change in options.items():
@@ -194,7 +194,7 @@ def _read_some(trainer: Trainer) -> Any:
 
 def _labels(trainer: Trainer) -> list[Finding]:
     splits, labels = trainer.splits, trainer.splits.labels
-    sizes = f"{len(splits.train)} training, {len(splits.validation)} validation and {len(splits.test)} test pictures"
+    sizes = f"{len(splits.train)} training, {len(splits.validation)} validation and {len(splits.test)} test images"
     if trainer.experiment.task.kind == "vqa":
         return _questions(trainer)
     assert labels is not None
@@ -203,17 +203,17 @@ def _labels(trainer: Trainer) -> list[Finding]:
         Finding(
             "data",
             "ok",
-            f"{sizes}; {len(labels)} labels, {min(counts.values())} to {max(counts.values())} training pictures each",
+            f"{sizes}; {len(labels)} labels, {min(counts.values())} to {max(counts.values())} training images each",
         )
     ]
     absent = [label for label in labels.stored if not counts[label]]
     if absent:
         more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
-        findings.append(Finding("data", "warning", f"no training picture has the label {', '.join(absent[:8])}{more}"))
+        findings.append(Finding("data", "warning", f"no training image has the label {', '.join(absent[:8])}{more}"))
     if max(counts.values()) > 10 * min(counts.values()):
-        findings.append(Finding("data", "warning", "the largest class has over ten times the pictures of the smallest"))
+        findings.append(Finding("data", "warning", "the largest class has over ten times the images of the smallest"))
     if not splits.validation:
-        findings.append(Finding("data", "warning", "no validation pictures: the last checkpoint will count as best"))
+        findings.append(Finding("data", "warning", "no validation images: the last checkpoint will count as best"))
     return findings
 
 
@@ -221,7 +221,7 @@ def _questions(trainer: Trainer) -> list[Finding]:
     splits, labels = trainer.splits, trainer.splits.labels
     parts = []
     for role, examples in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
-        parts.append(f"{len(examples):,} {role} questions about {len({e.image_id for e in examples}):,} pictures")
+        parts.append(f"{len(examples):,} {role} questions about {len({e.image_id for e in examples}):,} images")
     answers = "answers are open" if labels is None else f"answers are {len(labels):,} labels"
     findings = [Finding("data", "ok", f"{', '.join(parts)}; {answers}")]
     if not splits.validation:
@@ -236,11 +236,11 @@ def _questions(trainer: Trainer) -> list[Finding]:
     return findings
 
 
-def _pictures(trainer: Trainer) -> list[Finding]:
-    """Unreadable files, and pictures that are in training and in test (or validation) at once."""
+def _images(trainer: Trainer) -> list[Finding]:
+    """Unreadable files, and images that are in training and in test (or validation) at once."""
     splits = trainer.splits
     parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
-    # Several questions about one picture need one look at it.
+    # Several questions about one image need one look at it.
     first = {(part, e.image_id or e.id): (part, e) for part, members in parts.items() for e in reversed(members)}
     examples = list(first.values())
     looked_at = examples[:: max(1, -(-len(examples) // _MAX_DIGESTS))]
@@ -263,27 +263,25 @@ def _pictures(trainer: Trainer) -> list[Finding]:
     if len(looked_at) < len(examples):
         findings.append(
             Finding(
-                "pictures", "ok", f"{len(looked_at)} of {len(examples)} files compared; `vlmtune data check` reads all"
+                "images", "ok", f"{len(looked_at)} of {len(examples)} files compared; `vlmtune data check` reads all"
             )
         )
     for part, reasons in unreadable.items():
         if reasons:
-            more = f" ({len(reasons)} such pictures; `vlmtune data check` lists all)" if len(reasons) > 1 else ""
-            # A test picture that cannot be read counts as wrong; what is learned from must be readable.
-            findings.append(
-                Finding("pictures", "warning" if part == "test" else "error", f"{part}: {reasons[0]}{more}")
-            )
+            more = f" ({len(reasons)} such images; `vlmtune data check` lists all)" if len(reasons) > 1 else ""
+            # A test image that cannot be read counts as wrong; what is learned from must be readable.
+            findings.append(Finding("images", "warning" if part == "test" else "error", f"{part}: {reasons[0]}{more}"))
     if repeated:
         (part, name), (other, twin) = repeated[0]
         findings.append(
             Finding(
-                "pictures",
+                "images",
                 "warning",
-                f"{len(repeated)} pictures are in two splits at once (byte for byte), such as {name} ({part}) and "
+                f"{len(repeated)} images are in two splits at once (byte for byte), such as {name} ({part}) and "
                 f"{twin} ({other}): the test would flatter the model",
             )
         )
-    return findings or [Finding("pictures", "ok", "no file is in two splits")]
+    return findings or [Finding("images", "ok", "no file is in two splits")]
 
 
 def _cost(trainer: Trainer) -> list[Finding]:

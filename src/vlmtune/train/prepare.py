@@ -34,7 +34,7 @@ def open_checkpoint(model: ModelSection, checkpoint: Path | None) -> OpenedModel
 
 
 def image_overrides(model: ModelSection) -> dict[str, int | bool | None]:
-    """What the experiment changes about picture preparation."""
+    """What the experiment changes about image preparation."""
     return {
         "min_image_tokens": model.min_image_tokens,
         "max_image_tokens": model.max_image_tokens,

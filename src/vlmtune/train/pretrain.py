@@ -1,7 +1,7 @@
-"""Pretraining of a tiny LFM2-VL from scratch on drawn pictures: how `builtin:tiny` was made.
+"""Pretraining of a tiny LFM2-VL from scratch on drawn images: how `builtin:tiny` was made.
 
 In: a `Pretraining` file. Out: `runs/NAME/` with metrics, checkpoints and `model/`, a folder in the hub's layout. Two
-stages: the tower with naming heads, then the whole model on questions. Every step's pictures and questions follow from
+stages: the tower with naming heads, then the whole model on questions. Every step's images and questions follow from
 the seed and the step's number, so a resumed run continues exactly.
 """
 
@@ -40,7 +40,7 @@ from vlmtune.train.schedule import learning_rate_factor
 
 StageName = Literal["tower", "whole"]
 
-_TOKENIZER_PICTURES = 20_000
+_TOKENIZER_IMAGES = 20_000
 _VALIDATION_SEED = 1_000_003
 _LEAST_RATE = 0.02  # the cosine ends at this share of the learning rate
 _WARMUP_STEPS = 100
@@ -51,7 +51,7 @@ class PretrainReport:
     """What is told to whoever watches.
 
     Attributes:
-        stage: "drawing" (then `step` counts pictures), "tower", "whole" or "validation".
+        stage: "drawing" (then `step` counts images), "tower", "whole" or "validation".
         step, num_steps: over both stages.
         note: losses, or the accuracy.
     """
@@ -74,7 +74,7 @@ def pretrain(
 
 
 class _Run:
-    """Everything a pretraining run holds: folder, pictures, tokenizer, model, heads, running average."""
+    """Everything a pretraining run holds: folder, images, tokenizer, model, heads, running average."""
 
     def __init__(self, config: Pretraining, resume: bool, on_report: Callable[[PretrainReport], None]) -> None:
         self.config = config
@@ -82,7 +82,7 @@ class _Run:
         self.num_steps = config.tower.steps + config.whole.steps
         self.folder = _open_folder(config, resume)
         self.corpus, self.validation = self._draw("train"), self._draw("validation")
-        self.tokenizer = train_tokenizer(texts(self.corpus.facts[:_TOKENIZER_PICTURES]), config.model.vocabulary)
+        self.tokenizer = train_tokenizer(texts(self.corpus.facts[:_TOKENIZER_IMAGES]), config.model.vocabulary)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.tokenizer)
         num_tokens = self.model.config.vision_config.num_patches // self.model.config.downsample_factor**2
@@ -94,15 +94,15 @@ class _Run:
         self.seconds = 0.0
 
     def _draw(self, part: str) -> Corpus:
-        pictures = self.config.pictures
-        num = pictures.num if part == "train" else pictures.num_validation
+        images = self.config.images
+        num = images.num if part == "train" else images.num_validation
         seed = self.config.seed if part == "train" else self.config.seed + _VALIDATION_SEED
-        folder = self.folder.path / "pictures" / part
+        folder = self.folder.path / "images" / part
 
         def tell(done: int) -> None:
             self.on_report(PretrainReport("drawing", done, num, part))
 
-        return draw_corpus(folder, pictures.mixture, num, seed, self.config.model.image_size, on_progress=tell)
+        return draw_corpus(folder, images.mixture, num, seed, self.config.model.image_size, on_progress=tell)
 
     def train(self) -> Path:
         checkpoint = _latest_checkpoint(self.folder.path)
@@ -223,7 +223,7 @@ class _Run:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Share of answers right to the last token, on pictures never trained on, by picture kind and question type."""
+        """Share of answers right to the last token, on images never trained on, by image kind and question type."""
         self._swap_average()
         right: dict[str, list[bool]] = defaultdict(list)
         for first in range(0, len(self.validation), 250):
@@ -234,9 +234,7 @@ class _Run:
                 logits, targets, _, num_tokens = self.runner.run(tokens, asked)
             answers = torch.split(logits.argmax(-1) == targets, num_tokens)
             types = [
-                _answer_type(facts[picture], lesson, i)
-                for picture, lesson in asked
-                for i in range(len(lesson.branches))
+                _answer_type(facts[image], lesson, i) for image, lesson in asked for i in range(len(lesson.branches))
             ]
             for kind, answer in zip(types, answers, strict=True):
                 right[kind].append(bool(answer.all()))
@@ -287,8 +285,8 @@ class _Run:
 
 def _ask(facts: list[Facts], seeds: list[int], num_questions: int) -> list[tuple[int, Lesson]]:
     return [
-        (picture, lesson)
-        for picture, (fact, seed) in enumerate(zip(facts, seeds, strict=True))
+        (image, lesson)
+        for image, (fact, seed) in enumerate(zip(facts, seeds, strict=True))
         for lesson in lessons(fact, seed, num_questions)
     ]
 

@@ -62,11 +62,11 @@ def build_model(size: ModelSize, tokenizer: Tokenizer) -> Lfm2Vl:
             downsample_factor=_FACTOR,
         )
     )
-    _initialise(model, side)
+    _initialize(model, side)
     return model
 
 
-def _initialise(model: Lfm2Vl, side: int) -> None:
+def _initialize(model: Lfm2Vl, side: int) -> None:
     tower, decoder = model.model.vision_tower, model.model.language_model
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -102,7 +102,7 @@ def to_patches(pixels: Tensor, patch: int) -> Tensor:
 
 
 class NamingHeads(nn.Module):
-    """What a picture shows, its colour and how many things, read from all image tokens side by side.
+    """What an image shows, its color and how many things, read from all image tokens side by side.
 
     Flattened rather than averaged tokens: the tower learned several times faster so. Dropped after pretraining.
     """
@@ -114,7 +114,7 @@ class NamingHeads(nn.Module):
         self.count = nn.Linear(num_tokens * width, _MOST_THINGS + 1)
 
     def forward(self, tokens: Tensor, facts: Sequence[Facts]) -> Tensor:
-        """float[B, T, D] -> the scalar loss. A picture without a name (or colour, or things) has no part in it."""
+        """float[B, T, D] -> the scalar loss. An image without a name (or color, or things) has no part in it."""
         flat = tokens.flatten(1)
         names = [_CLASS_INDEX[f.label] if f.label is not None else -1 for f in facts]
         colors = [_COLOR_INDEX.get(f.color, -1) for f in facts]
@@ -132,7 +132,7 @@ _COLOR_INDEX = {name: i for i, name in enumerate(COLORS)}
 
 
 class LessonRunner:
-    """Lessons about encoded pictures, packed as one prefix tree: prompts' heads, pictures, questions with answers.
+    """Lessons about encoded images, packed as one prefix tree: prompts' heads, images, questions with answers.
 
     A head that several lessons share (the questions' system prompt, the list of all digits) is run once.
     """
@@ -156,7 +156,7 @@ class LessonRunner:
 
         Args:
             tokens: float[B, T, D] image tokens.
-            lessons: (picture, lesson about it).
+            lessons: (image, lesson about it).
 
         Returns:
             float32[N, V] logits, int64[N] targets, float32[N] weights, and the number of tokens of each answer
@@ -181,11 +181,11 @@ class LessonRunner:
             Rows.chains([T] * len(lessons), parent=head_of, read_last=0),
             Rows.chains([len(ids) for ids in branch_ids], parent=parents, read_last=num_read),
         ]
-        pictures = tokens[[picture for picture, _ in lessons]].flatten(0, 1)
+        images = tokens[[image for image, _ in lessons]].flatten(0, 1)
         embed, device = self.model.embed_tokens, self.model.device
         before = embed(torch.tensor([i for ids in head_ids for i in ids], device=device))
         after = embed(torch.tensor([i for ids in branch_ids for i in ids], device=device))
-        hidden = self.model.decode(torch.cat([before, pictures.to(before.dtype), after]), levels).hidden
+        hidden = self.model.decode(torch.cat([before, images.to(before.dtype), after]), levels).hidden
         return (
             self.model.logits(hidden),
             torch.tensor(targets, device=device),

@@ -1,6 +1,6 @@
-"""The words of pretraining: prompts around a drawn picture.
+"""The words of pretraining: prompts around a drawn image.
 
-In: facts of a picture. Out: `Lesson`s, texts in the chat format of `text.defaults`, cut where a prefix tree branches.
+In: facts of an image. Out: `Lesson`s, texts in the chat format of `text.defaults`, cut where a prefix tree branches.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from vlmtune.text import defaults
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One prompt about a picture, with several questions that share everything up to the picture's end.
+    """One prompt about an image, with several questions that share everything up to the image's end.
 
     Attributes:
-        head: text before the picture's first token.
-        branches: (text between the picture's last token and the answer, the answer, its loss weight).
+        head: text before the image's first token.
+        branches: (text between the image's last token and the answer, the answer, its loss weight).
     """
 
     head: str
@@ -28,12 +28,12 @@ class Lesson:
 
 
 def head(system: str) -> str:
-    """The chat up to the picture."""
+    """The chat up to the image."""
     return f"<|startoftext|><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<|image_start|>"
 
 
 def branch(question: str) -> str:
-    """The chat from the picture's end to the answer."""
+    """The chat from the image's end to the answer."""
     return f"<|image_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -41,7 +41,7 @@ END = "<|im_end|>"
 
 
 def lessons(facts: Facts, seed: int, num_questions: int) -> list[Lesson]:
-    """A classification with a class list (where the picture has a name), and some questions about the picture."""
+    """A classification with a class list (where the image has a name), and some questions about the image."""
     rng = Random(f"lessons {seed}")
     found = []
     listed = class_list(facts, rng)

@@ -40,8 +40,8 @@ def differing_keys(stored: Section, wanted: Section) -> list[str]:
     ]
 
 
-def differing_pictures(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The same for the pictures: splits whose examples or answers are no longer those of the run.
+def differing_images(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The same for the images: splits whose examples or answers are no longer those of the run.
 
     Args:
         stored, now: `Splits.description` of the run and of today.
@@ -50,7 +50,7 @@ def differing_pictures(stored: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     for role in ("train", "validation"):
         before, after = (facts.get("splits", {}).get(role, {}) for facts in (stored, now))
         if before.get("fingerprint") != after.get("fingerprint"):
-            found.append(f"{role} pictures: {before.get('used')} in the run, {after.get('used')} now, and not the same")
+            found.append(f"{role} images: {before.get('used')} in the run, {after.get('used')} now, and not the same")
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from vlmtune.config.load import dump, load_experiment
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
-from vlmtune.train.resume import differing_keys, differing_pictures
+from vlmtune.train.resume import differing_images, differing_keys
 
 _PACKAGES = ("vlmtune", "torch", "safetensors", "tokenizers", "datasets", "numpy", "pillow")
 _MADE_BEFORE = ("evaluation", "ceilings", "ceilings.json", "charts", "report.html", "report.md", "report.json")
@@ -87,7 +87,7 @@ class RunFolder:
     def _check_same(self, experiment: Experiment, data: Mapping[str, Any] | None) -> None:
         differing = differing_keys(load_experiment(self.path, must_exist=False), experiment)
         if data is not None and (self.path / "run.json").exists():
-            differing += differing_pictures(self.read_json("run.json").get("data", {}), data)
+            differing += differing_images(self.read_json("run.json").get("data", {}), data)
         if differing:
             raise RunFolderError(
                 f"{self.path}: --resume continues the same experiment, but this differs:\n  "

@@ -60,26 +60,26 @@ def describe(experiment: Experiment, num_samples: int | None, image_size: tuple[
     resolved = recipes.apply(experiment, num_train=count, num_labels=len(labels) if labels else 0)
     config, tokenizer, processor, origin = _base(resolved)
 
-    pictures, answers, questions = [], [], []
+    images, answers, questions = [], [], []
     for example in (splits.train if splits else [])[:: max(1, count // _NUM_LOOKED_AT)][:_NUM_LOOKED_AT]:
-        pictures.append(processor.process(example.image.open()))
+        images.append(processor.process(example.image.open()))
         answers.append(example.answers[0] if labels is None else labels.shown[labels.index(example.answers[0])][0])
         questions.append(example.question)
-    if not pictures:
+    if not images:
         size = image_size or (512, 512)
-        pictures = [processor.process(Image.new("RGB", size))]
+        images = [processor.process(Image.new("RGB", size))]
         questions = ["What is shown?" if resolved.task.kind == "vqa" else None]
         answers = [forms[0] for forms in labels.shown] if labels else []
-        origin += f"; pictures of {size[0]} × {size[1]} pixels assumed"
-    largest = max(pictures, key=lambda picture: picture.num_tokens)
+        origin += f"; images of {size[0]} × {size[1]} pixels assumed"
+    largest = max(images, key=lambda image: image.num_tokens)
     if tokenizer is None:
         prefix, own, answer = _counted_by_letters(resolved, labels, answers, largest)
     else:
         prompt = PromptBuilder(tokenizer, resolved.task, labels)
         prefix = len(prompt.shared_prefix())
         rests = [
-            len(prompt.build(question, picture.text).ids) - prefix
-            for question, picture in zip(questions, pictures, strict=True)
+            len(prompt.build(question, image.text).ids) - prefix
+            for question, image in zip(questions, images, strict=True)
         ]
         own = round(statistics.mean(rests))
         lengths = [len(prompt.answer_tokens(text)) for text in answers]
@@ -129,11 +129,11 @@ def _base(experiment: Experiment) -> tuple[dict[str, Any], Tokenizer | None, Ima
     config = read_config(folder)
     family = family_of(config, str(folder))
     tokenizer = Tokenizer.from_folder(folder, family.prompt_format)
-    return config, tokenizer, family.open_processor(folder, **overrides), "tokens and pictures as the base's files say"
+    return config, tokenizer, family.open_processor(folder, **overrides), "tokens and images as the base's files say"
 
 
 def _counted_by_letters(
-    experiment: Experiment, labels: LabelSet | None, answers: list[str], picture: ProcessedImage
+    experiment: Experiment, labels: LabelSet | None, answers: list[str], image: ProcessedImage
 ) -> tuple[int, int, float]:
     """Tokens of the shared prompt, of the rest and of an answer, from the number of letters."""
     task = experiment.task
@@ -145,5 +145,5 @@ def _counted_by_letters(
     if task.image_position == "last":
         before, after = before + after, 0
     answer = statistics.mean(map(len, answers)) / _CHARACTERS_PER_TOKEN + 1 if answers else _ANSWER_TOKENS
-    own = picture.num_tokens + after / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
+    own = image.num_tokens + after / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
     return math.ceil(before / _CHARACTERS_PER_TOKEN) + _TEMPLATE_TOKENS, math.ceil(own), answer

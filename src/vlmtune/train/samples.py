@@ -1,4 +1,4 @@
-"""Training examples on their way into a step: read ahead, prepared or cached, tokenised, grouped to trees.
+"""Training examples on their way into a step: read ahead, prepared or cached, tokenized, grouped to trees.
 
 In: the examples and the order of a run. Out: micro-batches of `Shown` examples, and from each the prefix trees that
 `step.sample_loss` runs. Everything random about an example follows from the run's seed and the example's place in the
@@ -18,7 +18,7 @@ from vlmtune.config.schema import Experiment
 from vlmtune.data.augment import Augmentation
 from vlmtune.data.loading import read_ahead
 from vlmtune.data.mixing import Mixing
-from vlmtune.data.spared import coloured_labels, has_colours, has_sides, refuse_flips, sided_labels
+from vlmtune.data.spared import colored_labels, has_colors, has_sides, refuse_flips, sided_labels
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.images import ProcessedImage
@@ -26,7 +26,7 @@ from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import ImageProcessor, OpenedModel
 from vlmtune.records import Example, ImageSource, LabelSet
 from vlmtune.train.feature_cache import connect, encode
-from vlmtune.train.feature_files import CachedPicture, FeatureCache
+from vlmtune.train.feature_files import CachedImage, FeatureCache
 from vlmtune.train.schedule import Order, Place
 from vlmtune.train.step import Answer, Sample
 from vlmtune.train.targets import Targets, choose_targets, mix
@@ -38,14 +38,14 @@ class Shown:
 
     Attributes:
         image: prepared, or with its features from the cache.
-        digest: of the picture's file, where features are cached; else empty.
+        digest: of the image's file, where features are cached; else empty.
         answers: what it teaches, answer text -> weight of its loss.
-        mixed_with: the other example of a mixed picture, and this one's share λ in it.
+        mixed_with: the other example of a mixed image, and this one's share λ in it.
     """
 
     example: Example
     epoch: int
-    image: ProcessedImage | CachedPicture
+    image: ProcessedImage | CachedImage
     digest: str
     answers: dict[str, float]
     mixed_with: tuple[Example, float] | None = None
@@ -58,7 +58,7 @@ class SampleTree:
     Attributes:
         prefix: tokens that all of them begin with.
         shown: the examples.
-        samples: their tokens; the pictures' features are filled in when the tree is run.
+        samples: their tokens; the images' features are filled in when the tree is run.
     """
 
     prefix: list[int]
@@ -111,16 +111,16 @@ class SampleReader:
 
     Args:
         experiment: how examples are ordered, changed, mixed and answered.
-        processor: prepares pictures for the tower.
+        processor: prepares images for the tower.
         examples: the training split.
         labels: the closed set, if any.
 
     Attributes:
         order: which example comes when; its seed also draws what is random about an example.
         targets: what an example teaches.
-        augmentation: changes pictures at random. mixing: makes one of two.
-        cache: if set, features are taken from there, and pictures are not changed.
-        unreadable: example id -> reason, of the pictures that could not be read so far.
+        augmentation: changes images at random. mixing: makes one of two.
+        cache: if set, features are taken from there, and images are not changed.
+        unreadable: example id -> reason, of the images that could not be read so far.
 
     Raises UserError for random changes under which the labels would not stay true.
     """
@@ -145,15 +145,15 @@ class SampleReader:
         self.augmentation = Augmentation(train.augment or [])
         self.mixing = Mixing(train.mixup, train.cutmix, train.mix_probability)
         self.has_sided_labels = labels is not None and sided_labels(labels) is not None
-        self.has_coloured_labels = labels is not None and coloured_labels(labels) is not None
+        self.has_colored_labels = labels is not None and colored_labels(labels) is not None
         self.cache: FeatureCache | None = None
         self.unreadable: dict[str, str] = {}
 
     def micro_batches(self, batch_size: int, first: int, count: int) -> Iterator[list[Shown]]:
-        """``count`` micro-batches from number ``first`` on, their pictures read ahead on other threads.
+        """``count`` micro-batches from number ``first`` on, their images read ahead on other threads.
 
-        An unreadable picture is left out of its batch and noted. Raises DataError where a whole batch, or every
-        picture there is, cannot be read.
+        An unreadable image is left out of its batch and noted. Raises DataError where a whole batch, or every
+        image there is, cannot be read.
         """
         batch: list[Shown] = []
         places = self.order.places(first * batch_size, count * batch_size)
@@ -161,13 +161,13 @@ class SampleReader:
             if isinstance(result, UnreadableImageError):
                 self.unreadable[self.examples[place.example].id] = result.reason
                 if len(self.unreadable) == len(self.examples):
-                    raise DataError(f"No training picture can be read. The last one: {result}")
+                    raise DataError(f"No training image can be read. The last one: {result}")
             else:
                 batch.append(result)
             if number % batch_size == 0:
                 if not batch:
-                    raise DataError(f"None of {batch_size} training pictures in a row can be read: {result}")
-                yield batch if self.augmentation.changes or self.mixing.is_on else _share_pictures(batch)
+                    raise DataError(f"None of {batch_size} training images in a row can be read: {result}")
+                yield batch if self.augmentation.changes or self.mixing.is_on else _share_images(batch)
                 batch = []
 
     def show(self, place: Place) -> Shown:
@@ -179,52 +179,52 @@ class SampleReader:
             digest = example.image.digest()
             image = self.cache.get(digest) or self.processor.process(example.image.open())
             return Shown(example, place.epoch, image, digest, answers)
-        picture = self._changed(example, draw)
+        shown = self._changed(example, draw)
         mixed_with = None
         if self.mixing.is_drawn(draw):
             other = self.examples[self.order.partner(place, draw)]
             try:
-                picture, share = self.mixing(picture, self._changed(other, draw), draw)
-            except UnreadableImageError as error:  # noted under its own name; this picture is shown as it is
+                shown, share = self.mixing(shown, self._changed(other, draw), draw)
+            except UnreadableImageError as error:  # noted under its own name; this image is shown as it is
                 self.unreadable[other.id] = error.reason
             else:
                 answers = mix(answers, self.targets.of(other, place.epoch, draw), share)
                 mixed_with = (other, share)
-        return Shown(example, place.epoch, self.processor.process(picture), "", answers, mixed_with)
+        return Shown(example, place.epoch, self.processor.process(shown), "", answers, mixed_with)
 
     def _changed(self, example: Example, draw: np.random.Generator) -> Image.Image:
         return self.augmentation(
             example.image.open(),
             draw,
             keep_sides=self.has_sided_labels or has_sides(example),
-            keep_colours=self.has_coloured_labels or has_colours(example),
+            keep_colors=self.has_colored_labels or has_colors(example),
         )
 
 
-def _share_pictures(batch: list[Shown]) -> list[Shown]:
-    """The same examples; those about one picture hold it once, so that it is encoded once."""
+def _share_images(batch: list[Shown]) -> list[Shown]:
+    """The same examples; those about one image hold it once, so that it is encoded once."""
     first: dict[ImageSource, Shown] = {}
     return [replace(item, image=first.setdefault(item.example.image, item).image) for item in batch]
 
 
-def picture_features(
+def image_features(
     model: VisionLanguageModel, shown: Sequence[Shown], cache: FeatureCache | None = None
 ) -> list[Tensor]:
-    """float[T, D] of each picture: encoded, or from the cache, which is given what it did not have.
+    """float[T, D] of each image: encoded, or from the cache, which is given what it did not have.
 
-    Examples that show one picture (several questions about it) share its features, as one tensor. A graph is kept
+    Examples that show one image (several questions about it) share its features, as one tensor. A graph is kept
     only where something before the decoder learns.
     """
-    pictures: dict[int, ProcessedImage | CachedPicture] = {id(item.image): item.image for item in shown}
+    unique: dict[int, ProcessedImage | CachedImage] = {id(item.image): item.image for item in shown}
     if cache is None:
-        prepared = [image for image in pictures.values() if isinstance(image, ProcessedImage)]
-        encoded = dict(zip(pictures, model.encode_images(prepared), strict=True))
+        prepared = [image for image in unique.values() if isinstance(image, ProcessedImage)]
+        encoded = dict(zip(unique, model.encode_images(prepared), strict=True))
         return [encoded[id(item.image)] for item in shown]
     digests = {id(item.image): item.digest for item in shown}
-    new = {key: image for key, image in pictures.items() if isinstance(image, ProcessedImage)}
+    new = {key: image for key, image in unique.items() if isinstance(image, ProcessedImage)}
     for key, made in zip(new, encode(model, cache.level, list(new.values())) if new else [], strict=True):
         cache.put(digests[key], made)
-        pictures[key] = made
-    found = [picture for picture in pictures.values() if isinstance(picture, CachedPicture)]
-    connected = dict(zip(pictures, connect(model, cache.level, found), strict=True))
+        unique[key] = made
+    found = [image for image in unique.values() if isinstance(image, CachedImage)]
+    connected = dict(zip(unique, connect(model, cache.level, found), strict=True))
     return [connected[id(item.image)] for item in shown]

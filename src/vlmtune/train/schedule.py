@@ -42,17 +42,17 @@ def balanced_order(strata: Sequence[str], seed: int, epoch: int) -> list[int]:
     for example, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(example)
     share, more = divmod(len(strata), len(members))
-    favoured = set(draw.permutation(len(members))[:more].tolist())
+    favored = set(draw.permutation(len(members))[:more].tolist())
     chosen: list[int] = []
     for number, own in enumerate(members.values()):
-        rounds, rest = divmod(share + (number in favoured), len(own))
+        rounds, rest = divmod(share + (number in favored), len(own))
         chosen += own * rounds + draw.choice(own, rest, replace=False).tolist()
     order: list[int] = draw.permutation(chosen).tolist()
     return order
 
 
 def grouped_order(groups: Sequence[str], seed: int, epoch: int) -> list[int]:
-    """A permutation in which the examples of one group (questions about one picture) stand next to each other.
+    """A permutation in which the examples of one group (questions about one image) stand next to each other.
 
     Groups are in a random order, and so are the examples within each.
     """
@@ -88,7 +88,7 @@ class Order:
         num_examples: of the training split; a pass has as many places.
         seed: of the run.
         strata: each example's label, to show every label equally often; None shows each example once a pass.
-        groups: each example's picture, to show the questions about it one after the other.
+        groups: each example's image, to show the questions about it one after the other.
     """
 
     def __init__(

@@ -44,17 +44,17 @@ def slice_rate(experiment: Experiment, config: Mapping[str, Any], shape: SampleS
         install_connector(model, wanted_shape(experiment.model.connector, model))
     apply_adapter(model, experiment.adapter, family=family_of(sliced, "slice").name)
     batch = max(1, min(experiment.train.batch_size or 1, (_SLICE_ROWS - shape.prefix) // max(1, shape.own)))
-    # One picture of the sample's first tile: enough to have the tower's share in the mixture.
+    # One image of the sample's first tile: enough to have the tower's share in the mixture.
     grid = shape.tiles[0]
     num_tokens = model.connector.num_tokens(grid)
     own = [model.image_token_id] * num_tokens + [5] * max(1, shape.own - num_tokens * len(shape.tiles))
     measured = SampleShape(shape.prefix, len(own), math.ceil(shape.answer), (grid,), "")
     patches = torch.rand(grid[0] * grid[1], _patch_values(sliced))
-    picture = ProcessedImage([(patches, grid)], "", num_tokens)
+    image = ProcessedImage([(patches, grid)], "", num_tokens)
 
     def step() -> float:
         start = time.perf_counter()
-        features = model.encode_images([picture] * batch)
+        features = model.encode_images([image] * batch)
         answers = [Answer([5] * int(measured.answer))]
         samples = [Sample(own, [own_features], answers) for own_features in features]
         sample_loss(model, [5] * measured.prefix, samples).total.backward()  # type: ignore[no-untyped-call]

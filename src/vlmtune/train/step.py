@@ -1,6 +1,6 @@
-"""One micro-batch as one prefix tree: the shared prompt once, each picture's part once, and the answers' loss.
+"""One micro-batch as one prefix tree: the shared prompt once, each image's part once, and the answers' loss.
 
-In: tokens and picture features. Out: the summed loss, whose gradients equal those of running every sample whole.
+In: tokens and image features. Out: the summed loss, whose gradients equal those of running every sample whole.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def sample_loss(
     Args:
         model: gradients flow to whatever of it is trainable, and to the samples' features.
         prefix: tokens that every sample's prompt begins with; may be empty.
-        samples: pictures with their own part of the prompt and their answers.
+        samples: images with their own part of the prompt and their answers.
         loss: ``answer`` learns the answers' tokens; ``all`` learns every prompt token too, image placeholders
             included, as the older repos did.
 

@@ -20,7 +20,7 @@ from vlmtune.records import Example, LabelSet
 Draw = np.random.Generator
 
 EXACT_LABELS = 16
-"""Label sets up to this size are smoothed exactly, with every label a branch under each picture."""
+"""Label sets up to this size are smoothed exactly, with every label a branch under each image."""
 NUM_DRAWN = 4
 """Of larger sets, so many other labels are drawn for each sample."""
 
@@ -119,7 +119,7 @@ def balanced_weights(examples: Sequence[Example]) -> dict[str, float]:
 
 
 def mix(first: Mapping[str, float], second: Mapping[str, float], share: float) -> dict[str, float]:
-    """The targets of a mixed picture: ``share`` of the first one's weights and the rest of the second one's."""
+    """The targets of a mixed image: ``share`` of the first one's weights and the rest of the second one's."""
     mixed = {answer: share * weight for answer, weight in first.items()}
     for answer, weight in second.items():
         mixed[answer] = mixed.get(answer, 0.0) + (1 - share) * weight

@@ -1,4 +1,4 @@
-"""How well a model in training does on pictures it does not learn from. Called by the loop between steps.
+"""How well a model in training does on images it does not learn from. Called by the loop between steps.
 
 Asks through the same `Predictor` as evaluation, so that a validation accuracy means what a test accuracy means.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vlmtune.data.vqa_splits import picture_order
+from vlmtune.data.vqa_splits import image_order
 from vlmtune.inference.generation import Sampling
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example, LabelScores
@@ -21,9 +21,9 @@ class Validation:
     """One measurement of a whole validation split.
 
     Attributes:
-        accuracy: an unreadable picture counts as wrong.
+        accuracy: an unreadable image counts as wrong.
         loss: mean negative log-probability of the true answer; None where answers are generated and not scored.
-        num: examples; num_unreadable: those among them whose picture could not be read.
+        num: examples; num_unreadable: those among them whose image could not be read.
     """
 
     accuracy: float
@@ -64,8 +64,8 @@ class QuestionValidator:
 
     def __init__(self, predictor: Predictor, examples: Sequence[Example]) -> None:
         self.predictor = predictor
-        # Picture by picture, so that each is encoded once.
-        self.examples = [examples[position] for position in picture_order(examples)]
+        # Image by image, so that each is encoded once.
+        self.examples = [examples[position] for position in image_order(examples)]
 
     def measure(self) -> Validation:
         total, num_read = 0.0, 0
@@ -77,7 +77,7 @@ class QuestionValidator:
         return Validation(total / num, None, num, num - num_read)
 
     def _answers(self) -> Iterator[str | None]:
-        """An answer a question; None where the picture cannot be read."""
+        """An answer a question; None where the image cannot be read."""
         queries = map(Query.of, self.examples)
         if self.predictor.labels is None:
             sampling = Sampling(max_new_tokens=self.predictor.task.max_answer_tokens)
@@ -89,7 +89,7 @@ class QuestionValidator:
 
 
 def choose_validator(predictor: Predictor, examples: Sequence[Example]) -> Validator | None:
-    """The validator of a run; None without validation pictures."""
+    """The validator of a run; None without validation images."""
     if not examples:
         return None
     is_vqa = predictor.task.kind == "vqa"

@@ -1,6 +1,6 @@
-"""Pictures drawn by the program, with everything that is true of them: the tiny model's pretraining, and built-in VQA.
+"""Images drawn by the program, with everything that is true of them: the tiny model's pretraining, and built-in VQA.
 
-`draw(kind, seed)` gives a picture and its `Facts`; `questions` turns facts into questions with answers. No torch.
+`draw(kind, seed)` gives an image and its `Facts`; `questions` turns facts into questions with answers. No torch.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ __all__ = ["KINDS", "Facts", "Thing", "draw"]
 
 
 def draw(kind: str, seed: int, size: int = 32) -> tuple[Image.Image, Facts]:
-    """Draw one picture.
+    """Draw one image.
 
     Args:
         kind: one of `KINDS`.
-        seed: the same seed, kind and size (and the same fonts installed) give the same picture.
+        seed: the same seed, kind and size (and the same fonts installed) give the same image.
         size: its side in pixels.
 
     Returns:
-        An RGB picture of `size` by `size` pixels and what is true of it. Raises ConfigError for an unknown kind.
+        An RGB image of `size` by `size` pixels and what is true of it. Raises ConfigError for an unknown kind.
     """
     rng = Random(f"{kind} {seed}")
     if kind in ("digit", "letter"):
         return draw_glyph(kind, rng, size)
     drawers = {"shapes": draw_shapes, "thing": draw_thing, "texture": draw_texture, "invented": draw_invented}
     if kind not in drawers:
-        raise ConfigError(unknown_name("kind of drawn picture", kind, KINDS))
+        raise ConfigError(unknown_name("kind of drawn image", kind, KINDS))
     return drawers[kind](rng, size)

@@ -1,6 +1,6 @@
-"""Many drawn pictures at once: a seeded mixture of kinds as one memory-mapped array, with the facts beside it.
+"""Many drawn images at once: a seeded mixture of kinds as one memory-mapped array, with the facts beside it.
 
-`train.pretrain` and contact sheets read it. Picture i depends on the seed and i alone, however many processes draw.
+`train.pretrain` and contact sheets read it. Image i depends on the seed and i alone, however many processes draw.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK = 500
 
 @dataclass(frozen=True)
 class Corpus:
-    """``pixels`` uint8[N, side, side, 3], memory-mapped; ``facts[i]`` what is true of picture i."""
+    """``pixels`` uint8[N, side, side, 3], memory-mapped; ``facts[i]`` what is true of image i."""
 
     pixels: npt.NDArray[np.uint8]
     facts: list[Facts]
@@ -55,12 +55,12 @@ def draw_corpus(
     processes: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Corpus:
-    """Draw `num` pictures into `folder`, or open them if the same ones are already there.
+    """Draw `num` images into `folder`, or open them if the same ones are already there.
 
     Args:
         folder: where `pixels.npy`, `facts.jsonl` and `corpus.json` go.
         mixture: kind -> relative weight.
-        on_progress: told how many pictures are drawn so far.
+        on_progress: told how many images are drawn so far.
     """
     identity = {"mixture": mixture, "num": num, "seed": seed, "size": size}
     done_file = folder / "corpus.json"

@@ -1,4 +1,4 @@
-"""What is true of a drawn picture: plain data that captions, labels and questions are made from."""
+"""What is true of a drawn image: plain data that captions, labels and questions are made from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object in a picture; its centre in 0..1 from the top left."""
+    """One object in an image; its center in 0..1 from the top left."""
 
     name: str
     color: str
@@ -17,10 +17,10 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`label` names the picture in one word; a picture of several objects has none.
+    """`label` names the image in one word; an image of several objects has none.
 
     ``writing`` is "printed" or "handwritten" for a character, else empty. ``place`` is the background in one word: a
-    place or a colour.
+    place or a color.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""What a camera, a scanner or a thumbnail does to a picture: blur, coarse pixels, noise, light."""
+"""What a camera, a scanner or a thumbnail does to an image: blur, coarse pixels, noise, light."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UPSCALING = (
 
 
 def coarse_mask(mask: Image.Image, rng: Random, size: int) -> Image.Image:
-    """A character as an 8 by 8 picture of 17 grey levels, scaled up again: how many old scanned sets are kept.
+    """A character as an 8 by 8 image of 17 gray levels, scaled up again: how many old scanned sets are kept.
 
     The ink is cut out, scaled to fill the height (and most of the width) of 32 by 32 black-or-white pixels, and counted
     in 4 by 4 blocks.
@@ -50,9 +50,9 @@ def coarse_mask(mask: Image.Image, rng: Random, size: int) -> Image.Image:
     return small.resize((size, size), rng.choice(_UPSCALING))
 
 
-def finish(picture: Array, rng: Random, size: int, strength: float = 1.0) -> Image.Image:
-    """Scale a float32[S, S, 3] picture (0..255) to `size` pixels with some of: blur, coarse pixels, light, noise."""
-    image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+def finish(pixels: Array, rng: Random, size: int, strength: float = 1.0) -> Image.Image:
+    """Scale a float32[S, S, 3] image (0..255) to `size` pixels with some of: blur, coarse pixels, light, noise."""
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if rng.random() < 0.25 * strength:
         small = rng.choice((10, 12, 16, 16, 20, 24))
         image = image.resize((small, small), Image.Resampling.BOX).resize((size, size), rng.choice(_UPSCALING))

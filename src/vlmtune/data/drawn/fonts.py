@@ -1,4 +1,4 @@
-"""The printed letters: which font files this machine has, and a character of one as a grey mask.
+"""The printed letters: which font files this machine has, and a character of one as a gray mask.
 
 matplotlib's own fonts are always there; the `pretrain` extra adds more (PyPI's font-* packages).
 """
@@ -42,7 +42,7 @@ def _font(index: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=16384)
 def character_mask(index: int, character: str) -> Image.Image:
-    """A character of font `index`, cut to its ink: an "L" picture, 255 where the ink is."""
+    """A character of font `index`, cut to its ink: an "L" image, 255 where the ink is."""
     canvas = Image.new("L", (2 * _SIZE, 2 * _SIZE))
     ImageDraw.Draw(canvas).text((_SIZE // 2, _SIZE // 4), character, fill=255, font=_font(index))
     box = canvas.getbbox()

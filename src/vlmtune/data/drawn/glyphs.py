@@ -1,4 +1,4 @@
-"""Pictures of one letter or digit, printed in many fonts or written with a pen."""
+"""Images of one letter or digit, printed in many fonts or written with a pen."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def draw_glyph(kind: str, rng: Random, size: int) -> tuple[Image.Image, Facts]:
         box = mask.getbbox() or (0, 0, canvas, canvas)
         x, y = (box[0] + box[2]) / 2 / canvas, (box[1] + box[3]) / 2 / canvas
     back, front, color, background = _colors(rng, mask.width, is_coarse)
-    picture = blend(back, front, mask)
-    # The coarse pictures are mostly left alone: their degradation is the one being imitated.
-    image = finish(picture, rng, size, strength=0.25 if is_coarse else 1.0)
+    pixels = blend(back, front, mask)
+    # The coarse images are mostly left alone: their degradation is the one being imitated.
+    image = finish(pixels, rng, size, strength=0.25 if is_coarse else 1.0)
     things = (Thing(character, color, x, y),)
     return image, Facts(kind, character, things, background, "handwritten" if handwritten else "printed", color)
 
@@ -58,7 +58,7 @@ def _written(character: str, rng: Random, canvas: int, is_coarse: bool) -> Image
     slack = (1 - scale) / 2
     shift = np.array([0.5 + rng.uniform(-slack, slack) * 0.8, 0.5 + rng.uniform(-slack, slack) * 0.8])
     placed = [(line - middle) / span * scale * np.array([stretch, 1.0]) + shift for line in lines]
-    # Coarse pictures stand for old scanned forms, which were filled in with a felt pen.
+    # Coarse images stand for old scanned forms, which were filled in with a felt pen.
     thin = rng.uniform(0.07, 0.13) if is_coarse else rng.uniform(0.04, 0.1)
     width = canvas * scale * rng.choice((thin, rng.uniform(0.1, 0.2)))
     mask = pen_mask(placed, canvas, width)
@@ -84,7 +84,7 @@ def _printed(character: str, rng: Random, canvas: int) -> Image.Image:
 
 
 def _colors(rng: Random, size: int, is_coarse: bool) -> tuple[Array, Array, str, str]:
-    """Background and ink as float32[size, size, 3], and both colours' names."""
+    """Background and ink as float32[size, size, 3], and both colors' names."""
     choice = rng.random()
     if choice < (0.6 if is_coarse else 0.3):
         return plain(size, (0, 0, 0)), plain(size, (255, 255, 255)), "white", "black"

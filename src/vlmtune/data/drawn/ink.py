@@ -1,4 +1,4 @@
-"""Grey masks and backgrounds that every kind of picture is put together from: arrays in, arrays out."""
+"""Gray masks and backgrounds that every kind of image is put together from: arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float32]
 
 
 def pen_mask(lines: list[Points], size: int, width: float) -> Image.Image:
-    """Ink polylines of the unit square on an "L" picture of `size` pixels, with round ends. `width` in pixels."""
+    """Ink polylines of the unit square on an "L" image of `size` pixels, with round ends. `width` in pixels."""
     mask = Image.new("L", (size, size))
     pen = ImageDraw.Draw(mask)
     radius = width / 2
@@ -50,7 +50,7 @@ def noise_field(size: int, cells: int, rng: np.random.Generator) -> Array:
 
 
 def vary(color: Color, rng: Random, spread: float = 22.0) -> Color:
-    """A neighbour of a colour."""
+    """A neighbor of a color."""
     red, green, blue = (min(255, max(0, int(c + rng.gauss(0, spread)))) for c in color)
     return red, green, blue
 
@@ -66,7 +66,7 @@ def contrast(first: Color, second: Color) -> float:
 
 
 def color_pair(rng: Random, least: float = 60.0) -> tuple[str, str]:
-    """Two named colours, the second readable on the first."""
+    """Two named colors, the second readable on the first."""
     names = list(COLORS)
     while True:
         back, front = rng.sample(names, 2)

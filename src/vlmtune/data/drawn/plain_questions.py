@@ -1,7 +1,7 @@
-"""Questions about plain scenes: colour, shape, count, left or right, letter, yes or no. Facts in, questions out.
+"""Questions about plain scenes: color, shape, count, left or right, letter, yes or no. Facts in, questions out.
 
 Mostly what a tiny model can see at once (how many, which letter, what is on the left), and of two or three shapes what
-it learns late: which colour belongs to which, and on which side of the other one is.
+it learns late: which color belongs to which, and on which side of the other one is.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
         asked.append(Question("What shape is this?", names[0], "shape"))
         asked.append(Question("What color is the shape?", colors[0], "color"))
     else:
-        # The hard one: which colour belongs to which shape.
+        # The hard one: which color belongs to which shape.
         thing = rng.choice(facts.things)
         asked.append(Question(f"What color is the {thing.name}?", thing.color, "color"))
     if len(names) == 2:

@@ -1,6 +1,6 @@
-"""Plain scenes: a few large, clean shapes on one colour, or one written letter: what a tiny model sees in 32 pixels.
+"""Plain scenes: a few large, clean shapes on one color, or one written letter: what a tiny model sees in 32 pixels.
 
-A scene is decided first and drawn when its picture is wanted, so that thousands of them cost nothing to list. The
+A scene is decided first and drawn when its image is wanted, so that thousands of them cost nothing to list. The
 built-in VQA set is made of these. No fonts, no noise: the same pixels on every machine.
 """
 
@@ -36,18 +36,18 @@ class PlainScene:
     seed: int
 
     def draw(self) -> Image.Image:
-        """An RGB picture of `SIDE` by `SIDE` pixels."""
+        """An RGB image of `SIDE` by `SIDE` pixels."""
         rng = Random(f"plain scene {self.seed}")
         canvas = 2 * SIDE
-        picture = plain(canvas, vary(COLORS[self.facts.place], rng, 4))
+        pixels = plain(canvas, vary(COLORS[self.facts.place], rng, 4))
         for thing in self.facts.things:
             if self.facts.kind == "letter":
                 mask = _letter_mask(thing, rng, canvas)
             else:
                 radius = _RADII[len(self.facts.things)] * rng.uniform(0.85, 1.05) * canvas
                 mask = shape_mask(thing.name, canvas, thing.x * canvas, thing.y * canvas, radius, rng.gauss(0, 0.12))
-            picture = blend(picture, vary(COLORS[thing.color], rng, 10), mask)
-        image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+            pixels = blend(pixels, vary(COLORS[thing.color], rng, 10), mask)
+        image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
         return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
@@ -59,10 +59,10 @@ def plain_scene(rng: Random) -> PlainScene:
         thing = Thing(letter, color, 0.5 + rng.uniform(-0.1, 0.1), 0.5 + rng.uniform(-0.1, 0.1))
         return PlainScene(Facts("letter", letter, (thing,), place, "handwritten", color), rng.getrandbits(48))
     count = rng.randint(1, MOST_SHAPES)
-    centres = [(rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65))] if count == 1 else list(rng.choice(LAYOUTS[count]))
-    rng.shuffle(centres)
+    centers = [(rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65))] if count == 1 else list(rng.choice(LAYOUTS[count]))
+    rng.shuffle(centers)
     names, colors = rng.sample(PLAIN_SHAPES, count), rng.sample(PLAIN_COLORS, count)
-    things = tuple(Thing(name, color, x, y) for name, color, (x, y) in zip(names, colors, centres, strict=True))
+    things = tuple(Thing(name, color, x, y) for name, color, (x, y) in zip(names, colors, centers, strict=True))
     single = things[0] if count == 1 else None
     facts = Facts("shapes", single.name if single else None, things, place, "", single.color if single else "")
     return PlainScene(facts, rng.getrandbits(48))
@@ -73,7 +73,7 @@ def _letter_mask(thing: Thing, rng: Random, canvas: int) -> Image.Image:
     points = np.concatenate(lines)
     low, high = points.min(axis=0), points.max(axis=0)
     scale = rng.uniform(0.55, 0.7) / (float(max(high - low)) or 1.0)
-    centre = np.array([thing.x, thing.y])
+    center = np.array([thing.x, thing.y])
     return pen_mask(
-        [(line - (low + high) / 2) * scale + centre for line in lines], canvas, canvas * rng.uniform(0.08, 0.12)
+        [(line - (low + high) / 2) * scale + center for line in lines], canvas, canvas * rng.uniform(0.08, 0.12)
     )

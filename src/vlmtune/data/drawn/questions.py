@@ -1,4 +1,4 @@
-"""What one can ask of a drawn picture: facts in, questions with their answers out. No torch, no pictures."""
+"""What one can ask of a drawn image: facts in, questions with their answers out. No torch, no images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Question:
 
 
 def questions(facts: Facts, seed: int) -> list[Question]:
-    """Everything worth asking about a picture, in a random order that the seed decides (and which yes/no is asked)."""
+    """Everything worth asking about an image, in a random order that the seed decides (and which yes/no is asked)."""
     rng = Random(f"questions {seed}")
     makers = {
         "digit": _about_glyph,
@@ -55,7 +55,7 @@ def questions(facts: Facts, seed: int) -> list[Question]:
 
 
 def caption(facts: Facts) -> str:
-    """One short line that says what the picture shows."""
+    """One short line that says what the image shows."""
     if facts.kind in ("digit", "letter"):
         return f"a {facts.writing} {facts.kind} {facts.label}, {facts.color} on {facts.place}"
     if facts.kind == "texture":
@@ -73,8 +73,8 @@ def caption(facts: Facts) -> str:
 def class_list(facts: Facts, rng: Random, most: int = 12) -> tuple[list[str], str] | None:
     """A closed set of labels in a random order, the right one among them: (labels, answer).
 
-    Most lists hold names of the picture's kind, some are mixed with unrelated words, some ask for a colour, a place or
-    the kind of picture. None where the picture has no single name.
+    Most lists hold names of the image's kind, some are mixed with unrelated words, some ask for a color, a place or
+    the kind of image. None where the image has no single name.
     """
     choice = rng.random()
     if choice < 0.06:

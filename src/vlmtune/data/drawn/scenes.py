@@ -1,4 +1,4 @@
-"""Photograph-like pictures: a thing in its place, textures, and invented things that carry many ordinary words."""
+"""Photograph-like images: a thing in its place, textures, and invented things that carry many ordinary words."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def background(place: str, rng: Random, noise: np.random.Generator, size: int) -
     above, below = _GROUND[place]
     ramp = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
     top, bottom = (np.asarray(vary(c, rng, 18), dtype=np.float32) for c in above)
-    picture = np.broadcast_to(top + ramp * (bottom - top), (size, size, 3)).copy()
-    picture += (noise_field(size, rng.choice((3, 5, 8)), noise)[..., None] - 0.5) * rng.uniform(5, 60)
+    image = np.broadcast_to(top + ramp * (bottom - top), (size, size, 3)).copy()
+    image += (noise_field(size, rng.choice((3, 5, 8)), noise)[..., None] - 0.5) * rng.uniform(5, 60)
     if below is not None:
         horizon = int(size * rng.uniform(0.3, 0.85))
         near, far = (np.asarray(vary(c, rng, 18), dtype=np.float32) for c in below)
         ground = np.broadcast_to(near + ramp * (far - near), (size, size, 3)).copy()
         grain = noise_field(size, rng.choice((6, 12, 24)), noise) - 0.5
         ground += grain[..., None] * rng.uniform(10, 70)
-        picture[horizon:] = ground[horizon:]
-    return picture
+        image[horizon:] = ground[horizon:]
+    return image
 
 
 def draw_thing(rng: Random, size: int) -> tuple[Image.Image, Facts]:
@@ -53,9 +53,9 @@ def draw_thing(rng: Random, size: int) -> tuple[Image.Image, Facts]:
     place = home if rng.random() < 0.75 else rng.choice(PLACES)
     noise = np.random.default_rng(rng.getrandbits(64))
     canvas = 2 * size
-    picture = background(place, rng, noise, canvas)
+    image = background(place, rng, noise, canvas)
     for _ in range(rng.choice((0, 0, 1, 2, 3))):
-        picture = _clutter(picture, rng, canvas)
+        image = _clutter(image, rng, canvas)
     color = rng.choice(palette.split() if palette and rng.random() < 0.85 else list(COLORS))
     scale = canvas * rng.uniform(0.55, 1.05)
     slack = max(canvas - scale, 0.15 * canvas) / 2
@@ -67,15 +67,15 @@ def draw_thing(rng: Random, size: int) -> tuple[Image.Image, Facts]:
     slope = np.linspace(-0.5, 0.5, canvas, dtype=np.float32)
     slope = slope[:, None, None] if rng.random() < 0.7 else slope[None, :, None]
     body = body * (1 + shade * rng.uniform(0.1, 0.9)) + slope * rng.uniform(-90, 40)
-    picture = blend(picture, body, mask)
+    image = blend(image, body, mask)
     facts = Facts("thing", name, (Thing(name, color, x / canvas, y / canvas),), place, "", color)
-    return finish(picture, rng, size, strength=0.8), facts
+    return finish(image, rng, size, strength=0.8), facts
 
 
 def _silhouette(
     name: str, color: str, rng: Random, canvas: int, x: float, y: float, scale: float
 ) -> tuple[Image.Image, Image.Image]:
-    """Colours (RGB) and coverage (L) of one bent, turned, possibly mirrored thing."""
+    """Colors (RGB) and coverage (L) of one bent, turned, possibly mirrored thing."""
     main = vary(COLORS[color], rng, 18)
     inks = {
         "a": main,
@@ -115,7 +115,7 @@ def _silhouette(
     return layer, mask
 
 
-def _clutter(picture: Array, rng: Random, canvas: int) -> Array:
+def _clutter(image: Array, rng: Random, canvas: int) -> Array:
     """A soft patch, a bar or a blob behind the thing."""
     mask = Image.new("L", (canvas, canvas))
     pen = ImageDraw.Draw(mask)
@@ -125,7 +125,7 @@ def _clutter(picture: Array, rng: Random, canvas: int) -> Array:
         pen.rectangle((x - w, y - h, x + w, y + h), fill=rng.randrange(90, 255))
     else:
         pen.polygon(_blob(rng, x, y, rng.uniform(0.08, 0.35) * canvas, 0.3), fill=rng.randrange(90, 255))
-    return blend(picture, any_color(rng), mask)
+    return blend(image, any_color(rng), mask)
 
 
 def _blob(rng: Random, x: float, y: float, radius: float, roughness: float) -> list[tuple[float, float]]:
@@ -182,15 +182,15 @@ def _soft(wave: Array) -> Array:
 
 
 def draw_texture(rng: Random, size: int) -> tuple[Image.Image, Facts]:
-    """A pattern of two colours over the whole picture."""
+    """A pattern of two colors over the whole image."""
     name = rng.choice(TEXTURES)
     noise = np.random.default_rng(rng.getrandbits(64))
     canvas = 2 * size
     back, front = color_pair(rng, 45)
-    picture = blend(
+    image = blend(
         plain(canvas, vary(COLORS[back], rng)), vary(COLORS[front], rng), texture_field(name, rng, noise, canvas)
     )
-    return finish(picture, rng, size, strength=0.6), Facts("texture", name, (), back, "", front)
+    return finish(image, rng, size, strength=0.6), Facts("texture", name, (), back, "", front)
 
 
 def draw_invented(rng: Random, size: int) -> tuple[Image.Image, Facts]:
@@ -207,9 +207,9 @@ def draw_invented(rng: Random, size: int) -> tuple[Image.Image, Facts]:
         recipe.choice((1, 1, 2, 3)),
     )
     tall = recipe.uniform(0.6, 1.7)
-    picture = background(place if rng.random() < 0.85 else rng.choice(PLACES), rng, noise, canvas)
+    image = background(place if rng.random() < 0.85 else rng.choice(PLACES), rng, noise, canvas)
     for _ in range(rng.choice((0, 0, 1))):
-        picture = _clutter(picture, rng, canvas)
+        image = _clutter(image, rng, canvas)
     coat = texture_field(texture, rng, noise, canvas)
     body = blend(plain(canvas, vary(main, rng, 20)), vary(second, rng, 20), coat * 0.8)
     body *= 1 + (noise_field(canvas, 3, noise)[..., None] - 0.5) * rng.uniform(0.1, 0.7)
@@ -227,6 +227,6 @@ def draw_invented(rng: Random, size: int) -> tuple[Image.Image, Facts]:
             u, v = mirror * (px + rng.gauss(0, 0.03)) / math.sqrt(tall), (py + rng.gauss(0, 0.03)) * math.sqrt(tall)
             placed.append((x + reach * (cos * u - sin * v), y + reach * (sin * u + cos * v)))
         pen.polygon(placed, fill=255)
-    picture = blend(picture, body, mask)
+    image = blend(image, body, mask)
     facts = Facts("invented", word, (Thing(word, "", x / canvas, y / canvas),), place, "", "")
-    return finish(picture, rng, size, strength=0.7), facts
+    return finish(image, rng, size, strength=0.7), facts

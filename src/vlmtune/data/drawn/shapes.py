@@ -1,4 +1,4 @@
-"""Pictures of one to four flat shapes: what colour, how many, where."""
+"""Images of one to four flat shapes: what color, how many, where."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlmtune.data.drawn.finish import finish
 from vlmtune.data.drawn.ink import any_color, blend, contrast, noise_field, plain, vary
 from vlmtune.data.drawn.vocabulary import COLORS, SHAPES
 
-# Where objects go, as centres in 0..1, by how many there are: far enough apart not to touch.
+# Where objects go, as centers in 0..1, by how many there are: far enough apart not to touch.
 LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
     2: (
         ((0.25, 0.5), (0.75, 0.5)),
@@ -35,7 +35,7 @@ Corners = list[tuple[float, float]]
 
 
 def _polar(steps: int, radii: tuple[float, ...], start: float = -math.pi / 2) -> Corners:
-    """Corners at equal angles, their distances from the centre repeating `radii`."""
+    """Corners at equal angles, their distances from the center repeating `radii`."""
     angles = [start + 2 * math.pi * i / steps for i in range(steps)]
     return [(radii[i % len(radii)] * math.cos(t), radii[i % len(radii)] * math.sin(t)) for i, t in enumerate(angles)]
 
@@ -73,7 +73,7 @@ def outline(shape: str, x: float, y: float, radius: float, angle: float) -> Corn
 
 
 def shape_mask(shape: str, size: int, x: float, y: float, radius: float, angle: float) -> Image.Image:
-    """An "L" picture of `size` pixels with one shape on it."""
+    """An "L" image of `size` pixels with one shape on it."""
     mask = Image.new("L", (size, size))
     pen = ImageDraw.Draw(mask)
     pen.polygon(outline(shape, x, y, radius, angle), fill=255)
@@ -86,14 +86,14 @@ def shape_mask(shape: str, size: int, x: float, y: float, radius: float, angle: 
 
 
 def draw_shapes(rng: Random, size: int) -> tuple[Image.Image, Facts]:
-    """One shape (half of the pictures), several of one kind, or several different ones."""
+    """One shape (half of the images), several of one kind, or several different ones."""
     canvas = 3 * size
     background = rng.choice(("white", "black", "gray", "white", *COLORS))
     back_color = vary(COLORS[background], rng, 10)
-    picture = plain(canvas, back_color)
+    image = plain(canvas, back_color)
     if rng.random() < 0.3:
         noise = np.random.default_rng(rng.getrandbits(64))
-        picture = blend(picture, any_color(rng), noise_field(canvas, rng.choice((2, 3, 5)), noise) * 0.25)
+        image = blend(image, any_color(rng), noise_field(canvas, rng.choice((2, 3, 5)), noise) * 0.25)
     inks = [name for name in COLORS if contrast(COLORS[name], COLORS[background]) > 35 or _hue_apart(name, background)]
     count = rng.choice((1, 1, 1, 2, 2, 3, 4))
     if count == 1:
@@ -121,16 +121,16 @@ def draw_shapes(rng: Random, size: int) -> tuple[Image.Image, Facts]:
         if name == "heart":
             angle = rng.gauss(0, 0.3)
         mask = shape_mask(name, canvas, x * canvas, y * canvas, r, angle)
-        picture = blend(picture, vary(COLORS[color], rng, 12), mask)
+        image = blend(image, vary(COLORS[color], rng, 12), mask)
         things.append(Thing(name, color, x, y))
     single = things[0] if len(things) == 1 else None
     facts = Facts(
         "shapes", single.name if single else None, tuple(things), background, "", single.color if single else ""
     )
-    return finish(picture, rng, size, strength=0.7), facts
+    return finish(image, rng, size, strength=0.7), facts
 
 
 def _hue_apart(first: str, second: str) -> bool:
-    """Colours as light as each other but of another hue, such as red on green."""
+    """Colors as light as each other but of another hue, such as red on green."""
     a, b = COLORS[first], COLORS[second]
     return sum(abs(p - q) for p, q in zip(a, b, strict=True)) > 200

@@ -1,8 +1,8 @@
 """Things as a child would draw them: a few polygons, ellipses and lines each, several ways for many of them.
 
-`scenes` colours, bends and places them. Boxes of 10 by 10, y down. One part is `<role><form> points`:
+`scenes` colors, bends and places them. Boxes of 10 by 10, y down. One part is `<role><form> points`:
 form `p` polygon, `e` ellipse (two corners), `l` line (first number is its width);
-role `a` main colour, `b` second colour, `d` dark, `w` light, `k` black.
+role `a` main color, `b` second color, `d` dark, `w` light, `k` black.
 """
 
 # ruff: noqa: E501 - one drawing a line reads better than drawings cut in two
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 
-# name: (where it is found, main colours or "" for any, drawings)
+# name: (where it is found, main colors or "" for any, drawings)
 THINGS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "airplane": ("sky", "white gray gray blue", (
         "ap 0,5 1,4.3 8,4.2 10,5 8,5.8 1,5.6; ap 4,4.6 2.6,1 4,1 6.4,4.6; ap 4,5.4 2.6,9 4,9 6.4,5.4; bp 0.4,4.8 0,2.6 1,2.6 2.2,4.6",

@@ -199,7 +199,7 @@ def _bend(lines: list[Points], rng: Random, wildness: float) -> list[Points]:
     turn = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1.0, -slant], [0.0, 1.0]])
     bent = []
     for line in lines:
-        centred = line - 5.0
-        waved = centred + wave * np.sin(centred[:, ::-1] * 0.55 + np.array([phase_x, phase_y]))
+        centered = line - 5.0
+        waved = centered + wave * np.sin(centered[:, ::-1] * 0.55 + np.array([phase_x, phase_y]))
         bent.append((waved @ turn.T + 5.0) / 10.0)
     return bent

@@ -1,6 +1,6 @@
-"""The words pictures are named with: colours, shapes, textures, places, and words given to invented things.
+"""The words images are named with: colors, shapes, textures, places, and words given to invented things.
 
-`CLASSES` is everything a drawn picture can be called, in a fixed order: the auxiliary head of pretraining counts on it.
+`CLASSES` is everything a drawn image can be called, in a fixed order: the auxiliary head of pretraining counts on it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHAPES = (
 TEXTURES = ("stripes", "checks", "dots", "waves", "rings", "bricks", "noise", "clouds", "grid", "gradient")
 PLACES = ("sky", "sea", "road", "grass", "forest", "home", "plain", "sand", "snow", "night")
 DIGITS = tuple("0123456789")
-# Without the letters that nobody can tell from a digit or from their own capital once they fill the picture.
+# Without the letters that nobody can tell from a digit or from their own capital once they fill the image.
 LETTERS = tuple(letter for letter in VARIANTS if letter.isalpha() and letter not in ("I",))
 
 # Each word stands for one invented look (shape, palette, texture, place): so that many ordinary words are answers.

@@ -57,7 +57,7 @@
       matching += fits;
       card.hidden = !fits || matching > shown;
     }
-    filters.querySelector("output").textContent = `${matching} ${matching === 1 ? "picture" : "pictures"}`;
+    filters.querySelector("output").textContent = `${matching} ${matching === 1 ? "image" : "images"}`;
     more.hidden = matching <= shown;
     more.textContent = `Show ${Math.min(PAGE * 4, matching - shown)} more`;
   };
@@ -70,7 +70,7 @@
     update();
   }
 
-  // The heat map says under the pointer what a cell is; a click shows its pictures.
+  // The heat map says under the pointer what a cell is; a click shows its images.
   const heatmap = document.querySelector(".heatmap");
   if (heatmap) {
     const readout = document.querySelector(".readout");
@@ -89,7 +89,7 @@
       filters.elements.search.value = "";
       shown = PAGE;
       update();
-      document.querySelector("#pictures").scrollIntoView();
+      document.querySelector("#images").scrollIntoView();
     });
   }
 })();

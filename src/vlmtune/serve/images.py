@@ -1,6 +1,6 @@
-"""Pictures from strangers: what a request holds becomes bytes whose format and size are known before any decoding.
+"""Images from strangers: what a request holds becomes bytes whose format and size are known before any decoding.
 
-In: data URIs and uploads. Out: an `ImageSource` that `records` opens as it opens every other picture.
+In: data URIs and uploads. Out: an `ImageSource` that `records` opens as it opens every other image.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MAX_JPEG_SCANS = 64
 _JPEG_SCAN = b"\xff\xda"  # cannot occur inside a scan, where 0xff is always escaped
 
 
-def check_picture(data: bytes, max_pixels: int, name: str = "image") -> ImageSource:
-    """Look at a picture's header. Nothing is decoded.
+def check_image(data: bytes, max_pixels: int, name: str = "image") -> ImageSource:
+    """Look at an image's header. Nothing is decoded.
 
     Raises:
-        RefusedError: 400 for what is no picture in one of `FORMATS`, 413 for more than ``max_pixels``.
+        RefusedError: 400 for what is no image in one of `FORMATS`, 413 for more than ``max_pixels``.
     """
     if not data:
-        raise RefusedError(400, "invalid_image", f"{name}: the picture is empty.", param=name)
+        raise RefusedError(400, "invalid_image", f"{name}: the image is empty.", param=name)
     size = webp_size(data)
     if size is None:
         try:
@@ -46,7 +46,7 @@ def check_picture(data: bytes, max_pixels: int, name: str = "image") -> ImageSou
             raise RefusedError(
                 400,
                 "invalid_image",
-                f"{name}: not a picture in a known format. Known: {', '.join(FORMATS)}.",
+                f"{name}: not an image in a known format. Known: {', '.join(FORMATS)}.",
                 param=name,
             ) from error
     width, height = size
@@ -58,7 +58,7 @@ def check_picture(data: bytes, max_pixels: int, name: str = "image") -> ImageSou
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP picture from its first bytes, else None.
+    """(width, height) of a WebP image from its first bytes, else None.
 
     Pillow's reader makes the whole canvas when it opens the file, before its size could be asked.
     """
@@ -76,7 +76,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_web_address(text: str) -> bool:
-    """Whether a picture is named by an address that would have to be fetched."""
+    """Whether an image is named by an address that would have to be fetched."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
@@ -101,7 +101,7 @@ def read_data_uri(uri: str, name: str = "image") -> bytes:
 
 
 def check_media_type(media_type: str | None, name: str) -> None:
-    """Refuse (415) what does not even claim to be a picture. Which picture it is, its own bytes say."""
+    """Refuse (415) what does not even claim to be an image. Which image it is, its own bytes say."""
     kind = (media_type or "application/octet-stream").partition(";")[0].strip().lower()
     if not kind.startswith("image/") and kind != "application/octet-stream":
         raise RefusedError(
@@ -113,6 +113,6 @@ def _too_large(name: str, found: str, max_pixels: int) -> RefusedError:
     return RefusedError(
         413,
         "image_too_large",
-        f"{name}: {found} pixels; this server takes up to {max_pixels:,}. Send a smaller picture.",
+        f"{name}: {found} pixels; this server takes up to {max_pixels:,}. Send a smaller image.",
         param=name,
     )

@@ -1,4 +1,4 @@
-"""What `vlmtune predict` is given as pictures: files, folders, globs, a list on stdin, web addresses."""
+"""What `vlmtune predict` is given as images: files, folders, globs, a list on stdin, web addresses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmtune.data.image_folder import is_hidden, is_image_name
-from vlmtune.data.remote import RemoteError, fetch_picture
+from vlmtune.data.remote import RemoteError, fetch_image
 from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.records import ImageSource
 
@@ -20,20 +20,20 @@ STDIN = "-"
 
 @dataclass(frozen=True, slots=True)
 class RemoteSource(ImageSource):
-    """A picture at a web address, fetched when it is opened."""
+    """An image at a web address, fetched when it is opened."""
 
     url: str = ""
 
     def read(self) -> bytes:
         """The encoded bytes. Raises UnreadableImageError, also for an address that may not be fetched."""
         try:
-            return fetch_picture(self.url, max_bytes=MAX_DOWNLOAD_BYTES)
+            return fetch_image(self.url, max_bytes=MAX_DOWNLOAD_BYTES)
         except RemoteError as error:
             raise UnreadableImageError(self.url, str(error)) from error
 
 
-def pictures(names: Iterable[str], *, allow_urls: bool) -> Iterator[ImageSource]:
-    """The pictures, one at a time; nothing is opened yet.
+def image_inputs(names: Iterable[str], *, allow_urls: bool) -> Iterator[ImageSource]:
+    """The images, one at a time; nothing is opened yet.
 
     Args:
         names: files, folders (searched at any depth, by name), globs, `-` for a list on stdin, one a line, or
@@ -45,24 +45,24 @@ def pictures(names: Iterable[str], *, allow_urls: bool) -> Iterator[ImageSource]
     for name in names:
         if name == STDIN:
             lines = (line.strip() for line in sys.stdin)
-            yield from (picture for line in lines if line for picture in _expand(line, allow_urls=allow_urls))
+            yield from (image for line in lines if line for image in _expand(line, allow_urls=allow_urls))
         else:
             yield from _expand(name, allow_urls=allow_urls)
 
 
 def measure(names: Sequence[str], *, allow_urls: bool) -> tuple[int | None, int]:
-    """How many pictures there are (None if some come from stdin) and how long the longest of their names is.
+    """How many images there are (None if some come from stdin) and how long the longest of their names is.
 
-    Raises the UserError that `pictures` would, of all names at once: before a model is loaded.
+    Raises the UserError that `images` would, of all names at once: before a model is loaded.
     """
     total, longest, faults = 0, 0, []
     for name in names:
         if name == STDIN:
             continue
         try:
-            for picture in _expand(name, allow_urls=allow_urls):
+            for image in _expand(name, allow_urls=allow_urls):
                 total += 1
-                longest = max(longest, len(picture.name))
+                longest = max(longest, len(image.name))
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -86,12 +86,12 @@ def _expand(name: str, *, allow_urls: bool) -> Iterator[ImageSource]:
         is_empty = False
         yield ImageSource(path=file, name=str(file))
     if is_empty:
-        what = "a folder without pictures" if path.is_dir() else "not found"
+        what = "a folder without images" if path.is_dir() else "not found"
         raise UserError(f"{name}: {what}. Give files, folders, globs ('photos/*.jpg'), or - for a list on stdin.")
 
 
 def _in_folder(folder: Path) -> Iterator[Path]:
-    """Pictures by their names, at any depth, in a fixed order."""
+    """Images by their names, at any depth, in a fixed order."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(inner for inner in folders if not is_hidden(Path(inner)))
         yield from (Path(parent, file) for file in sorted(files) if is_image_name(file))

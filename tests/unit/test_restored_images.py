@@ -1,4 +1,4 @@
-"""A processed picture can be looked at again: what `vlmtune data show` draws is what the network is given."""
+"""A processed image can be looked at again: what `vlmtune data show` draws is what the network is given."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     ],
     ids=["lfm2", "lfm2-rescaled", "paligemma"],
 )
-def test_a_tile_is_the_picture_that_was_processed(processor: ImageProcessor) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    ((patches, grid),) = processor.process(picture).tiles  # of a size that needs no resizing
-    assert np.array_equal(processor.restore(patches, grid), picture)
+def test_a_tile_is_the_image_that_was_processed(processor: ImageProcessor) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    ((patches, grid),) = processor.process(image).tiles  # of a size that needs no resizing
+    assert np.array_equal(processor.restore(patches, grid), image)
 
 
 def test_a_wide_tile_keeps_its_rows_and_columns() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 96, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 96, 3), dtype=np.uint8))
     processor = Lfm2VlImageProcessor(Lfm2VlImageSettings(min_image_tokens=1))
-    ((patches, grid),) = processor.process(picture).tiles
-    assert np.array_equal(processor.restore(patches, grid), picture)
+    ((patches, grid),) = processor.process(image).tiles
+    assert np.array_equal(processor.restore(patches, grid), image)
