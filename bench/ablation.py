@@ -25,16 +25,16 @@ import numpy as np
 import torch
 from measure import Clock, add_options, apply_options, progress, record, table, write_json
 
-from vlmtune.config import recipes
+from vlmtune.config import defaults as recipes
 from vlmtune.config.schema import ROLES, Experiment
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.evaluate.statistics import bootstrap_means, percentile_interval
 from vlmtune.inference.predictor import Predictor, Query
+from vlmtune.models.malloc import hold_memory
 from vlmtune.models.registry import open_model
 from vlmtune.records import LabelScores
-from vlmtune.train.allocator import hold_memory
+from vlmtune.runs.folder import RunFolder
 from vlmtune.train.loop import Report, Trainer
-from vlmtune.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Contenders, all in bfloat16 on the same weights, each image encoded in the timed
   model would write: the constraint is computed and applied, and the answer is as short as it can be.
 - generate: transformers' batched greedy generation of at most as many tokens as the longest label has, not constrained
   to the labels; 16 images at once, without `--quick` also 48, and the faster of the two counts.
-- ours: `LabelScorer.best` (exact arg-max) and `.score` (every label's log-probability), prompt state kept; as many
+- ours: `LabelScorer.best` (exact arg-max) and `.score` (every label's log-probability), prompt cache kept; as many
   images at once as `Predictor` would take: 48 for the arg-max, whose search runs few rows, 16 for all labels.
 
 "Peaked": labels are the model's own likely continuations, images are alike, and the final norm is scaled, so that it
@@ -44,13 +44,13 @@ from measure import (
 from peers import END_TOKEN, VOCABULARY, Batch, build_ours, build_peer, make_batch
 from torch import Tensor
 
-from vlmtune.inference.prompts import Question
-from vlmtune.inference.scoring import LabelScorer
+from vlmtune.inference.batch import Question
+from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.rows import Rows
+from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.malloc import hold_memory
+from vlmtune.models.tree import Level
 from vlmtune.text.trie import LabelTrie
-from vlmtune.train.allocator import hold_memory
 
 DTYPE = torch.bfloat16
 NUM_IMAGES = 16
@@ -172,14 +172,14 @@ def likely_labels(model: Lfm2Vl, batch: Batch, count: int) -> list[list[list[int
     scorer = LabelScorer(model, batch.shared, LabelTrie.build([[[END_TOKEN]]]))
     question = Question(batch.own[0], model.encode_images(batch.images[:1]))
     embeddings = model.embed(torch.tensor(question.ids, device=model.device), question.features)
-    decoded = model.decode(embeddings, [Rows.chains([len(question.ids)])], scorer.prefix_state(), want_state=True)
+    decoded = model.decode(embeddings, [Level.chains([len(question.ids)])], scorer.prefix_cache(), want_cache=True)
     tokens = model.logits(decoded.hidden)[0].topk(count).indices
-    said, state = [tokens], decoded.state
+    said, cache = [tokens], decoded.cache
     for step in range(3):
-        assert state is not None
-        rows = Rows.chains([1] * count, parent=[0] * count if step == 0 else range(count))
-        decoded = model.decode(model.embed(tokens, []), [rows], state, want_state=True)
-        tokens, state = model.logits(decoded.hidden).argmax(-1), decoded.state
+        assert cache is not None
+        rows = Level.chains([1] * count, parent=[0] * count if step == 0 else range(count))
+        decoded = model.decode(model.embed(tokens, []), [rows], cache, want_cache=True)
+        tokens, cache = model.logits(decoded.hidden).argmax(-1), decoded.cache
         said.append(tokens)
     by_label = torch.stack(said, dim=1).tolist()
     return [[row[: 2 + i % 3]] for i, row in enumerate(by_label)]
@@ -202,7 +202,7 @@ class Ours:
         self.norm = model.model.language_model.embedding_norm.weight
         self.scale = scale
         self.scorer = LabelScorer(model, batch.shared, LabelTrie.build(labels))
-        self.scorer.prefix_state()  # once an evaluation
+        self.scorer.prefix_cache()  # once an evaluation
         self.num_rows = 0.0
 
     @torch.inference_mode()

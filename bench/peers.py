@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.known import KNOWN_CONFIGS
-from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
 
 IMAGE_TOKEN = 396
 END_TOKEN = 7

@@ -25,15 +25,15 @@ from measure import Clock, add_options, apply_options, progress, ratio_table, re
 from peers import OLDER_TARGETS
 from torch import Tensor
 
-from vlmtune.config import recipes
+from vlmtune.config import defaults as recipes
 from vlmtune.config.schema import DataSection, Experiment
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.inference.predictor import Predictor, Query
+from vlmtune.models.malloc import hold_memory
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import Example, LabelScores
-from vlmtune.train.allocator import hold_memory
+from vlmtune.runs.folder import RunFolder
 from vlmtune.train.loop import Report, Trainer
-from vlmtune.train.run_folder import RunFolder
 
 BASE = "builtin:tiny"
 OLDER_RATES = (5e-5, 2e-4, 1e-3)
@@ -291,7 +291,7 @@ def _speedup(ours: Curve, theirs: Curve) -> float | None:
 
 
 def draw(races: list[dict[str, Any]], path: Path, clock: str) -> None:
-    """Accuracy against seconds (log) and against images seen; the chosen runs strong, the rest of the sweep faint."""
+    """Accuracy against seconds (log) and against images seen; chosen runs strong, the other rates faint."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4 * len(races)), layout="constrained")

@@ -97,7 +97,7 @@ def ask(server: Server, script: Path, clients: int, seconds: float) -> dict[str,
 
 def write_request(folder: Path) -> Path:
     """One of scikit-learn's digits in a form, as wrk sends it."""
-    from vlmtune.data.digits import read_digits
+    from vlmtune.data.read.digits import read_digits
 
     image = read_digits().splits["all"]()[7].image.read()
     head = b'--B\r\nContent-Disposition: form-data; name="image"; filename="7.png"\r\nContent-Type: image/png\r\n\r\n'
@@ -111,8 +111,8 @@ def write_450m(folder: Path) -> Path:
     """LFM2-VL-450M's sizes with random weights in bfloat16, and the tiny model's tokenizer (its tokens are enough)."""
     import peers
 
-    from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
-    from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor
+    from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor
+    from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
     from vlmtune.models.source import locate
     from vlmtune.models.weights import save_hf
     from vlmtune.text.tokenizer import Tokenizer

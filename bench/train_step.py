@@ -56,10 +56,10 @@ from peers import (
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmtune.adapters.lora import apply_adapter, trainable_parameters
+from vlmtune.adapters.plan import apply_adapter, trainable_parameters
 from vlmtune.config.schema import AdapterSection
-from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.train.allocator import hold_memory
+from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.malloc import hold_memory
 from vlmtune.train.precision import autocast
 from vlmtune.train.step import Answer, Sample, sample_loss
 

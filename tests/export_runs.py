@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from vlmtune.adapters.files import save_adapter
-from vlmtune.adapters.lora import apply_adapter
-from vlmtune.adapters.open import put_connector
+from vlmtune.adapters.peft_files import save_adapter
+from vlmtune.adapters.plan import apply_adapter
 from vlmtune.config.load import dump
 from vlmtune.config.schema import AdapterSection, Experiment, ModelSection
 from vlmtune.data.splits import load_splits
-from vlmtune.train.prepare import open_base
+from vlmtune.runs.open import put_connector
+from vlmtune.runs.prepare import open_base
 
 EVERY_LINEAR_LAYER = ("attention", "mlp", "conv", "connector", "vision_attention", "vision_mlp")
 

@@ -12,8 +12,8 @@ import tokenizers
 import torch
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
-from vlmtune.models.paligemma_images import PaliGemmaImageProcessor, PaliGemmaImageSettings
+from vlmtune.models.paligemma.images import PaliGemmaImageProcessor, PaliGemmaImageSettings
+from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
 from vlmtune.models.weights import save_hf
 from vlmtune.text.formats import PALIGEMMA
 from vlmtune.text.tokenizer import Tokenizer

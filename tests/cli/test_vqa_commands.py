@@ -57,12 +57,12 @@ def test_test_questions_whose_answers_are_not_known_are_answered_for_the_server(
     assert done.returncode == 0 and "submission.json is the results file" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", ["ceilings", "study", "sweep"])
+@pytest.mark.parametrize("command", ["baselines", "learning-curve", "checkpoints"])
 def test_what_counts_right_labels_refuses_questions_even_with_a_list_of_answers(workplace: Path, command: str) -> None:
     asked = (workplace / "mini.yaml").read_text().replace("kind: vqa", "kind: vqa, labels: ['red', 'blue']")
     (workplace / "closed").mkdir(exist_ok=True)
     (workplace / "closed" / "config.yaml").write_text(asked)
-    done = run(workplace, command, "closed" if command == "sweep" else "closed/config.yaml")
+    done = run(workplace, command, "closed" if command == "checkpoints" else "closed/config.yaml")
     assert (done.returncode, done.stdout) == (1, "") and "for classification" in done.stderr, done.stderr
 
 

@@ -20,16 +20,16 @@ from tests.tiny_model import write_tiny_folder
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
 from vlmtune.errors import DataError, UserError
+from vlmtune.evaluate.block_cache import Journal
 from vlmtune.evaluate.checkpoint import evaluate_checkpoint, refuse_trained_images
 from vlmtune.evaluate.files import read_evaluation
-from vlmtune.evaluate.journal import Journal
 from vlmtune.evaluate.run import Measured, evaluate
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example, ImageSource, LabelScores
+from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.prepare import load_data, open_base
 from vlmtune.train.description import describe_run
 from vlmtune.train.loop import Trainer
-from vlmtune.train.prepare import load_data, open_base
-from vlmtune.train.run_folder import RunFolder
 
 pytestmark = pytest.mark.e2e
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.synthetic_runs import demo, in_memory, random_table, write_evaluation, write_questions, write_run
-from vlmtune.evaluate.study import StudyRun, measure_study
+from vlmtune.evaluate.learning_curve import LearningCurveRun, measure_learning_curve
+from vlmtune.report.learning_curve import write_learning_curve
 from vlmtune.report.render import render, render_comparison
-from vlmtune.report.study import write_study
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -67,17 +67,17 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learning_curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = []
     for fraction, skill in ((0.01, 1.0), (0.1, 2.5), (1.0, 4.0)):
         for seed in range(3):
             evaluation = in_memory("fine-tuned", random_table(skill=skill, seed=10 * seed + round(10 * skill)))
             runs.append(
-                StudyRun(fraction, seed, round(1000 * fraction), f"run-{fraction:g}-{seed}", evaluation, 9, 1.0)
+                LearningCurveRun(fraction, seed, round(1000 * fraction), f"run-{fraction:g}-{seed}", evaluation, 9, 1.0)
             )
-    found = measure_study(runs, in_memory("base", random_table(skill=0.5, seed=77)))
+    found = measure_learning_curve(runs, in_memory("base", random_table(skill=0.5, seed=77)))
     about = {"name": "digits", "source": "builtin:digits", "model": "builtin:tiny", "num_planned": 9}
-    return write_study(tmp_path_factory.mktemp("study"), {**found, **about})
+    return write_learning_curve(tmp_path_factory.mktemp("learning_curve"), {**found, **about})
 
 
 class Opened:
@@ -158,8 +158,8 @@ def test_questions_are_filtered_by_type_and_found_by_their_words(browser: Any, q
     assert opened.problems == []
 
 
-def test_the_page_of_a_study_sorts_its_runs(browser: Any, study: Path) -> None:
-    opened = Opened(browser, study)
+def test_the_page_of_a_learning_curve_sorts_its_runs(browser: Any, learning_curve: Path) -> None:
+    opened = Opened(browser, learning_curve)
     heading = opened.page.locator("#runs th:nth-child(5)")
     heading.locator("button").click()
     values = [float(text.rstrip("%")) for text in opened.texts("#runs tbody tr td:nth-child(5)")]
@@ -210,9 +210,9 @@ def test_the_theme_follows_the_system_and_the_button_turns_it(browser: Any, smal
 
 @pytest.mark.parametrize("width", [360, 768, 1200])
 def test_the_page_never_scrolls_sideways(
-    browser: Any, small: Path, large: Path, questions: Path, study: Path, odd: Path, width: int
+    browser: Any, small: Path, large: Path, questions: Path, learning_curve: Path, odd: Path, width: int
 ) -> None:
-    for path in (small, large, questions, study, odd):
+    for path in (small, large, questions, learning_curve, odd):
         opened = Opened(browser, path, width=width)
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
 

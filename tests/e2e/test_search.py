@@ -161,7 +161,7 @@ def test_an_experiment_that_cannot_train_stops_the_search_with_its_message(
 
 def test_a_search_without_validation_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = Experiment.model_validate(json.loads(write(tmp_path).read_text()) | {"name": "digits"})
-    monkeypatch.setattr("vlmtune.train.prepare.load_splits", _without_validation)
+    monkeypatch.setattr("vlmtune.runs.prepare.load_splits", _without_validation)
     with pytest.raises(DataError, match="needs validation images"):
         run_search(experiment, num_trials=1)
     assert [path.name for path in tmp_path.iterdir()] == ["digits.yaml"]

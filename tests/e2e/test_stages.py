@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.tiny_model import write_tiny_folder
-from vlmtune.adapters.open import open_adapted
 from vlmtune.cli.pretrain import run_stages
 from vlmtune.errors import RunFolderError
 from vlmtune.models.registry import open_model
-from vlmtune.train.run_folder import RunFolder
+from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.open import open_adapted
 
 pytestmark = pytest.mark.e2e
 

@@ -17,10 +17,10 @@ from vlmtune.errors import RunFolderError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.source import locate
 from vlmtune.models.weights import read_checkpoint
-from vlmtune.train.checkpoints import list_checkpoints
+from vlmtune.runs.checkpoints import list_checkpoints
+from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.prepare import load_data, open_base, open_checkpoint
 from vlmtune.train.loop import Trainer
-from vlmtune.train.prepare import load_data, open_base, open_checkpoint
-from vlmtune.train.run_folder import RunFolder
 from vlmtune.train.validation import LabelValidator, Validation
 
 pytestmark = pytest.mark.e2e

@@ -19,11 +19,11 @@ from vlmtune.evaluate.checkpoint import evaluate_checkpoint
 from vlmtune.evaluate.vqa_compare import compare_vqa
 from vlmtune.evaluate.vqa_predictions import read_vqa_evaluation
 from vlmtune.inference.predictor import Predictor
+from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.prepare import load_data, open_base
 from vlmtune.text.vqa_accuracy import vqa_accuracy
 from vlmtune.train.loop import Trainer
 from vlmtune.train.preflight import preflight
-from vlmtune.train.prepare import load_data, open_base
-from vlmtune.train.run_folder import RunFolder
 
 pytestmark = pytest.mark.e2e
 

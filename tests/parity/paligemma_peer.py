@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
+from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
 
 IMAGE_TOKEN = 96
 VOCABULARY = 97

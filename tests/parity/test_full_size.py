@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from tests.parity.tolerances import FULL_SIZE_GRADIENT, LOSS, MODEL
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
-from vlmtune.models.rows import Rows
+from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.parity
 
@@ -89,7 +89,7 @@ def test_the_real_size_equals_transformers(models: tuple[Any, Lfm2Vl]) -> None:
     for parameter in peer.parameters():
         parameter.grad = None
 
-    rows = Rows.chains([len(ids) - 1], read_last=3)
+    rows = Level.chains([len(ids) - 1], read_last=3)
     hidden = ours.decode(ours.embed(torch.tensor(ids[:-1]), ours.encode_images(images)), [rows]).hidden
     logits = ours.logits(hidden)
     loss = F.cross_entropy(logits, torch.tensor(ids[-3:]))
@@ -109,10 +109,10 @@ def test_the_real_size_equals_transformers(models: tuple[Any, Lfm2Vl]) -> None:
             input_ids=torch.tensor([ids]), max_new_tokens=4, do_sample=False, eos_token_id=None, **inputs
         )[0, len(ids) :].tolist()
         embeddings = ours.embed(torch.tensor(ids), ours.encode_images(images))
-        decoded = ours.decode(embeddings, [Rows.chains([len(ids)])], want_state=True)
+        decoded = ours.decode(embeddings, [Level.chains([len(ids)])], want_cache=True)
         tokens: list[int] = []
         for _ in range(4):
             tokens.append(int(ours.logits(decoded.hidden).argmax()))
             step = ours.embed_tokens(torch.tensor(tokens[-1:]))
-            decoded = ours.decode(step, [Rows.chains([1])], decoded.state, want_state=True)
+            decoded = ours.decode(step, [Level.chains([1])], decoded.state, want_cache=True)
     assert tokens == generated

@@ -16,8 +16,8 @@ from tests.parity.lfm2_peer import (
     tiny_config,
 )
 from tests.parity.tolerances import GRADIENT, LAYER, LOSS, MODEL
-from vlmtune.models.lfm2_vl import Lfm2VlConfig
-from vlmtune.models.rows import Rows
+from vlmtune.models.lfm2_vl.model import Lfm2VlConfig
+from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.parity
 
@@ -72,7 +72,7 @@ def test_decoder_layers_and_logits_match_on_ragged_batches(kinds: list[str] | No
     for layer in ours.model.language_model.layers:
         layer.register_forward_hook(lambda _m, _i, out: captured.append(out[0]))
     with torch.no_grad():
-        rows = Rows.chains([len(s) for s in sequences], read_last=[len(s) for s in sequences])
+        rows = Level.chains([len(s) for s in sequences], read_last=[len(s) for s in sequences])
         ids = torch.tensor([token for s in sequences for token in s])
         logits = ours.logits(ours.decode(ours.embed(ids, []), [rows]).hidden)
         first = 0
@@ -101,7 +101,7 @@ def test_loss_and_every_gradient_match_with_images_in_the_prompt() -> None:
     theirs = peer(input_ids=torch.tensor([ids]), labels=labels, **peer_pixels(images)).loss
     theirs.backward()
 
-    rows = Rows.chains([len(ids) - 1], read_last=num_answer)
+    rows = Level.chains([len(ids) - 1], read_last=num_answer)
     embeddings = ours.embed(torch.tensor(ids[:-1]), ours.encode_images(images))
     logits = ours.logits(ours.decode(embeddings, [rows]).hidden)
     loss = F.cross_entropy(logits, torch.tensor(ids[-num_answer:]))
@@ -125,9 +125,9 @@ def test_continuing_a_state_equals_running_the_whole(cut: int) -> None:
     with torch.no_grad():
         theirs = peer(input_ids=torch.tensor([ids])).logits[0, cut:]
         embeddings = ours.embed(torch.tensor(ids), [])
-        state = ours.decode(embeddings[:cut], [Rows.chains([cut])], want_state=True).state
-        rest = Rows.chains([len(ids) - cut], read_last=len(ids) - cut)
-        ours_logits = ours.logits(ours.decode(embeddings[cut:], [rest], state).hidden)
+        cache = ours.decode(embeddings[:cut], [Level.chains([cut])], want_cache=True).cache
+        rest = Level.chains([len(ids) - cut], read_last=len(ids) - cut)
+        ours_logits = ours.logits(ours.decode(embeddings[cut:], [rest], cache).hidden)
     assert relative_error(ours_logits, theirs) < MODEL
 
 
@@ -144,14 +144,14 @@ def test_greedy_tokens_match_generate() -> None:
         )[0, len(ids) :].tolist()
         decoded = ours.decode(
             ours.embed(torch.tensor(ids), ours.encode_images(images)),
-            [Rows.chains([len(ids)])],
-            want_state=True,
+            [Level.chains([len(ids)])],
+            want_cache=True,
         )
         tokens: list[int] = []
         for _ in range(8):
             tokens.append(int(ours.logits(decoded.hidden).argmax()))
             embedded = ours.embed_tokens(torch.tensor(tokens[-1:]))
-            decoded = ours.decode(embedded, [Rows.chains([1])], decoded.state, want_state=True)
+            decoded = ours.decode(embedded, [Level.chains([1])], decoded.cache, want_cache=True)
     assert tokens == theirs
 
 

@@ -20,10 +20,10 @@ from tests.parity.paligemma_peer import (
     tiny_config,
 )
 from tests.parity.tolerances import LAYER, MODEL
+from vlmtune.inference.batch import Question
 from vlmtune.inference.generation import Sampling, generate
-from vlmtune.inference.prompts import Question
-from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
-from vlmtune.models.rows import Rows
+from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
+from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.parity
 
@@ -37,7 +37,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 def our_logits(ours: PaliGemma, prompt: list[int], answer: list[int], features: list[Tensor]) -> Tensor:
     """float32[S, V] of the whole, run as one group."""
-    rows = Rows.chains([len(prompt) + len(answer)], read_last=len(prompt) + len(answer), bidirectional=[len(prompt)])
+    rows = Level.chains([len(prompt) + len(answer)], read_last=len(prompt) + len(answer), bidirectional=[len(prompt)])
     return ours.logits(ours.decode(ours.embed(torch.tensor(prompt + answer), features), [rows]).hidden)
 
 
@@ -73,7 +73,7 @@ def test_decoder_layers_and_logits_match_on_ragged_prompts(generation: Generatio
     lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
     ids = torch.tensor([token for p, a in zip(prompts, answers, strict=True) for token in p + a])
     with torch.no_grad():
-        rows = Rows.chains(lengths, read_last=lengths, bidirectional=[len(p) for p in prompts])
+        rows = Level.chains(lengths, read_last=lengths, bidirectional=[len(p) for p in prompts])
         embeddings = ours.embed(ids, ours.encode_images([image for image, _ in images]))
         logits = ours.logits(ours.decode(embeddings, [rows]).hidden)
         first = 0
@@ -120,10 +120,10 @@ def test_continuing_a_prompts_state_equals_running_the_whole(generation: Generat
     with torch.no_grad():
         theirs = peer_logits(peer, prompt, answer, pixels).logits[0, len(prompt) + cut :]
         embeddings = ours.embed(torch.tensor(prompt + answer), ours.encode_images([image]))
-        before = Rows.chains([len(prompt) + cut], bidirectional=[len(prompt)])
-        state = ours.decode(embeddings[: len(prompt) + cut], [before], want_state=True).state
-        rest = Rows.chains([len(answer) - cut], read_last=len(answer) - cut)
-        found = ours.logits(ours.decode(embeddings[len(prompt) + cut :], [rest], state).hidden)
+        before = Level.chains([len(prompt) + cut], bidirectional=[len(prompt)])
+        cache = ours.decode(embeddings[: len(prompt) + cut], [before], want_cache=True).cache
+        rest = Level.chains([len(answer) - cut], read_last=len(answer) - cut)
+        found = ours.logits(ours.decode(embeddings[len(prompt) + cut :], [rest], cache).hidden)
     assert relative_error(found, theirs) < MODEL
 
 

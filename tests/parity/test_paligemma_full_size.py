@@ -9,9 +9,9 @@ import torch
 
 from tests.parity.tolerances import LOSS, MODEL
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.paligemma import PaliGemma
+from vlmtune.models.paligemma.model import PaliGemma
 from vlmtune.models.registry import build_on_meta
-from vlmtune.models.rows import Rows
+from vlmtune.models.tree import Level
 from vlmtune.train.step import Answer, Sample, sample_loss
 
 pytestmark = pytest.mark.parity
@@ -112,10 +112,10 @@ def test_one_forward_at_real_shapes(name: str) -> None:
         (features,) = ours.encode_images([image])
         assert features.shape == (256, text["hidden_size"])
         prompt = torch.cat([features, ours.embed_tokens(torch.zeros(10, dtype=torch.int64, device="meta"))])
-        decoded = ours.decode(prompt, [Rows.chains([266], bidirectional=[266])], want_state=True)
+        decoded = ours.decode(prompt, [Level.chains([266], bidirectional=[266])], want_cache=True)
         assert ours.logits(decoded.hidden).shape == (1, 257216)
-    assert decoded.state is not None
-    keys = decoded.state.layers[0].keys  # type: ignore[union-attr]
+    assert decoded.cache is not None
+    keys = decoded.cache.layers[0].keys  # type: ignore[union-attr]
     assert keys.shape == (1, text["num_key_value_heads"], 266, 256)
 
 
@@ -147,7 +147,7 @@ def test_real_widths_compute_what_transformers_does(text: dict[str, Any]) -> Non
         theirs = peer(ids, pixel_values=pixels, token_type_ids=types, attention_mask=types * 0 + 1, labels=labels)
         features = ours.encode_images([image])
         step = sample_loss(ours, [], [Sample(prompt, features, [Answer(answer)])])
-        rows = Rows.chains([len(ids[0])], read_last=len(ids[0]), bidirectional=[len(prompt)])
+        rows = Level.chains([len(ids[0])], read_last=len(ids[0]), bidirectional=[len(prompt)])
         found = ours.logits(ours.decode(ours.embed(ids[0], features), [rows]).hidden)
     assert (found - theirs.logits[0]).abs().max() < MODEL * theirs.logits.abs().max()
     assert step.total.item() / 3 == pytest.approx(theirs.loss.item(), rel=LOSS)

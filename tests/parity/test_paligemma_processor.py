@@ -16,7 +16,7 @@ from tests.parity.images_peer import PEERS
 from tests.parity.paligemma_processor_peer import CASES, PROMPTS, case_image
 from tests.tiny_paligemma import gemma_tokenizer
 from vlmtune.config.schema import TaskSection
-from vlmtune.models.paligemma_images import PaliGemmaImageProcessor, PaliGemmaImageSettings
+from vlmtune.models.paligemma.images import PaliGemmaImageProcessor, PaliGemmaImageSettings
 from vlmtune.records import ImageSource
 from vlmtune.text.prompt import PromptBuilder
 from vlmtune.text.tokenizer import Tokenizer

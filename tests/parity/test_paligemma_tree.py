@@ -26,12 +26,12 @@ from tests.parity.paligemma_peer import (
     random_image,
 )
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
-from vlmtune.adapters.files import load_adapter, save_adapter
-from vlmtune.adapters.lora import apply_adapter
+from vlmtune.adapters.peft_files import load_adapter, save_adapter
+from vlmtune.adapters.plan import apply_adapter
 from vlmtune.config.schema import AdapterSection
-from vlmtune.inference.prompts import Question
-from vlmtune.inference.scoring import LabelScorer
-from vlmtune.models.paligemma import PaliGemma
+from vlmtune.inference.batch import Question
+from vlmtune.inference.label_scorer import LabelScorer
+from vlmtune.models.paligemma.model import PaliGemma
 from vlmtune.text.trie import LabelTrie
 from vlmtune.train.step import Answer, Sample, sample_loss
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_image
 from tests.parity.random_trees import RandomBatch, batches, encoded, peer_loss, relaxed
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
-from vlmtune.adapters.connectors import install_connector, wanted_shape
-from vlmtune.adapters.files import load_adapter, save_adapter
-from vlmtune.adapters.lora import AdapterPlan, apply_adapter
+from vlmtune.adapters.connector_swap import install_connector, wanted_shape
+from vlmtune.adapters.peft_files import load_adapter, save_adapter
+from vlmtune.adapters.plan import AdapterPlan, apply_adapter
 from vlmtune.config.schema import AdapterSection, ConnectorSection
-from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.rows import Rows
+from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.tree import Level
 from vlmtune.train.step import Sample, sample_loss
 
 pytestmark = pytest.mark.parity
@@ -43,7 +43,7 @@ SECTIONS = {
 
 
 def our_logits(model: Lfm2Vl) -> Tensor:
-    rows = Rows.chains([len(IDS)], read_last=[len(IDS)])
+    rows = Level.chains([len(IDS)], read_last=[len(IDS)])
     embedded = model.embed(torch.tensor(IDS), model.encode_images([IMAGE]))
     return model.logits(model.decode(embedded, [rows]).hidden)
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_image
 from tests.parity.random_trees import END, RandomBatch, batches, encoded, peer_loss, prompt_lists, relaxed
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
+from vlmtune.inference.batch import Question
 from vlmtune.inference.generation import generate
-from vlmtune.inference.prompts import Question
-from vlmtune.inference.scoring import LabelScorer
+from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.model import Lfm2Vl
 from vlmtune.text.trie import LabelTrie
 from vlmtune.train.step import Answer, Sample, loss_weight, sample_loss
 
@@ -162,9 +162,9 @@ def test_a_label_that_prefixes_another_is_told_apart_by_its_end_token() -> None:
     question = Question([8, 9], [])
     scores = scorer.score([question])[0]
     with torch.no_grad():
-        from vlmtune.models.rows import Rows
+        from vlmtune.models.tree import Level
 
-        hidden = ours.decode(ours.embed_tokens(torch.tensor([7, 8, 9, 10])), [Rows.chains([4])]).hidden
+        hidden = ours.decode(ours.embed_tokens(torch.tensor([7, 8, 9, 10])), [Level.chains([4])]).hidden
         after_bee = ours.logits(hidden).log_softmax(-1)[0]
     assert (scores[0] - scores[1]).item() < (after_bee[END] - after_bee[11]).item() + 50  # both are finite
     assert scores[0].isfinite() and scores[1].isfinite() and scores[0] != scores[1]
@@ -182,7 +182,7 @@ def test_batched_generation_equals_one_at_a_time_and_transformers() -> None:
     with torch.no_grad():
         features = encoded(ours, [image for _, image in drawn])
     questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
-    together = generate(ours, scorer.prefix_state(), questions, stop=[])
+    together = generate(ours, scorer.prefix_cache(), questions, stop=[])
     for (ids, image), answer in zip(drawn, together, strict=True):
         whole = torch.tensor([prefix + ids])
         theirs = peer.generate(whole, max_new_tokens=32, do_sample=False, eos_token_id=None, **peer_pixels([image]))

@@ -13,11 +13,11 @@ from PIL import Image, ImageOps
 
 from vlmtune.config.augmentation import CHAINS, CHANGES, find_mistakes
 from vlmtune.config.schema import TrainSection
-from vlmtune.data import augment
-from vlmtune.data.augment import Augmentation
-from vlmtune.data.auto_augment import RAND_AUGMENT, TRIVIAL_AUGMENT, affine, rand_augment
-from vlmtune.data.mixing import Mixing, cut_mix
-from vlmtune.data.spared import colored_labels, has_colors, has_sides, refuse_flips, sided_labels
+from vlmtune.data.augment import pipeline as augment
+from vlmtune.data.augment.label_safety import colored_labels, has_colors, has_sides, refuse_flips, sided_labels
+from vlmtune.data.augment.mix import Mixing, cut_mix
+from vlmtune.data.augment.pipeline import Augmentation
+from vlmtune.data.augment.policies import RAND_AUGMENT, TRIVIAL_AUGMENT, affine, rand_augment
 from vlmtune.errors import UserError
 from vlmtune.records import Example, ImageSource, LabelSet
 
@@ -108,7 +108,7 @@ def test_affine_moves_and_turns_the_way_it_says() -> None:
 
 def test_rand_augment_applies_as_many_operations_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     applied = []
-    monkeypatch.setattr("vlmtune.data.auto_augment._apply", lambda op, image, draw, s: applied.append(s) or image)
+    monkeypatch.setattr("vlmtune.data.augment.policies._apply", lambda op, image, draw, s: applied.append(s) or image)
     rand_augment(make_image(), np.random.default_rng(0), ops=3, magnitude=7)
     assert applied == [7, 7, 7]
 
@@ -162,7 +162,7 @@ def test_a_image_with_sides_is_not_turned_far(monkeypatch: pytest.MonkeyPatch) -
         turns.append(abs(degrees))
         return image
 
-    monkeypatch.setattr("vlmtune.data.auto_augment.affine", note)
+    monkeypatch.setattr("vlmtune.data.augment.policies.affine", note)
     trivial = chain("trivialaugment")
     for is_sided, most in ((True, 30), (False, 135)):
         turns.clear()

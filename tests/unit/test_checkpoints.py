@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from vlmtune.config.load import dump
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
-from vlmtune.train.checkpoints import Progress, average_checkpoints, checkpoint_path, list_checkpoints, mark_best, prune
-from vlmtune.train.resume import differing_images, differing_keys
-from vlmtune.train.run_folder import RunFolder
+from vlmtune.runs.checkpoints import Progress, average_checkpoints, checkpoint_path, list_checkpoints, mark_best, prune
+from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.resume import differing_images, differing_keys
 
 pytestmark = pytest.mark.unit
 
@@ -91,9 +91,9 @@ def test_a_run_is_continued_only_as_the_same_experiment(tmp_path: Path) -> None:
 
 def test_what_was_measured_before_a_run_does_not_stand_in_its_way(tmp_path: Path) -> None:
     stored = experiment(tmp_path)
-    for name in ("evaluation/test-base", "ceilings", "charts"):
+    for name in ("evaluation/test-base", "baselines", "charts"):
         (tmp_path / "run" / name).mkdir(parents=True)
-    (tmp_path / "run" / "ceilings.json").write_text("{}")
+    (tmp_path / "run" / "baselines.json").write_text("{}")
     folder = RunFolder.claim(stored, resume=False)
     folder.begin(stored)
     with pytest.raises(RunFolderError, match="this run exists"):
@@ -132,7 +132,7 @@ def test_a_written_experiment_reads_back_without_a_difference(tmp_path: Path) ->
 
 
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_is_resumed_from_the_start(tmp_path: Path) -> None:
-    from vlmtune.train.checkpoints import Progress
+    from vlmtune.runs.checkpoints import Progress
     from vlmtune.train.keeping import CheckpointKeeper
 
     nothing: Any = None  # what a keeper of an empty run never looks at

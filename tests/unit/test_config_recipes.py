@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmtune.config import recipes
+from vlmtune.config import defaults as recipes
 from vlmtune.config.schema import AdapterSection, ConnectorSection, Experiment, ModelSection, TaskSection, TrainSection
 
 pytestmark = pytest.mark.unit

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from tests.tiny_model import write_tiny_folder
 from tests.tiny_paligemma import write_tiny_paligemma
-from vlmtune.adapters.connectors import connector_is_exportable, wanted_shape
-from vlmtune.adapters.files import load_adapter, save_adapter
-from vlmtune.adapters.lora import apply_adapter, count_trainable
-from vlmtune.adapters.open import open_adapted, put_connector
-from vlmtune.config import recipes
+from vlmtune.adapters.connector_swap import connector_is_exportable, wanted_shape
+from vlmtune.adapters.peft_files import load_adapter, save_adapter
+from vlmtune.adapters.plan import apply_adapter, count_trainable
+from vlmtune.config import defaults as recipes
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import AdapterSection, ConnectorSection, Experiment
 from vlmtune.errors import AdapterError, ConfigError
 from vlmtune.models.connectors import STI_POOL, Connector, ConnectorShape, build_connector, default_groups
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import OpenedModel, build_on_meta, open_model
-from vlmtune.models.rows import Rows
+from vlmtune.models.tree import Level
+from vlmtune.runs.open import open_adapted, put_connector
 
 pytestmark = pytest.mark.unit
 
@@ -69,7 +69,7 @@ def logits(opened: OpenedModel, images: list[Image.Image]) -> list[Tensor]:
         ids = opened.tokenizer.encode(f"a red{image.text}square")
         embeddings = opened.model.embed(torch.tensor(ids), [features])
         whole = [len(ids)] if opened.model.bidirectional_prompt else None
-        rows = Rows.chains([len(ids)], read_last=len(ids), bidirectional=whole)
+        rows = Level.chains([len(ids)], read_last=len(ids), bidirectional=whole)
         hidden = opened.model.decode(embeddings, [rows]).hidden
         found.append(opened.model.logits(hidden))
     return found

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.drawn import draw
-from vlmtune.data.drawn_captions import NUM_IMAGES
+from vlmtune.data.read.drawn_captions import NUM_IMAGES
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import DataError
 from vlmtune.inference.predictor import Predictor, Query

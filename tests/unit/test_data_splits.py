@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.duplicates import group_identical_files
 from vlmtune.data.labels import build_label_set
-from vlmtune.data.rows import Row
+from vlmtune.data.read.rows import Row
 from vlmtune.data.split_names import assign_roles
 from vlmtune.data.splits import Splits, hold_out, load_splits, stratified_order, subset
 from vlmtune.errors import DataError

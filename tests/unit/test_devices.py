@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.tiny_model import random_model
-from vlmtune.models.rows import Rows
-from vlmtune.models.tree import Tree
+from vlmtune.models.plan import DecodePlan
+from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.unit
 
@@ -21,20 +21,20 @@ def tokens(count: int) -> torch.Tensor:
 @torch.no_grad()
 def test_a_tree_with_its_state_runs_wherever_the_model_is() -> None:
     model = random_model().to(META)
-    prefix = model.decode(model.embed_tokens(tokens(5)), [Rows.chains([5], read_last=0)], want_state=True)
-    levels = [Rows.chains([3, 2]), Rows.chains([1, 2, 3], parent=[0, 0, 1])]
-    answers = model.decode(model.embed_tokens(tokens(11)), levels, prefix.state, want_state=True)
-    assert answers.hidden.device == META and answers.state is not None
-    trie = Rows.tree([[-1, 0, 0], [-1], []], parent=[2, 0, 1])
-    hidden = model.decode(model.embed_tokens(tokens(4)), [trie], answers.state.select([0, 2, 1])).hidden
-    assert model.logits(hidden).shape == (4, model.num_tokens)
+    prefix = model.decode(model.embed_tokens(tokens(5)), [Level.chains([5], read_last=0)], want_cache=True)
+    levels = [Level.chains([3, 2]), Level.chains([1, 2, 3], parent=[0, 0, 1])]
+    answers = model.decode(model.embed_tokens(tokens(11)), levels, prefix.cache, want_cache=True)
+    assert answers.hidden.device == META and answers.cache is not None
+    trie = Level.tree([[-1, 0, 0], [-1], []], parent=[2, 0, 1])
+    hidden = model.decode(model.embed_tokens(tokens(4)), [trie], answers.cache.select([0, 2, 1])).hidden
+    assert model.logits(hidden).shape == (4, model.vocab_size)
 
 
 @pytest.mark.parametrize("num_inputs", [0, 2])
 def test_every_index_of_a_tree_is_where_the_rows_are(num_inputs: int) -> None:
-    state = random_model().model.language_model.empty_state(torch.float32, torch.device("cpu"))
-    levels = [Rows.chains([3, 2], parent=[0, 0], read_last=0), Rows.chains([1, 2, 3], parent=[0, 0, 1])]
-    tree = Tree(levels, state, num_inputs=num_inputs, num_convs_above=0, want_state=True, device=META)
+    cache = random_model().model.language_model.empty_cache(torch.float32, torch.device("cpu"))
+    levels = [Level.chains([3, 2], parent=[0, 0], read_last=0), Level.chains([1, 2, 3], parent=[0, 0, 1])]
+    tree = DecodePlan(levels, cache, num_inputs=num_inputs, num_convs_above=0, want_cache=True, device=META)
     assert tree.narrow is not tree.full and tree.kept is not None
     found = [tree.kept, tree.read, *tree.key_cells]
     for row_set in (tree.full, tree.narrow):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from vlmtune.config import recipes
+from vlmtune.config import defaults as recipes
 from vlmtune.config.schema import AdapterSection, Experiment, ModelSection, TrainSection
+from vlmtune.estimate.costs import SampleShape
+from vlmtune.estimate.estimate import Estimate, estimate
 from vlmtune.models.known import KNOWN_CONFIGS
 from vlmtune.models.registry import build_on_meta
-from vlmtune.train.costs import SampleShape
-from vlmtune.train.estimate import Estimate, estimate
 
 pytestmark = pytest.mark.unit
 

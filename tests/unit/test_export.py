@@ -12,8 +12,6 @@ import torch
 from huggingface_hub import ModelCard
 
 from tests.export_runs import write_evaluation_facts, write_run
-from vlmtune.adapters.manifest import MANIFEST_FILE, read_manifest
-from vlmtune.adapters.open import AdaptedModel
 from vlmtune.errors import DataError, RunFolderError, UserError
 from vlmtune.export import transformers_runtime
 from vlmtune.export.formats import Merged, choose_dtype, find_format
@@ -24,6 +22,8 @@ from vlmtune.export.subject import Subject, open_subject
 from vlmtune.inference.open import open_predictor
 from vlmtune.inference.predictor import Query
 from vlmtune.records import ImageSource, LabelScores
+from vlmtune.runs.manifest import MANIFEST_FILE, read_manifest
+from vlmtune.runs.open import AdaptedModel
 
 pytestmark = pytest.mark.unit
 

@@ -10,12 +10,12 @@ import pytest
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from vlmtune.adapters.manifest import Manifest, write_manifest
 from vlmtune.config.schema import TaskSection
 from vlmtune.errors import UserError
 from vlmtune.export.card import PLACE
 from vlmtune.export.hub import plan_upload, push
 from vlmtune.export.run import REJECTED_FILE, sha256
+from vlmtune.runs.manifest import Manifest, write_manifest
 
 pytestmark = pytest.mark.unit
 

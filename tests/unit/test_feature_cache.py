@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmtune.adapters.lora import apply_adapter
+from vlmtune.adapters.plan import apply_adapter
 from vlmtune.config.schema import AdapterSection
-from vlmtune.data.augment import Augmentation
+from vlmtune.data.augment.pipeline import Augmentation
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import ImageSource
 from vlmtune.train import feature_cache
@@ -41,7 +41,7 @@ def images() -> list[ImageSource]:
 
 
 def decoder_only(model: OpenedModel) -> object:
-    from vlmtune.adapters.lora import plan_of
+    from vlmtune.adapters.plan import plan_of
 
     return plan_of(model.model) or apply_adapter(model.model, AdapterSection(targets=["attention"]))
 

@@ -8,7 +8,7 @@ import torch
 from tests.tiny_model import random_model
 from vlmtune.errors import WeightsError
 from vlmtune.inference.generation import Generation, Sampling, generate
-from vlmtune.inference.scoring import Question
+from vlmtune.inference.label_scorer import Question
 
 pytestmark = pytest.mark.unit
 
@@ -78,5 +78,5 @@ def test_logits_that_are_not_numbers_are_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_log_probabilities_come_from_the_logits_of_the_step() -> None:
     step = Generation(MODEL, None, QUESTIONS, [], [Sampling()] * 3).step()
-    assert step.logits.shape == (3, MODEL.num_tokens)
+    assert step.logits.shape == (3, MODEL.vocab_size)
     assert torch.equal(step.logits.argmax(-1), torch.tensor(step.tokens))

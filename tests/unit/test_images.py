@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmtune.errors import UserError, WeightsError
-from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor, Lfm2VlImageSettings
+from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
 
 pytestmark = pytest.mark.unit
 

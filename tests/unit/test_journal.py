@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from vlmtune.errors import RunFolderError
-from vlmtune.evaluate.journal import Journal
+from vlmtune.evaluate.block_cache import Journal
 from vlmtune.records import Example, ImageSource
 
 pytestmark = pytest.mark.unit

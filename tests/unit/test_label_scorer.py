@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.tiny_model import random_model
 from vlmtune.errors import WeightsError
-from vlmtune.inference import scoring
-from vlmtune.inference.prompts import Question
-from vlmtune.inference.scoring import LabelScorer
-from vlmtune.models.rows import Rows
+from vlmtune.inference import label_scorer as scoring
+from vlmtune.inference.batch import Question
+from vlmtune.inference.label_scorer import LabelScorer
+from vlmtune.models.tree import Level
 from vlmtune.text.trie import LabelTrie
 
 pytestmark = pytest.mark.unit
@@ -73,7 +73,7 @@ def test_a_large_trie_is_scored_as_several_groups_with_the_same_scores(monkeypat
     widths: list[int] = []
     decode = MODEL.decode
 
-    def watched(embeddings: Tensor, levels: Sequence[Rows], *rest: object, **options: object) -> object:
+    def watched(embeddings: Tensor, levels: Sequence[Level], *rest: object, **options: object) -> object:
         widths.append(max(rows.width for rows in levels))
         return decode(embeddings, levels, *rest, **options)  # type: ignore[arg-type]
 

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from tests import older_files
-from vlmtune.config import recipes
-from vlmtune.config.class_lists import find_list
-from vlmtune.config.legacy_schema import OlderEvaluation, OlderFineTuning
+from vlmtune.config import defaults as recipes
 from vlmtune.config.load import InvalidExperimentError, dump, load_experiment
+from vlmtune.config.older.class_lists import find_list
+from vlmtune.config.older.schema import OlderEvaluation, OlderFineTuning
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import ConfigError
 from vlmtune.text.defaults import fill_labels

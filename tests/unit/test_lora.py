@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from tests.parity.lfm2_peer import random_image, tiny_config
 from tests.tiny_model import random_model
-from vlmtune.adapters.layers import LoraLinear
-from vlmtune.adapters.lora import apply_adapter, count_trainable, parameter_groups, plan_of, trainable_parameters
+from vlmtune.adapters.layer import LoraLinear
 from vlmtune.adapters.merging import base_parameters, fold, merge, merged, unmerge
+from vlmtune.adapters.plan import apply_adapter, count_trainable, parameter_groups, plan_of, trainable_parameters
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
 from vlmtune.models.known import KNOWN_CONFIGS
-from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.rows import Rows
+from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.unit
 
@@ -32,7 +32,7 @@ def run(model: Lfm2Vl) -> Tensor:
     for image, tokens in zip(IMAGES, ([7, 8, 9], [10, 11]), strict=True):
         ids += [6, *[model.image_token_id] * image.num_tokens, *tokens]
         lengths.append(1 + image.num_tokens + len(tokens))
-    rows = Rows.chains(lengths, read_last=lengths)
+    rows = Level.chains(lengths, read_last=lengths)
     embedded = model.embed(torch.tensor(ids), features)
     return model.logits(model.decode(embedded, [rows]).hidden)
 

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.tiny_paligemma import config_for, gemma_tokenizer, write_tiny_paligemma
-from vlmtune.adapters.lora import apply_adapter
+from vlmtune.adapters.plan import apply_adapter
 from vlmtune.adapters.targets import linear_layers
 from vlmtune.config.schema import AdapterSection, Experiment, TaskSection
 from vlmtune.errors import AdapterError, ConfigError, DataError, UserError, WeightsError
 from vlmtune.inference.predictor import Predictor
-from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
-from vlmtune.models.paligemma_images import PaliGemmaImageProcessor, PaliGemmaImageSettings
+from vlmtune.models.paligemma.images import PaliGemmaImageProcessor, PaliGemmaImageSettings
+from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
+from vlmtune.models.plan import DecodePlan
 from vlmtune.models.registry import build_on_meta, open_model
-from vlmtune.models.rows import Rows
-from vlmtune.models.tree import Tree
+from vlmtune.models.tree import Level
 from vlmtune.records import LabelSet
 from vlmtune.text.formats import PALIGEMMA
 from vlmtune.text.prompt import PromptBuilder
@@ -213,8 +213,8 @@ def test_a_question_task_needs_no_label_set(folder: Path) -> None:
 
 def test_learning_the_prompt_too_is_refused(folder: Path, tmp_path: Path) -> None:
     from tests.images import write_class_folders
+    from vlmtune.runs.prepare import load_data, open_base
     from vlmtune.train.loop import Trainer
-    from vlmtune.train.prepare import load_data, open_base
 
     values = {
         "name": "x",
@@ -230,16 +230,16 @@ def test_learning_the_prompt_too_is_refused(folder: Path, tmp_path: Path) -> Non
 def test_equally_long_prompts_need_no_mask_and_a_window_leaves_them_whole() -> None:
     model = build_on_meta(config_for(TOKENIZER, 2))
     assert isinstance(model, PaliGemma)
-    state = model.model.language_model.empty_state(torch.float32, torch.device("cpu"))
+    cache = model.model.language_model.empty_cache(torch.float32, torch.device("cpu"))
 
-    def mask(rows: Rows, window: int | None) -> torch.Tensor | None:
-        tree = Tree([rows], state, num_inputs=0, num_convs_above=0, want_state=False, device=torch.device("cpu"))
+    def mask(rows: Level, window: int | None) -> torch.Tensor | None:
+        tree = DecodePlan([rows], cache, num_inputs=0, num_convs_above=0, want_cache=False, device=torch.device("cpu"))
         return tree.mask(0, tree.full, torch.float32, 1, window)
 
-    assert mask(Rows.chains([5, 5], bidirectional=[5, 5]), None) is None
-    assert mask(Rows.chains([5, 5], bidirectional=[5, 5]), 2) is None
-    assert mask(Rows.chains([5, 4], bidirectional=[5, 4]), None) is not None
-    answered = mask(Rows.chains([6], bidirectional=[4]), 3)
+    assert mask(Level.chains([5, 5], bidirectional=[5, 5]), None) is None
+    assert mask(Level.chains([5, 5], bidirectional=[5, 5]), 2) is None
+    assert mask(Level.chains([5, 4], bidirectional=[5, 4]), None) is not None
+    answered = mask(Level.chains([6], bidirectional=[4]), 3)
     assert answered is not None
     # Four rows of a prompt see each other; two of an answer see three rows back, themselves counted.
     assert (answered[0, 0] == 0).int().tolist() == [

@@ -17,7 +17,7 @@ from vlmtune.data.drawn import KINDS, draw
 from vlmtune.errors import ConfigError, RunFolderError
 from vlmtune.models.attention import attention
 from vlmtune.models.registry import open_model
-from vlmtune.models.rows import Rows
+from vlmtune.models.tree import Level
 from vlmtune.records import LabelSet
 from vlmtune.text import defaults
 from vlmtune.text.prompt import PromptBuilder
@@ -115,7 +115,7 @@ def test_lessons_in_one_tree_give_the_logits_of_plain_prompts(tiny) -> None:  # 
             prompt, answer, _ = lesson.branches[i]
             ids = tiny.tokenizer.encode(lesson.head + "<image>" * 16 + prompt + answer)
             embeddings = tiny.model.embed(torch.tensor(ids), [tokens[image]])
-            plain = tiny.model.logits(tiny.model.decode(embeddings, [Rows.chains([len(ids)], read_last=count)]).hidden)
+            plain = tiny.model.logits(tiny.model.decode(embeddings, [Level.chains([len(ids)], read_last=count)]).hidden)
             torch.testing.assert_close(logits[first : first + count], plain, atol=1e-4, rtol=1e-4)
             assert tiny.tokenizer.decode(targets[first : first + count].tolist()) == answer + "<|im_end|>"
             first += count

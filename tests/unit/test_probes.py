@@ -1,4 +1,4 @@
-"""Floors and ceilings: what little models reach on given features, and what the report says of them."""
+"""Baselines: what little models reach on given features, and what the report says of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from tests.synthetic_runs import in_memory, random_table, write_evaluation
 from vlmtune.evaluate.probes import Split, linear_probe, majority_class, nearest_neighbors
+from vlmtune.report.baselines import against
 from vlmtune.report.calibration import expected_coverage
-from vlmtune.report.ceilings import against
 
 pytestmark = pytest.mark.unit
 
@@ -71,7 +71,7 @@ def test_without_validation_images_nothing_is_tried(data: Any) -> None:
     assert nearest_neighbors(train, nothing, test, 4).tried == linear_probe(train, nothing, test, 4).tried == {}
 
 
-def ceilings_of(root: Path, **skills: float) -> dict[str, Any]:
+def baselines_of(root: Path, **skills: float) -> dict[str, Any]:
     rows = []
     for seed, (key, skill) in enumerate(skills.items(), start=5):
         key = key.replace("_", "-")
@@ -85,16 +85,16 @@ def ceilings_of(root: Path, **skills: float) -> dict[str, Any]:
     return {"split": "test", "limit": None, "num_examples": 300, "rows": rows}
 
 
-def test_floors_and_ceilings_are_tested_against_the_model(tmp_path: Path) -> None:
+def test_baselines_are_tested_against_the_model(tmp_path: Path) -> None:
     subject = in_memory("tuned", random_table(num=300, skill=3.0, seed=1))
-    found = ceilings_of(tmp_path, majority=-9.0, prompt_only_tuned=-9.0, linear_probe=6.0)
+    found = baselines_of(tmp_path, majority=-9.0, prompt_only_tuned=-9.0, linear_probe=6.0)
     shown = against(found, tmp_path, subject)
     accuracies = [row["accuracy"] for row in shown["rows"]]
     assert accuracies == sorted(accuracies) and len(accuracies) == 4
     told = " ".join(shown["summary"])
     assert "it looks at them" in told
     assert "tuned is significantly worse: the vision tower sees what the answers do not yet use" in told
-    blind = against(ceilings_of(tmp_path / "b", prompt_only_tuned=2.6), tmp_path / "b", subject)
+    blind = against(baselines_of(tmp_path / "b", prompt_only_tuned=2.6), tmp_path / "b", subject)
     (pair,) = (row["pair"] for row in blind["rows"] if row["pair"])
     assert pair["difference"] > 0 and not pair["is_significant"]
     assert "cannot be shown to look" in " ".join(blind["summary"])
@@ -102,7 +102,7 @@ def test_floors_and_ceilings_are_tested_against_the_model(tmp_path: Path) -> Non
 
 def test_floors_of_other_images_get_no_test(tmp_path: Path) -> None:
     subject = in_memory("tuned", random_table(num=300, skill=3.0, seed=1, data_seed=7))
-    shown = against(ceilings_of(tmp_path, linear_probe=4.0), tmp_path, subject)
+    shown = against(baselines_of(tmp_path, linear_probe=4.0), tmp_path, subject)
     assert [row["pair"] for row in shown["rows"]] == [None]
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from tests import miniatures
 from vlmtune.config.schema import DataSection, TaskSection
-from vlmtune.data.cifar_binary import RECORD_BYTES, read_cifar_binary
-from vlmtune.data.sources import open_source
+from vlmtune.data.read.cifar_binary import RECORD_BYTES, read_cifar_binary
+from vlmtune.data.read.sources import open_source
+from vlmtune.data.read.stanford_cars import prepare, split_name
 from vlmtune.data.splits import load_splits
-from vlmtune.data.stanford_cars import prepare, split_name
 from vlmtune.errors import DataError, UnreadableImageError
 
 pytestmark = pytest.mark.unit

@@ -18,7 +18,8 @@ from vlmtune.errors import DataError, RunFolderError
 from vlmtune.evaluate.calibration import calibrate
 from vlmtune.evaluate.compare import compare
 from vlmtune.evaluate.metrics import measure
-from vlmtune.report import charts, svg, wording
+from vlmtune.report import charts, svg
+from vlmtune.report import numbers as wording
 from vlmtune.report.page import to_html
 from vlmtune.report.render import render, render_comparison
 from vlmtune.report.sources import evaluation_folder, read_evaluations, read_run

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor, Lfm2VlImageSettings
-from vlmtune.models.paligemma_images import PaliGemmaImageProcessor, PaliGemmaImageSettings
+from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
+from vlmtune.models.paligemma.images import PaliGemmaImageProcessor, PaliGemmaImageSettings
 from vlmtune.models.registry import ImageProcessor
 
 pytestmark = pytest.mark.unit

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlmtune.config import recipes
+from vlmtune.config import defaults as recipes
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
 from vlmtune.report.search import findings, trial_table, write_search
-from vlmtune.train.search import Search, TrialRecord, standing
+from vlmtune.workflows.trials import Search, TrialRecord, standing
 
 pytestmark = pytest.mark.unit
 

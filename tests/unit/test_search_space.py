@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune.config import recipes
+from vlmtune.config import defaults as recipes
 from vlmtune.config.load import InvalidExperimentError, dump, load_experiment
 from vlmtune.config.schema import Experiment, RangeSection
 from vlmtune.config.search_space import (

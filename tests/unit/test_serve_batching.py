@@ -39,7 +39,7 @@ class _Task:
     def scorer(self) -> _Task:
         return self
 
-    def prefix_state(self) -> None:
+    def prefix_cache(self) -> None:
         return None
 
     def score(self, questions: list[Any]) -> torch.Tensor:

@@ -184,7 +184,7 @@ def test_offline_a_cached_model_opens_and_another_is_a_user_error(folder: Path, 
 
 def test_opening_a_model_does_not_import_torchs_compiler(folder: Path) -> None:
     program = (
-        "import sys\nfrom vlmtune.adapters.open import open_adapted\n"
+        "import sys\nfrom vlmtune.runs.open import open_adapted\n"
         f"open_adapted({str(folder)!r})\nprint('torch._dynamo' in sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(source.__file__).parents[2])}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune.config import recipes
+from vlmtune.config import defaults as recipes
 from vlmtune.config.load import is_staged, load_experiment, load_stages
 from vlmtune.errors import ConfigError
 

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vlmtune.config.load import InvalidExperimentError, load_experiment
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import MissingExtraError
+from vlmtune.runs.folder import RunFolder
 from vlmtune.train import tracking
-from vlmtune.train.run_folder import RunFolder
 from vlmtune.train.tracking import Tracking, check_installed
 
 pytestmark = pytest.mark.unit

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.vqa_sets import NUM_QUESTIONS, write_hub, write_official
 from vlmtune.config.schema import DataSection, TaskSection
-from vlmtune.data.drawn_vqa import NUM_IMAGES, read_drawn_vqa
-from vlmtune.data.sources import open_source
+from vlmtune.data.read.drawn_vqa import NUM_IMAGES, read_drawn_vqa
+from vlmtune.data.read.sources import open_source
 from vlmtune.data.split_names import SplitPart, assign_roles, parse_split
 from vlmtune.data.splits import Splits, load_splits, subset
 from vlmtune.errors import DataError, UnreadableImageError

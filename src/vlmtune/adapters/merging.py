@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from vlmtune.adapters.layers import LoraLinear
-from vlmtune.adapters.lora import forget_plan, is_low_rank, plan_of
+from vlmtune.adapters.layer import LoraLinear
+from vlmtune.adapters.plan import forget_plan, is_low_rank, plan_of
 
 
 @contextmanager

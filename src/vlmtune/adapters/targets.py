@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from vlmtune.adapters.roles import ANATOMIES, Anatomy
+from vlmtune.adapters.module_map import ANATOMIES, Anatomy
 from vlmtune.config.schema import ROLES
 from vlmtune.errors import AdapterError, unknown_name
 

@@ -91,8 +91,8 @@ def _print_labels(result: dict[str, Any]) -> None:
 
 
 def _print_vqa(result: dict[str, Any]) -> None:
+    from vlmtune.report import numbers as w
     from vlmtune.report import vqa_tables
-    from vlmtune.report import wording as w
 
     for shown in (vqa_tables.runs(result["runs"]), vqa_tables.pairs(result)):
         print_figures(shown.head(), shown.texts())
@@ -104,7 +104,7 @@ def _print_vqa(result: dict[str, Any]) -> None:
 
 def _print_other_metrics(pairs: list[dict[str, Any]]) -> None:
     """Differences of every other metric with their bootstrap intervals; * where the interval leaves zero out."""
-    from vlmtune.report import wording as w
+    from vlmtune.report import numbers as w
 
     def change(found: dict[str, Any]) -> str:
         low, high = found["interval"]
@@ -120,7 +120,7 @@ def _print_other_metrics(pairs: list[dict[str, Any]]) -> None:
 
 def _changes(classes: list[dict[str, Any]]) -> str:
     """The largest changes by class, in points; a star where the change is significant by itself."""
-    from vlmtune.report import wording as w
+    from vlmtune.report import numbers as w
 
     told = [f"{c['label']} {w.points(c['difference'])}{'*' * c['is_significant']}" for c in classes[:NUM_CLASSES_SHOWN]]
     return ", ".join(told) + (" …" if len(classes) > NUM_CLASSES_SHOWN else "")

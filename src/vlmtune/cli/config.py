@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetOption, open_experiment
-from vlmtune.config import recipes
+from vlmtune.config import defaults as recipes
 from vlmtune.config.load import InvalidExperimentError, dump, is_staged, load_experiment, load_stages
 from vlmtune.errors import ConfigError
 

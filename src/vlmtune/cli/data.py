@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 MOST_LABELS = 60
-"""Rows of the table of labels; with more, the most frequent and the rarest are shown."""
+"""Level of the table of labels; with more, the most frequent and the rarest are shown."""
 MOST_ROWS = 20
-"""Rows of the tables of unreadable images and duplicates; `--json` lists more."""
+"""Level of the tables of unreadable images and duplicates; `--json` lists more."""
 
 
 @app.callback()
@@ -80,8 +80,8 @@ def show(
     from vlmtune.cli.console import print_json, print_table, stderr_console
     from vlmtune.errors import DataError
     from vlmtune.models.registry import open_processor
+    from vlmtune.runs.prepare import image_overrides, load_data
     from vlmtune.train.contact_sheet import draw_sheet, exhibits
-    from vlmtune.train.prepare import image_overrides, load_data
     from vlmtune.train.samples import SampleReader
 
     experiment, splits = load_data(open_experiment(config, set_))
@@ -130,7 +130,7 @@ def prepare(
     stanford-cars: columns make ("Aston Martin"), model, year and car from the 196 full names of the hub's copy.
     """
     from vlmtune.cli.console import print_json, print_table, stderr_console
-    from vlmtune.data import stanford_cars
+    from vlmtune.data.read import stanford_cars
     from vlmtune.errors import UserError, unknown_name
 
     if name != "stanford-cars":

@@ -25,11 +25,11 @@ def demo(
     The built-in model, which has never seen a handwritten digit, reads scikit-learn's digits; then it is fine-tuned
     with LoRA on 10 % and on 100 % of the training images, and all three are measured on the same held-out test.
     """
-    from vlmtune.cli.ceilings import measure_ceilings
+    from vlmtune.cli.baselines import measure_baselines
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.cli.train import run_training
     from vlmtune.report.render import render_comparison
-    from vlmtune.train.prepare import load_data
+    from vlmtune.runs.prepare import load_data
 
     console = stderr_console()
     started = time.perf_counter()
@@ -43,8 +43,8 @@ def demo(
         console.print(f"{number}/3 {name}: LoRA on {100 * _RUNS[name]:.0f} % of the training images", style="bold")
         result = run_training(experiment, with_base=False)
         accuracies[name] = result["test_accuracy"]
-    console.print("floors and ceilings: without images, and with frozen vision features", style="bold")
-    measure_ceilings(resolved, splits, folder / "tuned_100", base=evaluations[0].folder)
+    console.print("baselines: without images, and with frozen vision features", style="bold")
+    measure_baselines(resolved, splits, folder / "tuned_100", base=evaluations[0].folder)
     folders = [evaluations[0].folder, *(folder / name / "evaluation" / "test-fine-tuned" for name in _RUNS)]
     report = render_comparison(
         folders, folder / "report.html", "A small model learns to read digits", runs=[folder / name for name in _RUNS]

@@ -11,7 +11,7 @@ from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetO
 from vlmtune.errors import UserError
 
 if TYPE_CHECKING:
-    from vlmtune.train.estimate import Estimate
+    from vlmtune.estimate.estimate import Estimate
 
 
 def estimate(
@@ -24,8 +24,8 @@ def estimate(
     json_: JsonOption = False,
 ) -> None:
     """Estimate a run: what learns, memory at each micro-batch, time and price on this machine and on named GPUs."""
-    from vlmtune.train.estimate import estimate as run
-    from vlmtune.train.sample_shape import describe
+    from vlmtune.estimate.estimate import estimate as run
+    from vlmtune.estimate.sample_cost import describe
 
     described = describe(open_experiment(config, set_, faithful=faithful), samples, _size(image_size))
     found = run(described.experiment, described.config, described.shape, described.num_samples, measure=measure)

@@ -41,7 +41,7 @@ def evaluate(
 
     Killed half-way, the same command goes on where it stopped and writes the same predictions.
     """
-    from vlmtune.train.prepare import load_data, run_path
+    from vlmtune.runs.prepare import load_data, run_path
 
     overrides = [*(set_ or ()), *([f"evaluate.limit={limit}"] if limit else [])]
     overrides += ["evaluate.calibrate=true"] if calibrate else []
@@ -89,7 +89,7 @@ def run_evaluation(
 
 def _print_labels(facts: dict[str, Any]) -> None:
     """The figures of one evaluation; the choice of scoring and the calibration where there are any."""
-    from vlmtune.report import wording as w
+    from vlmtune.report import numbers as w
 
     metrics, limit = facts["metrics"], facts["data"].get("limit")
     rows = [
@@ -117,7 +117,7 @@ def _print_labels(facts: dict[str, Any]) -> None:
 
 def _print_vqa(facts: dict[str, Any]) -> None:
     """The official accuracy of answers, whole and by type of answer."""
-    from vlmtune.report import wording as w
+    from vlmtune.report import numbers as w
 
     metrics, limit = facts["metrics"], facts["data"].get("limit")
     entries = [{"name": "all", "num": metrics["num_measured"], **metrics}, *metrics["by_answer_type"]]
@@ -151,7 +151,7 @@ def _tokens(facts: dict[str, Any]) -> str:
 
 
 def _print_scoring(scoring: dict[str, Any]) -> None:
-    from vlmtune.report import wording as w
+    from vlmtune.report import numbers as w
 
     if scoring["chosen_on"] is None:
         return
@@ -170,7 +170,7 @@ def _print_scoring(scoring: dict[str, Any]) -> None:
 
 
 def _print_calibration(found: dict[str, Any]) -> None:
-    from vlmtune.report import wording as w
+    from vlmtune.report import numbers as w
 
     conformal, abstention = found["conformal"], found["abstention"]
     rows = [

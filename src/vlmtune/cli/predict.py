@@ -55,7 +55,7 @@ def predict(
         raise UserError(
             "--question: no --labels. A run that was trained with task.labels chooses among those by itself."
         )
-    from vlmtune.data.image_names import image_inputs, measure
+    from vlmtune.data.image_inputs import image_inputs, measure
 
     total, width = measure(images, allow_urls=allow_urls)
     from vlmtune.inference.open import open_predictor

@@ -20,9 +20,9 @@ def preflight(
     config: ConfigArgument, set_: SetOption = None, faithful: FaithfulOption = False, json_: JsonOption = False
 ) -> None:
     """Check an experiment: what LoRA reaches, what is learned, tokens, labels, images, time and memory."""
+    from vlmtune.runs.prepare import load_data, open_base
     from vlmtune.train.loop import Trainer
     from vlmtune.train.preflight import preflight as check
-    from vlmtune.train.prepare import load_data, open_base
 
     resolved, splits = load_data(open_experiment(config, set_, faithful=faithful))
     findings = check(Trainer(resolved, open_base(resolved.model), splits))

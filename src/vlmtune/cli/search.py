@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from vlmtune.config.schema import Experiment
     from vlmtune.data.splits import Splits
     from vlmtune.train.loop import Report, Trainer
-    from vlmtune.train.search import Search, TrialRecord
-    from vlmtune.train.trial_processes import Event, Link, TrialProcesses
+    from vlmtune.workflows.trial_processes import Event, Link, TrialProcesses
+    from vlmtune.workflows.trials import Search, TrialRecord
 
 MOST_FAILURES_IN_A_ROW = 3
 """So many failed trials with none that trained are taken for a fault of the experiment, not of its settings."""
@@ -56,10 +56,10 @@ def search(
 
 def run_search(experiment: Experiment, *, num_trials: int, num_jobs: int = 1) -> tuple[dict[str, Any], Path]:
     """Run the trials that are left; the figures and the folder, written anew after every trial."""
-    from vlmtune.train.prepare import load_data
-    from vlmtune.train.search import Search
+    from vlmtune.runs.prepare import load_data
     from vlmtune.train.tracking import check_installed
-    from vlmtune.train.trial_processes import TrialProcesses
+    from vlmtune.workflows.trial_processes import TrialProcesses
+    from vlmtune.workflows.trials import Search
 
     check_installed(experiment.tracking)
     folder = Path(experiment.output_dir) / f"{experiment.name}-search"
@@ -221,7 +221,7 @@ def _loss(run: Path, result: Mapping[str, Any]) -> float | None:
 
 def _ranked(search: Search) -> list[TrialRecord]:
     """The trials that were trained to the end, the best first."""
-    from vlmtune.train.search import standing
+    from vlmtune.workflows.trials import standing
 
     return sorted((r for r in search.trials() if r.outcome == "finished"), key=standing, reverse=True)
 
@@ -259,7 +259,7 @@ def _write(search: Search, num_planned: int, num_validation: int, against: dict[
     from vlmtune.config.load import dump
     from vlmtune.report.files import write_text
     from vlmtune.report.search import write_search
-    from vlmtune.train.search import standing
+    from vlmtune.workflows.trials import standing
 
     records = [record for record in search.trials() if record.outcome not in ("waiting", "running")]
     order = ("finished", "pruned", "failed", "killed")

@@ -44,7 +44,7 @@ def serve(
             raise MissingExtraError(package, "serve")
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: expected auto, float32 or bfloat16.")
-    from vlmtune.adapters.open import open_adapted
+    from vlmtune.runs.open import open_adapted
     from vlmtune.serve.examples import example_images
     from vlmtune.serve.server import run_server
     from vlmtune.serve.service import Service

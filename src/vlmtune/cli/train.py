@@ -14,8 +14,8 @@ from vlmtune.config.schema import Experiment
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vlmtune.runs.folder import RunFolder
     from vlmtune.train.loop import Report, Trainer
-    from vlmtune.train.run_folder import RunFolder
 
 
 def train(
@@ -64,11 +64,11 @@ def run_training(
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.cli.preflight import print_findings
     from vlmtune.report.render import render
+    from vlmtune.runs.folder import RunFolder, now
+    from vlmtune.runs.prepare import load_data, open_base
     from vlmtune.train.description import describe_run
     from vlmtune.train.loop import Trainer
     from vlmtune.train.preflight import preflight
-    from vlmtune.train.prepare import load_data, open_base
-    from vlmtune.train.run_folder import RunFolder, now
     from vlmtune.train.tracking import Tracking, check_installed
 
     console = stderr_console()

@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 import yaml
 from yaml.nodes import MappingNode, ScalarNode
 
-from vlmtune.config import legacy, yaml_source
+from vlmtune.config import yaml_source
 from vlmtune.config.checks import find_contradictions
-from vlmtune.config.legacy_schema import REQUIRED, OlderEvaluation, OlderFineTuning, kind_of
+from vlmtune.config.messages import KeyPath, type_errors
+from vlmtune.config.older import convert as legacy
+from vlmtune.config.older.schema import REQUIRED, OlderEvaluation, OlderFineTuning, kind_of
 from vlmtune.config.pretrain_schema import Stage, Stages
 from vlmtune.config.reader import SHORTHANDS, Problem, Reader, text_keys
 from vlmtune.config.schema import Experiment, Section
-from vlmtune.config.wording import KeyPath, type_errors
 from vlmtune.errors import ConfigError
 
 S = TypeVar("S", bound=Section)

@@ -15,8 +15,8 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from vlmtune.config import yaml_source
+from vlmtune.config.messages import KeyPath, dotted, quote_me, unknown_key
 from vlmtune.config.schema import Section
-from vlmtune.config.wording import KeyPath, dotted, quote_me, unknown_key
 
 SHORTHANDS = {"data": "source", "model": "base", "scoring": "form", "connector": "kind", "tracking": "to"}
 """Section -> the key that a plain text (or a list) in its place stands for: `data: path/to/images`."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vlmtune.config.schema import TaskSection
-from vlmtune.data.rows import Row, clean_label
+from vlmtune.data.read.rows import Row, clean_label
 from vlmtune.errors import DataError, unknown_name
 from vlmtune.records import LabelSet
 

@@ -15,8 +15,8 @@ from typing import Any
 from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.duplicates import group_identical_files
 from vlmtune.data.labels import build_answer_list, build_label_set
-from vlmtune.data.rows import Row, Source
-from vlmtune.data.sources import open_source
+from vlmtune.data.read.rows import Row, Source
+from vlmtune.data.read.sources import open_source
 from vlmtune.data.split_names import ROLES, Role, assign_roles, parse_split
 from vlmtune.data.vqa_splits import hold_out_images, leave_out_unlearnable, take_images
 from vlmtune.errors import DataError

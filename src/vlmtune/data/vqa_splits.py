@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from vlmtune.data.rows import LeftOut, Row
+from vlmtune.data.read.rows import LeftOut, Row
 from vlmtune.data.split_names import Role
 from vlmtune.data.vqa_targets import usable_answers
 from vlmtune.errors import DataError

@@ -6,20 +6,20 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlmtune.adapters.open import find_run
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import EvaluateSection, Experiment
 from vlmtune.data.duplicates import group_identical_files
 from vlmtune.data.splits import TEST_SEED, Splits, fingerprint, load_splits, subset
 from vlmtune.errors import DataError, UserError
+from vlmtune.evaluate.block_cache import Watch, unwatched
 from vlmtune.evaluate.files import is_evaluation, read_facts
-from vlmtune.evaluate.journal import Watch, unwatched
 from vlmtune.evaluate.run import Measured, evaluate
 from vlmtune.evaluate.vqa_run import evaluate_vqa
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example
-from vlmtune.train.prepare import open_checkpoint
+from vlmtune.runs.open import find_run
+from vlmtune.runs.prepare import open_checkpoint
 
 
 def evaluate_checkpoint(

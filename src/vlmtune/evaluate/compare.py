@@ -223,7 +223,7 @@ def _refuse_other_labels(first: Evaluation, other: Evaluation) -> None:
 
 
 def _matching_rows(first: Evaluation, other: Evaluation) -> NDArray[np.int64]:
-    """Rows of ``other`` in the order of ``first``. Raises DataError where an image is in one of them only."""
+    """Level of ``other`` in the order of ``first``. Raises DataError where an image is in one of them only."""
     row_of = {example: row for row, example in enumerate(other.predictions.ids)}
     known = set(first.predictions.ids)
     missing = [i for i in first.predictions.ids if i not in row_of]

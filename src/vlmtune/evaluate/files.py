@@ -234,7 +234,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def thumbnail_rows(predictions: PredictionTable, max_wrong: int = 500, max_right: int = 20) -> NDArray[np.int64]:
-    """Rows whose images a report shows: the mistakes (the most confident first if capped), and some right ones."""
+    """Level whose images a report shows: the mistakes (the most confident first if capped), and some right ones."""
     wrong = np.flatnonzero(~predictions.correct & predictions.readable)
     if len(wrong) > max_wrong and predictions.log_probs is not None:
         confidence = predictions.log_probs[wrong, predictions.prediction[wrong]]

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from vlmtune.config.schema import EvaluateSection
 from vlmtune.data.splits import TEST_SEED, Splits, fingerprint, stratified_order
 from vlmtune.errors import DataError, UnreadableImageError
+from vlmtune.evaluate.block_cache import BLOCK_SIZE, Journal, Watch, unwatched
 from vlmtune.evaluate.calibration import calibrate
 from vlmtune.evaluate.files import thumbnail, thumbnail_rows, write_evaluation
-from vlmtune.evaluate.journal import BLOCK_SIZE, Journal, Watch, unwatched
 from vlmtune.evaluate.metrics import measure
 from vlmtune.evaluate.predictions import PredictionTable, matrix_from_arrow
 from vlmtune.evaluate.scoring import (
@@ -32,10 +32,10 @@ from vlmtune.evaluate.scoring import (
     options,
 )
 from vlmtune.inference.predictor import Predictor, Query
+from vlmtune.models.malloc import hold_memory
 from vlmtune.records import Example
-from vlmtune.train.allocator import hold_memory
+from vlmtune.runs.folder import environment, now
 from vlmtune.train.feature_cache import features_key
-from vlmtune.train.run_folder import environment, now
 
 NUM_PRIOR_IMAGES = 256
 """Training images that the prior of batch calibration is taken from."""

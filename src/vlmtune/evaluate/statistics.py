@@ -245,11 +245,11 @@ def _f1(hits: Floats, support: Floats, predicted: Floats) -> Floats:
     return f1
 
 
-def _sum_by(weights: Floats, groups: NDArray[Any], num_groups: int) -> Floats:
-    """Sum columns of float64[K, C] by group (-1: left out), giving float64[K, num_groups]."""
+def _sum_by(weights: Floats, groups: NDArray[Any], num_segments: int) -> Floats:
+    """Sum columns of float64[K, C] by group (-1: left out), giving float64[K, num_segments]."""
     from scipy.sparse import csr_array
 
     kept = np.flatnonzero(groups >= 0)
-    member = csr_array((np.ones(len(kept)), (kept, groups[kept])), shape=(len(groups), num_groups))
+    member = csr_array((np.ones(len(kept)), (kept, groups[kept])), shape=(len(groups), num_segments))
     summed: Floats = np.asarray(weights @ member)
     return summed

@@ -124,7 +124,7 @@ class VqaTable:
         return cls(pa.Table.from_pylist(rows, schema=_SCHEMA), seconds)
 
     def thumbnail_rows(self) -> NDArray[np.int64]:
-        """Rows whose images a report shows: wrong answers (evenly chosen if there are many), and some right ones."""
+        """Level whose images a report shows: wrong answers (evenly chosen if there are many), and some right ones."""
         known = ~np.isnan(self.accuracy) & self.readable
         wrong, right = np.flatnonzero(known & (self.accuracy < 0.5)), np.flatnonzero(known & (self.accuracy == 1))
         chosen = [_spread(wrong, NUM_MISTAKES), _spread(right, NUM_RIGHT)]

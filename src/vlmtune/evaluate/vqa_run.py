@@ -18,16 +18,16 @@ from vlmtune.config.schema import EvaluateSection
 from vlmtune.data.splits import fingerprint
 from vlmtune.data.vqa_splits import image_order
 from vlmtune.errors import DataError, UnreadableImageError
+from vlmtune.evaluate.block_cache import Journal, Watch, unwatched
 from vlmtune.evaluate.files import thumbnail
-from vlmtune.evaluate.journal import Journal, Watch, unwatched
 from vlmtune.evaluate.run import Measured, block_size, journal_key
 from vlmtune.evaluate.vqa_metrics import measure_vqa
 from vlmtune.evaluate.vqa_predictions import VqaTable, write_vqa_evaluation
 from vlmtune.inference.generation import Sampling
 from vlmtune.inference.predictor import Predictor, Query
+from vlmtune.models.malloc import hold_memory
 from vlmtune.records import Example
-from vlmtune.train.allocator import hold_memory
-from vlmtune.train.run_folder import environment, now
+from vlmtune.runs.folder import environment, now
 
 _RECORD = pa.schema([("prediction", pa.string()), ("confidence", pa.float64()), ("error", pa.string())])
 

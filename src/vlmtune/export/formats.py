@@ -12,9 +12,8 @@ from typing import Protocol
 
 import torch
 
-from vlmtune.adapters.connectors import connector_is_exportable
-from vlmtune.adapters.files import CONFIG_FILE, WEIGHTS_FILE
-from vlmtune.adapters.open import AdaptedModel, open_adapted
+from vlmtune.adapters.connector_swap import connector_is_exportable
+from vlmtune.adapters.peft_files import CONFIG_FILE, WEIGHTS_FILE
 from vlmtune.errors import UserError, unknown_name
 from vlmtune.export import llama_runtime, transformers_runtime
 from vlmtune.export.gguf_files import DTYPES, find_gguf, read_gguf, write_gguf
@@ -22,11 +21,12 @@ from vlmtune.export.gguf_limits import ImageRules, unsupported
 from vlmtune.export.runtime import OwnRuntime, Runtime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import PIXELS, TransformersRuntime
-from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor
+from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor
+from vlmtune.models.lfm2_vl.model import Lfm2Vl
 from vlmtune.models.registry import OpenedModel, read_config
 from vlmtune.models.source import locate
 from vlmtune.models.weights import explain_write_errors, load_strict, save_hf
+from vlmtune.runs.open import AdaptedModel, open_adapted
 
 AS_TRAINED = "as trained"
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmtune.adapters.manifest import MANIFEST_FILE, Manifest, read_manifest
 from vlmtune.errors import UserError
 from vlmtune.export.card import CARD_FILE, PLACE
 from vlmtune.export.run import REJECTED_FILE, sha256
+from vlmtune.runs.manifest import MANIFEST_FILE, Manifest, read_manifest
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

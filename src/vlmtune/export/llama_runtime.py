@@ -77,7 +77,7 @@ class LlamaCppRuntime:
         if not self._vision:
             raise UserError(f"{projector_file}: llama.cpp cannot load it beside {model_file.name}.")
         self._memory = self._llama.llama_get_memory(self._context)
-        self._num_tokens = self._llama.llama_vocab_n_tokens(self._llama.llama_model_get_vocab(self._model))
+        self._vocab_size = self._llama.llama_vocab_n_tokens(self._llama.llama_model_get_vocab(self._model))
 
     @property
     def notes(self) -> list[str]:
@@ -196,7 +196,7 @@ class LlamaCppRuntime:
     def _log_probs(self, row: int) -> NDArray[np.float64]:
         """float64[V] of a row of the last batch; -1 is its last."""
         pointer = self._llama.llama_get_logits_ith(self._context, row)
-        logits = np.ctypeslib.as_array(pointer, shape=(self._num_tokens,)).astype(np.float64)
+        logits = np.ctypeslib.as_array(pointer, shape=(self._vocab_size,)).astype(np.float64)
         shifted = logits - logits.max()
         return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 

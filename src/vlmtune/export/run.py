@@ -16,8 +16,6 @@ from pathlib import Path
 
 import torch
 
-from vlmtune.adapters.manifest import Manifest, write_manifest
-from vlmtune.adapters.open import AdaptedModel
 from vlmtune.errors import UserError
 from vlmtune.export.card import CardFacts, write_card
 from vlmtune.export.formats import AS_TRAINED, Format
@@ -26,9 +24,11 @@ from vlmtune.export.runtime import OwnRuntime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import LOAD_OPTIONS
 from vlmtune.models.weights import explain_write_errors
+from vlmtune.runs.folder import environment, now
+from vlmtune.runs.manifest import Manifest, write_manifest
+from vlmtune.runs.open import AdaptedModel
+from vlmtune.runs.prepare import image_overrides
 from vlmtune.text.prompt import PromptBuilder
-from vlmtune.train.prepare import image_overrides
-from vlmtune.train.run_folder import environment, now
 
 REJECTED_FILE = "REJECTED"
 _REJECTED_SUFFIX = ".rejected"

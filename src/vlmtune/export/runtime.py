@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from vlmtune import __version__
+from vlmtune.inference.batch import Question
 from vlmtune.inference.generation import Sampling, generate
-from vlmtune.inference.prompts import Question
-from vlmtune.inference.scoring import LabelScorer
+from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.text.trie import LabelTrie

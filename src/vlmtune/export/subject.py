@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmtune.adapters.open import CONFIG_FILE, AdaptedModel, find_checkpoint, find_run, open_adapted
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import Experiment, TaskSection
 from vlmtune.data.splits import TEST_SEED, Splits, subset
 from vlmtune.errors import DataError, RunFolderError
 from vlmtune.evaluate.files import FACTS_FILE
 from vlmtune.records import Example, LabelSet
-from vlmtune.train.prepare import image_overrides, load_data
+from vlmtune.runs.open import CONFIG_FILE, AdaptedModel, find_checkpoint, find_run, open_adapted
+from vlmtune.runs.prepare import image_overrides, load_data
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Open-ended answers: greedy or sampled tokens, batched, on the same state that scoring uses.
+"""Open-ended answers: greedy or sampled tokens, batched, on the same cache that scoring uses.
 
 `generate` is for a batch that is wanted whole; `Generation` gives every token as it is chosen, for streaming.
 """
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlmtune.inference.prompts import Question, prompt_levels
-from vlmtune.inference.readout import refuse_nan
+from vlmtune.inference.batch import Question, prompt_levels
+from vlmtune.inference.token_log_probs import refuse_nan
+from vlmtune.models.cache import Cache
 from vlmtune.models.interface import Decoded, VisionLanguageModel
-from vlmtune.models.rows import Rows
-from vlmtune.models.state import State
+from vlmtune.models.tree import Level
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Generation:
 
     Args:
         model: in evaluation mode.
-        prefix_state: the state after the prompt that all questions share, or None.
+        prefix_cache: the cache after the prompt that all questions share, or None.
         stop: tokens that end an answer.
         samplings: one a question.
     """
@@ -63,21 +63,21 @@ class Generation:
     def __init__(
         self,
         model: VisionLanguageModel,
-        prefix_state: State | None,
+        prefix_cache: Cache | None,
         questions: Sequence[Question],
         stop: Sequence[int],
         samplings: Sequence[Sampling],
     ) -> None:
         self.model = model
         self.running = list(range(len(questions)))
-        self._prefix_state = prefix_state
+        self._prefix_cache = prefix_cache
         self._questions = questions
         self._stop = frozenset(stop)
         self._samplings = samplings
         self._draws = [torch.Generator(device=model.device).manual_seed(sampling.seed) for sampling in samplings]
         self._num_steps = 0
-        self._state: State | None = None
-        self._in_state: list[int] = []
+        self._cache: Cache | None = None
+        self._in_cache: list[int] = []
         self._tokens: list[int] = []
 
     def drop(self, question: int) -> None:
@@ -88,9 +88,9 @@ class Generation:
     @torch.inference_mode()
     def step(self) -> Step:
         """Choose the next token of every running question; there must be one. Afterwards `running` holds the rest."""
-        decoded = self._prefill() if self._state is None else self._continue(self._state)
-        assert decoded.state is not None
-        self._state, self._in_state = decoded.state, self.running
+        decoded = self._prefill() if self._cache is None else self._continue(self._cache)
+        assert decoded.cache is not None
+        self._cache, self._in_cache = decoded.cache, self.running
         logits = self.model.logits(decoded.hidden)
         self._tokens = _choose(
             logits, [self._samplings[q] for q in self.running], [self._draws[q] for q in self.running]
@@ -106,18 +106,18 @@ class Generation:
 
     def _prefill(self) -> Decoded:
         levels, prompts = prompt_levels(self.model, [self._questions[question] for question in self.running])
-        return self.model.decode(prompts, levels, self._prefix_state, want_state=True)
+        return self.model.decode(prompts, levels, self._prefix_cache, want_cache=True)
 
-    def _continue(self, state: State) -> Decoded:
-        slots = [self._in_state.index(question) for question in self.running]
+    def _continue(self, cache: Cache) -> Decoded:
+        slots = [self._in_cache.index(question) for question in self.running]
         tokens = torch.tensor([self._tokens[slot] for slot in slots], device=self.model.device)
-        rows = Rows.chains([1] * len(slots), parent=range(len(slots)))
-        return self.model.decode(self.model.embed(tokens, []), [rows], state.select(slots), want_state=True)
+        rows = Level.chains([1] * len(slots), parent=range(len(slots)))
+        return self.model.decode(self.model.embed(tokens, []), [rows], cache.select(slots), want_cache=True)
 
 
 def generate(
     model: VisionLanguageModel,
-    prefix_state: State | None,
+    prefix_cache: Cache | None,
     questions: Sequence[Question],
     stop: Sequence[int],
     sampling: Sampling | None = None,
@@ -132,7 +132,7 @@ def generate(
     """
     sampling = sampling or Sampling()
     samplings = [replace(sampling, seed=sampling.seed + number) for number in range(len(questions))]
-    generation = Generation(model, prefix_state, questions, stop, samplings)
+    generation = Generation(model, prefix_cache, questions, stop, samplings)
     answers: list[list[int]] = [[] for _ in questions]
     while generation.running:
         step = generation.step()

@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmtune.adapters.manifest import read_manifest
-from vlmtune.adapters.open import find_run, open_adapted
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import TaskSection
 from vlmtune.errors import UserError
@@ -15,6 +13,8 @@ from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
 from vlmtune.models.source import locate
 from vlmtune.records import LabelSet
+from vlmtune.runs.manifest import read_manifest
+from vlmtune.runs.open import find_run, open_adapted
 
 
 def open_predictor(

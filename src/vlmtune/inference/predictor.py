@@ -18,9 +18,9 @@ from torch import Tensor
 from vlmtune.config.schema import TaskSection
 from vlmtune.data.loading import read_ahead
 from vlmtune.errors import UnreadableImageError, UserError
+from vlmtune.inference.batch import Question, run_prefix
 from vlmtune.inference.generation import Sampling, generate
-from vlmtune.inference.prompts import Question, run_prefix
-from vlmtune.inference.scoring import LabelScorer
+from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example, ImageSource, LabelScores, LabelSet, Turn
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 # Decoder rows in one batch: large enough that matrix products run at full rate, small enough for a laptop.
 _BATCH_ROWS = 4096
-# Rows of a label trie that the search for the best label runs for an image, about.
+# Level of a label trie that the search for the best label runs for an image, about.
 _SEARCH_ROWS = 8
 
 
@@ -162,9 +162,9 @@ class Predictor:
     ) -> Iterator[str | UnreadableImageError]:
         """An open answer to every question, in order; an unreadable image yields its error."""
         tokenizer, model = self.opened.tokenizer, self.opened.model
-        prefix_state = run_prefix(model.eval(), self.prefix)
+        prefix_cache = run_prefix(model.eval(), self.prefix)
         for outcomes, questions in self._batches(queries, 0):
-            tokens = generate(model, prefix_state, questions, [tokenizer.end_id], sampling) if questions else []
+            tokens = generate(model, prefix_cache, questions, [tokenizer.end_id], sampling) if questions else []
             yield from _fill(
                 outcomes, [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in tokens]
             )

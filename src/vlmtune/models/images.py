@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
-"""Rows and columns of patches."""
+"""Level and columns of patches."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class VisionFeatures:
 
     Attributes:
         patches: float[P, C], the patches of all tiles, tile after tile. C is the tower's width, or several times it
-            where the connector reads several groups of the tower's layers.
+            where the connector reads several segments of the tower's layers.
         grids: each tile's grid; P is the sum of their products.
     """
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmtune.models.cache import Cache
 from vlmtune.models.connectors import Connector
 from vlmtune.models.images import ProcessedImage, VisionFeatures
-from vlmtune.models.rows import Rows
-from vlmtune.models.state import State
+from vlmtune.models.tree import Level
 
 CONNECTOR = "model.multi_modal_projector"
 """Name of the connector's module."""
@@ -29,18 +29,18 @@ class Decoded:
 
     Attributes:
         hidden: float[N, D], the final (normalized) hidden states of the rows that were marked `read`, in packed order.
-        state: the state after the last level, if it was asked for.
+        cache: the cache after the last level, if it was asked for.
     """
 
     hidden: Tensor
-    state: State | None
+    cache: Cache | None
 
 
 class VisionLanguageModel(nn.Module, ABC):
     """A vision tower, a connector and a decoder that runs prefix trees."""
 
     image_token_id: int
-    num_tokens: int
+    vocab_size: int
     """V, the size of the vocabulary."""
     num_tower_layers: int
 
@@ -80,21 +80,21 @@ class VisionLanguageModel(nn.Module, ABC):
     def decode(
         self,
         embeddings: Tensor,
-        levels: Sequence[Rows],
-        state: State | None = None,
+        levels: Sequence[Level],
+        cache: Cache | None = None,
         *,
-        want_state: bool = False,
+        want_cache: bool = False,
     ) -> Decoded:
-        """Run new rows on top of a state: the one operation of a decoder.
+        """Run new rows on top of a cache: the one operation of a decoder.
 
         Args:
-            embeddings: float[R, D], the rows of all levels in packed order (level by level, group by group).
-            levels: the tree; the first level hangs on ``state``.
-            state: what was run before; None starts from nothing, as one empty group.
-            want_state: also return the state after the last level, to be continued later.
+            embeddings: float[R, D], the rows of all levels in packed order (level by level, segment by segment).
+            levels: the tree; the first level hangs on ``cache``.
+            cache: what was run before; None starts from nothing, as one empty segment.
+            want_cache: also return the cache after the last level, to be continued later.
 
         Returns:
-            The hidden states of the rows marked `read`. Gradients flow to the embeddings and into ``state``.
+            The hidden states of the rows marked `read`. Gradients flow to the embeddings and into ``cache``.
         """
 
     @abstractmethod

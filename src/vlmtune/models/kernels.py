@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Rows from which oneDNN's float32 product is the faster one.
+# Level from which oneDNN's float32 product is the faster one.
 _FUSED_ROWS = 64
 
 

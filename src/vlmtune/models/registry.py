@@ -21,10 +21,10 @@ from vlmtune.errors import UserError, WeightsError, unknown_name
 from vlmtune.models.configuration import ModelConfig
 from vlmtune.models.images import Grid, ProcessedImage
 from vlmtune.models.interface import VisionLanguageModel
-from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
-from vlmtune.models.lfm2_vl_images import Lfm2VlImageProcessor
-from vlmtune.models.paligemma import PaliGemma, PaliGemmaConfig
-from vlmtune.models.paligemma_images import PaliGemmaImageProcessor
+from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor
+from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.paligemma.images import PaliGemmaImageProcessor
+from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
 from vlmtune.models.source import locate
 from vlmtune.models.weights import NameTable, load_strict, read_checkpoint
 from vlmtune.text import formats

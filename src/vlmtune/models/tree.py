@@ -1,274 +1,135 @@
-"""The index arithmetic of one decoder call: from the levels of a prefix tree (`rows.py`) on a state (`state.py`) to
-what each layer needs.
+"""The shape of a prefix tree, as those who build one say it: new rows, and what each of them hangs on.
 
-In a packed order (level by level, group by group, no padding) all rows of a tree go through every linear layer as one
-matrix; only attention pads, level by level. The decoders make one `Tree` a call; their layers read its row sets.
+A *row* is one token position. Level come in *segments*: a segment is a chain (a prompt, an image with its text, an
+answer) or a small tree (the nodes of a label trie) that continues one segment of what came before. A row attends to its
+ancestors and itself, never to a sibling; the short convolution reads a row's *own* ancestors' inputs. Several `Level`
+in one call are the levels of one tree: each hangs on the level before it, and the first hangs on a `Cache`.
+
+Training, label scoring and generation build their trees with `Level.chains` and `Level.tree` and run them through
+`VisionLanguageModel.decode`; nothing else computes hidden states.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from vlmtune.models.rows import Rows
-from vlmtune.models.state import State
-
 
 @dataclass
-class LevelRows:
-    """The queries of one level, as attention needs them.
+class Level:
+    """One level of a prefix tree: G segments of up to Q rows each.
 
     Attributes:
-        rows: where the level lies in the packed order.
-        cells: int64[rows], the padded cell (group * Q + slot) of each packed row; None where the rectangle is full.
-        shape: (G, Q) of the padded rectangle.
-        visible: bool[G, Q, A + W], the columns each query attends to; W is the level's width in keys.
-        together: bool[G, Q, W], the columns of each query's own bidirectional prompt; None where there is none.
-        positions: int64[G, Q], each query's position on its path.
+        parent: int64[G], the segment of the level above (of the cache, for the first level) that each continues.
+        lengths: int64[G], rows in each segment. A segment may be empty: it then ends where its parent ends.
+        read: bool[G, Q], rows whose hidden states the caller wants.
+        before: int64[G, Q], the row before each row on its path, within its segment; -1 for the parent's end.
+            None for chains. A row's `before` is smaller than the row itself.
+        bidirectional: int64[G], how many leading rows of each segment all see each other (a prefix-LM prompt).
+            None for purely causal segments.
     """
 
-    rows: slice
-    cells: Tensor | None
-    shape: tuple[int, int]
-    visible: Tensor
-    together: Tensor | None
-    positions: Tensor
+    parent: Tensor
+    lengths: Tensor
+    read: Tensor
+    before: Tensor | None = None
+    bidirectional: Tensor | None = None
 
-
-@dataclass
-class RowSet:
-    """Rows that a stretch of decoder layers computes: all rows of the tree, or only those that something reads.
-
-    `previous` and `ends` index the concatenation of the state's convolution inputs, flattened to [G0 * (K-1)], and
-    these rows.
-
-    Attributes:
-        levels: one entry a level.
-        positions: int64[R], each row's position on its path (what RoPE needs).
-        previous: K-1 times int64[R], the rows before each row on its path, nearest first.
-        ends: int64[G, K-1], the last inputs of each path of the last level, oldest first.
-    """
-
-    levels: list[LevelRows]
-    positions: Tensor
-    previous: list[Tensor]
-    ends: Tensor
-
-
-class Tree:
-    """All index arithmetic of one decoder call, done once on the CPU and shared by every layer.
-
-    Args:
-        levels: the new rows, level by level.
-        state: what the first level hangs on.
-        num_inputs: K-1, how many earlier inputs a short convolution reads (0 for a decoder without one).
-        num_convs_above: short-convolution layers above the last attention layer: they decide how far back from a
-            read row the rows must be computed there.
-        want_state: whether the ends of the last level will be continued later.
-        device: where indices go.
-    """
-
-    def __init__(
-        self,
-        levels: Sequence[Rows],
-        state: State,
+    @classmethod
+    def chains(
+        cls,
+        lengths: Sequence[int],
         *,
-        num_inputs: int,
-        num_convs_above: int,
-        want_state: bool,
-        device: torch.device,
-    ) -> None:
-        self.levels = list(levels)
-        self.num_inputs = num_inputs
-        self.device = device
-        self._masks: dict[tuple[int, bool, torch.dtype, int | None], Tensor | None] = {}
-        bank = state.num_groups * num_inputs
-        num_rows = sum(int(rows.lengths.sum()) for rows in self.levels)
+        parent: Sequence[int] | None = None,
+        read_last: Sequence[int] | int = 1,
+        bidirectional: Sequence[int] | None = None,
+    ) -> Level:
+        """Plain sequences.
 
-        # One chain of indices over [the state's K-1 inputs a group, oldest first][rows]: previous[i] lies before i.
-        # The oldest input has nothing before it and points to itself: no read row's convolution reaches past it.
-        previous = torch.arange(bank + num_rows) - 1
-        if num_inputs:
-            previous[0:bank:num_inputs] = torch.arange(0, bank, num_inputs)
-        end = torch.arange(1, state.num_groups + 1) * num_inputs - 1
-        valid, lengths, column_positions = state.valid, state.lengths, state.positions
-        positions: list[Tensor] = []
-        read: list[Tensor] = []
-        cells: list[Tensor] = []
-        self._visible: list[Tensor] = []
-        self._column_positions: list[Tensor] = []
-        start = bank
-        for rows in self.levels:
-            cell = rows.present.flatten().nonzero().squeeze(1)
-            packed = torch.full((rows.num_groups * rows.width,), -1)
-            packed[cell] = torch.arange(start, start + len(cell))
-            packed = packed.view(rows.num_groups, rows.width)
-            inside = packed.gather(1, rows.previous.clamp(min=0))
-            before = torch.where(rows.previous >= 0, inside, end[rows.parent][:, None])
-            previous[packed[rows.present]] = before[rows.present]
-
-            position = lengths[rows.parent][:, None] + rows.depth
-            path = valid[rows.parent]
-            positions.append(position[rows.present])
-            read.append(rows.read[rows.present])
-            cells.append(cell)
-            column_positions = torch.cat([column_positions[rows.parent], position], dim=1)
-            self._column_positions.append(column_positions)
-            self._visible.append(torch.cat([path[:, None, :].expand(-1, rows.width, -1), rows.visible], dim=2))
-
-            last = (rows.lengths - 1).clamp(min=0)[:, None]
-            is_empty = rows.lengths == 0
-            on_path = rows.visible.gather(1, last[:, :, None].expand(-1, -1, rows.width)).squeeze(1)
-            valid = torch.cat([path, on_path & rows.present & ~is_empty[:, None]], dim=1)
-            end = torch.where(is_empty, end[rows.parent], packed.gather(1, last).squeeze(1))
-            grown = torch.where(is_empty, 0, rows.depth.gather(1, last).squeeze(1) + 1)
-            lengths = lengths[rows.parent] + grown
-            start += len(cell)
-
-        self.end_valid, self.end_positions, self.end_lengths = valid, column_positions, lengths
-        self.key_cells = [
-            None if len(cell) == rows.read.numel() else cell.to(device)
-            for cell, rows in zip(cells, self.levels, strict=True)
-        ]
-
-        is_read = torch.cat(read)
-        reach = torch.zeros(bank + num_rows, dtype=torch.bool)
-        reach[bank:] = is_read
-        if want_state:
-            reach[end[end >= 0]] = True
-        for _ in range(num_convs_above * num_inputs):
-            reach[previous[reach.nonzero().squeeze(1)]] = True
-        kept = reach[bank:].nonzero().squeeze(1)
-
-        position = torch.cat(positions)
-        self.full = self._row_set(torch.arange(num_rows), cells, position, previous, end, bank)
-        is_narrow = len(kept) < num_rows
-        self.narrow = self._row_set(kept, cells, position, previous, end, bank) if is_narrow else self.full
-        self.kept: Tensor | None = kept.to(device) if is_narrow else None
-        self.read = is_read[kept].nonzero().squeeze(1).to(device)
-
-    def _row_set(
-        self, kept: Tensor, cells: list[Tensor], positions: Tensor, previous: Tensor, end: Tensor, bank: int
-    ) -> RowSet:
-        """The indices for a part of the rows: ``kept`` int64[R'], ascending packed row numbers."""
-        renumber = torch.zeros(len(previous), dtype=torch.int64)
-        renumber[:bank] = torch.arange(bank)
-        renumber[bank + kept] = torch.arange(bank, bank + len(kept))
-        before: list[Tensor] = []
-        ends: list[Tensor] = []
-        source, tail = bank + kept, end
-        for _ in range(self.num_inputs):
-            source = previous[source]
-            before.append(renumber[source])
-            ends.insert(0, renumber[tail])
-            tail = previous[tail]
-
-        levels, first = [], 0
-        for level, cell in enumerate(cells):
-            inside = kept[(kept >= first) & (kept < first + len(cell))] - first
-            offset = int((kept < first).sum())
-            levels.append(self._level_rows(level, cell[inside], slice(offset, offset + len(inside))))
-            first += len(cell)
-        return RowSet(
-            levels=levels,
-            positions=positions[kept].to(self.device),
-            previous=[rows.to(self.device) for rows in before],
-            ends=(torch.stack(ends, dim=1) if ends else end.new_empty(len(end), 0)).to(self.device),
-        )
-
-    def _level_rows(self, level: int, cell: Tensor, where: slice) -> LevelRows:
-        """Squeeze a level's kept cells to the left of each group, so that the padded rectangle is small."""
-        rows, visible = self.levels[level], self._visible[level]
-        num_groups, width = rows.num_groups, rows.width
-        cells = torch.arange(num_groups * width)
-        if len(cell) < int(rows.lengths.sum()):
-            group = cell // max(width, 1)
-            count = torch.bincount(group, minlength=num_groups)
-            slot = torch.arange(len(cell)) - (count.cumsum(0) - count)[group]
-            width = int(count.max()) if len(cell) else 0
-            # A padding query stands in for its group's first row: every query must see at least one column.
-            cells = (torch.arange(num_groups) * rows.width)[:, None].repeat(1, width)
-            cells[group, slot] = cell
-            cells, cell = cells.flatten(), group * width + slot
-        row = cells % max(rows.width, 1)
-        group = cells // max(rows.width, 1)
-        return LevelRows(
-            rows=where,
-            cells=None if len(cell) == num_groups * width else cell.to(self.device),
-            shape=(num_groups, width),
-            visible=visible[group, row].view(num_groups, width, visible.shape[2]),
-            together=None if rows.together is None else rows.together[group, row].view(num_groups, width, rows.width),
-            positions=(self._column_positions[level][group, visible.shape[2] - rows.width + row]).view(
-                num_groups, width
-            ),
-        )
-
-    def mask(
-        self, level: int, row_set: RowSet, dtype: torch.dtype, repeat: int, window: int | None = None
-    ) -> Tensor | None:
-        """The additive attention mask of one level: float[G, 1, repeat * Q, A + W], 0 or -inf.
-
-        None where every row sees every column, as in a batch of equally long bidirectional prompts: without a mask
-        attention takes its fastest kernel, and 4,096 image tokens need no gigabyte of zeros.
-
-        ``repeat`` is the number of query heads that share a key head: they are folded into the query rows, so that
-        keys and values are never repeated. ``window`` limits a sliding-attention layer to that many positions, except
-        inside a bidirectional prompt, which sees itself whole (as in transformers).
+        Args:
+            lengths: rows in each segment.
+            parent: the segment each continues; default: segment 0 for all.
+            read_last: how many of each segment's last rows are read; one number for all, or one a segment.
+            bidirectional: leading rows of each segment that all see each other.
         """
-        key = (level, row_set is self.full, dtype, window)
-        if key not in self._masks:
-            queries = row_set.levels[level]
-            visible = queries.visible
-            if window is not None:
-                distance = queries.positions[:, :, None] - self._column_positions[level][:, None, :]
-                is_near = distance < window
-                if queries.together is not None:
-                    is_near[:, :, -queries.together.shape[2] :] |= queries.together
-                visible = visible & is_near
-            if visible.all():
-                self._masks[key] = None
-            else:
-                mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
-                self._masks[key] = mask.repeat(1, repeat, 1)[:, None].to(self.device)
-        return self._masks[key]
+        num_segments, width = len(lengths), max(1, *lengths)
+        count = torch.tensor(lengths, dtype=torch.int64)
+        last = [read_last] * num_segments if isinstance(read_last, int) else read_last
+        row = torch.arange(width)
+        read = (row < count[:, None]) & (row >= count[:, None] - torch.tensor(last, dtype=torch.int64)[:, None])
+        return cls(
+            parent=torch.tensor(parent if parent is not None else [0] * num_segments, dtype=torch.int64),
+            lengths=count,
+            read=read,
+            bidirectional=None if bidirectional is None else torch.tensor(bidirectional, dtype=torch.int64),
+        )
 
+    @classmethod
+    def tree(cls, before: Sequence[Sequence[int]], *, parent: Sequence[int], read: Tensor | None = None) -> Level:
+        """Branching segments, such as label tries: ``before[g][q]`` is the row before row q, or -1. All are read."""
+        lengths = [len(segment) for segment in before]
+        width = max(1, *lengths)
+        padded = torch.tensor([list(segment) + [-1] * (width - len(segment)) for segment in before], dtype=torch.int64)
+        count = torch.tensor(lengths, dtype=torch.int64)
+        return cls(
+            parent=torch.tensor(parent, dtype=torch.int64),
+            lengths=count,
+            read=(torch.arange(width) < count[:, None]) if read is None else read,
+            before=padded.view(len(before), width),
+        )
 
-class _Scatter(torch.autograd.Function):
-    """Packed rows into a zeroed padded rectangle. Each cell is written once, so the gradient is a plain gather."""
+    @property
+    def num_segments(self) -> int:
+        return len(self.lengths)
 
-    @staticmethod
-    def forward(ctx: Any, packed: Tensor, cells: Tensor, num_cells: int) -> Tensor:
-        ctx.save_for_backward(cells)
-        return packed.new_zeros(num_cells, packed.shape[1]).index_copy_(0, cells, packed)
+    @property
+    def width(self) -> int:
+        """Q: the rows of the longest segment."""
+        return self.read.shape[1]
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+    @cached_property
+    def present(self) -> Tensor:
+        """bool[G, Q]: which cells of the padded rectangle are rows."""
+        return torch.arange(self.width) < self.lengths[:, None]
 
+    @cached_property
+    def previous(self) -> Tensor:
+        """int64[G, Q]: `before`, spelled out for chains too."""
+        if self.before is not None:
+            return self.before
+        return (torch.arange(self.width) - 1).expand(self.num_segments, -1)
 
-class _Gather(torch.autograd.Function):
-    """The inverse of _Scatter: distinct rows of a matrix, whose gradient is written rather than accumulated."""
+    @cached_property
+    def depth(self) -> Tensor:
+        """int64[G, Q]: rows of the segment on the path to each row, itself not counted."""
+        if self.before is None:
+            return torch.arange(self.width).expand(self.num_segments, -1)
+        return self.visible.sum(-1) - 1
 
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.num_rows = source.shape[0]
-        return source.index_select(0, rows)
+    @cached_property
+    def visible(self) -> Tensor:
+        """bool[G, Q, Q]: which rows of its segment each row attends to. A padding row sees itself, against NaN."""
+        width = self.width
+        if self.before is None:
+            seen = torch.ones(width, width, dtype=torch.bool).tril().expand(self.num_segments, -1, -1)
+            return seen if self.together is None else seen | self.together
+        seen = torch.eye(width, dtype=torch.bool).repeat(self.num_segments, 1, 1)
+        ancestor = self.before
+        while (found := ancestor >= 0).any():
+            segment, row = found.nonzero(as_tuple=True)
+            seen[segment, row, ancestor[segment, row]] = True
+            above = self.before.gather(1, ancestor.clamp(min=0))
+            ancestor = torch.where(found, above, ancestor)
+        return seen
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.new_zeros(ctx.num_rows, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
-
-
-def pad(packed: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:
-    """float[R, D] -> float[num_cells, D], zero where no row lies."""
-    return packed if cells is None else _Scatter.apply(packed, cells, num_cells)  # type: ignore[no-untyped-call]
-
-
-def gather_rows(source: Tensor, rows: Tensor | None) -> Tensor:
-    """float[N, D], int64[R] distinct -> float[R, D]; the source itself for None."""
-    return source if rows is None else _Gather.apply(source, rows)  # type: ignore[no-untyped-call]
+    @cached_property
+    def together(self) -> Tensor | None:
+        """bool[G, Q, Q]: pairs of rows of one bidirectional prompt; None where there is none."""
+        if self.bidirectional is None:
+            return None
+        inside = torch.arange(self.width) < self.bidirectional[:, None]
+        return inside[:, :, None] & inside[:, None, :]

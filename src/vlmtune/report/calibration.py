@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import betabinom
 
-from vlmtune.report import wording as w
+from vlmtune.report import numbers as w
 
 
 def findings(run: dict[str, Any]) -> dict[str, list[str]]:

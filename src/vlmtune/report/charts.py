@@ -11,8 +11,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from vlmtune.report.numbers import count, interval, number, percent, shortened
 from vlmtune.report.svg import Canvas, Plot, Point, smoothed, thinned
-from vlmtune.report.wording import count, interval, number, percent, shortened
 
 MOST_CLASSES = 120
 SUBJECT_COLOR = "s2"
@@ -89,7 +89,7 @@ def validation_curves(series: Sequence[dict[str, Any]]) -> Markup:
     return plot.canvas.render()
 
 
-def sweep(figures: dict[str, Any]) -> Markup:
+def checkpoint_curve(figures: dict[str, Any]) -> Markup:
     """Accuracy and loss of every checkpoint against step; what training itself measured is dashed behind it, and so is
     an average of checkpoints, which belongs to no step.
     """
@@ -129,7 +129,7 @@ def sweep(figures: dict[str, Any]) -> Markup:
     return canvas.render()
 
 
-def study(figures: dict[str, Any]) -> Markup:
+def learning_curve(figures: dict[str, Any]) -> Markup:
     """Test accuracy against the number of training images (logarithmic), a dot a seed, bars of the whole interval."""
     points = figures["points"]
     nums = [math.log10(p["num_train"]) for p in points]
@@ -191,7 +191,7 @@ def heatmap_classes(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def confusion_heatmap(confusion: NDArray[np.int64], labels: Sequence[str]) -> Markup:
-    """Rows are truth, columns predictions; shade is the share of the row. Right and wrong have different hues."""
+    """Level are truth, columns predictions; shade is the share of the row. Right and wrong have different hues."""
     num = len(labels)
     longest = max(len(label) for label in labels)
     size = max(7.0, min(12.0, 700 / num)) if num > 24 else 12.0

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlmtune.evaluate.files import SomeEvaluation
-from vlmtune.report import wording as w
+from vlmtune.report import numbers as w
 from vlmtune.report.sources import RunRecord
 
 
 def experiment_facts(runs: Sequence[RunRecord], evaluations: Sequence[SomeEvaluation]) -> list[dict[str, Any]]:
-    """Rows of the experiment table: a name and a value a run."""
+    """Level of the experiment table: a name and a value a run."""
     facts: list[dict[str, Any]] = []
 
     def add(name: str, values: Sequence[str]) -> None:

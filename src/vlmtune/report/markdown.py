@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vlmtune.report import tables
+from vlmtune.report.numbers import plain
 from vlmtune.report.table import table
 from vlmtune.report.vqa import vqa_markdown
-from vlmtune.report.wording import plain
 
 NUM_CONFUSIONS = 10
 
@@ -35,14 +35,14 @@ def to_markdown(view: dict[str, Any]) -> str:
 
 def _of_labels(view: dict[str, Any]) -> list[str]:
     parts = []
-    if view["ceilings"]:
-        told = " ".join(plain(sentence) for sentence in view["ceilings"]["summary"])
-        table = view["tables"]["ceilings"].markdown()
-        parts += ["## Floors and ceilings", told, "![Floors and ceilings](charts/ceilings.png)", table]
-    if view["sweep"]:
-        told = " ".join(plain(sentence) for sentence in view["sweep"]["advice"])
+    if view["baselines"]:
+        told = " ".join(plain(sentence) for sentence in view["baselines"]["summary"])
+        table = view["tables"]["baselines"].markdown()
+        parts += ["## Baselines", told, "![Baselines](charts/baselines.png)", table]
+    if view["checkpoint_curve"]:
+        told = " ".join(plain(sentence) for sentence in view["checkpoint_curve"]["advice"])
         table = view["tables"]["checkpoints"].markdown()
-        parts += ["## Checkpoints", told, "![Checkpoints](charts/sweep.png)", table]
+        parts += ["## Checkpoints", told, "![Checkpoints](charts/checkpoint_curve.png)", table]
     if view["main"]:
         table = view["tables"]["classes"].markdown()
         parts += ["## Classes", "![Confusion](charts/confusion.png)", table]

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vlmtune.report import wording
+from vlmtune.report import numbers as wording
 from vlmtune.report.files import style
 
 

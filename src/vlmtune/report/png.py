@@ -9,8 +9,8 @@ import numpy as np
 
 from vlmtune.report.charts import SUBJECT_COLOR, heatmap_classes
 from vlmtune.report.files import palette
+from vlmtune.report.numbers import count, percent, shortened
 from vlmtune.report.svg import smoothed, thinned
-from vlmtune.report.wording import count, percent, shortened
 
 _COLORS = palette()
 _INK, _GRID = _COLORS["soft"], _COLORS["line"]
@@ -31,15 +31,15 @@ def write_charts(folder: Path, view: dict[str, Any]) -> list[Path]:
         written.append(_confusion(folder / "confusion.png", view["main"]))
         if view["main"]["reliability"]:
             written.append(_reliability(folder / "reliability.png", view))
-    if view["ceilings"]:
-        written.append(_bars(folder / "ceilings.png", view["ceilings"]["rows"], view["chance"]))
-    if view["sweep"]:
-        written.append(sweep(folder / "sweep.png", view["sweep"]))
+    if view["baselines"]:
+        written.append(_bars(folder / "baselines.png", view["baselines"]["rows"], view["chance"]))
+    if view["checkpoint_curve"]:
+        written.append(checkpoint_curve(folder / "checkpoint_curve.png", view["checkpoint_curve"]))
     return written
 
 
-def sweep(path: Path, figures: dict[str, Any]) -> Path:
-    """Accuracy and loss of every checkpoint, as `charts.sweep` draws them."""
+def checkpoint_curve(path: Path, figures: dict[str, Any]) -> Path:
+    """Accuracy and loss of every checkpoint, as `charts.checkpoint_curve` draws them."""
     points, logged = figures["checkpoints"], figures["during_training"]
     figure, axes = _figure(7.2, 4.8, rows=2)
     tint, steps = _COLORS[SUBJECT_COLOR], [point["step"] for point in points]
@@ -68,8 +68,8 @@ def sweep(path: Path, figures: dict[str, Any]) -> Path:
     return _save(figure, path)
 
 
-def study(path: Path, figures: dict[str, Any]) -> Path:
-    """Accuracy against training images, as `charts.study` draws it."""
+def learning_curve(path: Path, figures: dict[str, Any]) -> Path:
+    """Accuracy against training images, as `charts.learning_curve` draws it."""
     points = figures["points"]
     figure, (axis,) = _figure(7.2, 4.0)
     nums, means = [p["num_train"] for p in points], [p["accuracy"] for p in points]

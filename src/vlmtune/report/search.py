@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.evaluate.statistics import SIGNIFICANCE, wilson_interval
+from vlmtune.report import numbers as w
 from vlmtune.report import png
-from vlmtune.report import wording as w
 from vlmtune.report.files import write_json, write_text
 from vlmtune.report.table import Cell, Table, table, without_empty
 

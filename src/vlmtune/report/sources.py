@@ -13,10 +13,10 @@ from vlmtune.evaluate.compare import same_examples
 from vlmtune.evaluate.files import AnyEvaluation, Evaluation, SomeEvaluation, is_evaluation, read_evaluation
 from vlmtune.evaluate.vqa_compare import same_questions
 from vlmtune.evaluate.vqa_predictions import VqaEvaluation, is_vqa, read_vqa_evaluation
+from vlmtune.report.checkpoint_curve import read_checkpoint_curve
 from vlmtune.report.files import read_json
-from vlmtune.report.sweep import read_sweep
 
-CEILINGS_FILE = "ceilings.json"
+BASELINES_FILE = "baselines.json"
 BASELINE_NAMES = ("baseline", "base", "zero-shot", "zero_shot")
 
 
@@ -31,12 +31,12 @@ class RunRecord:
     validation: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     config: str = ""
-    ceilings: dict[str, Any] = field(default_factory=dict)
-    sweep: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, Any] = field(default_factory=dict)
+    checkpoint_curve: dict[str, Any] = field(default_factory=dict)
 
 
 def read_run(folder: Path | str) -> RunRecord:
-    """Read run.json, metrics.jsonl, preflight.json, config.yaml, ceilings.json and the sweep.
+    """Read run.json, metrics.jsonl, preflight.json, config.yaml, baselines.json and the checkpoint curve.
 
     Raises RunFolderError for a folder with none of them, and for a damaged file, with its line.
     """
@@ -58,8 +58,8 @@ def read_run(folder: Path | str) -> RunRecord:
         validation=_latest(line for line in lines if line.get("kind") == "validation"),
         warnings=_warnings(read_json(folder / "preflight.json")),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
-        ceilings=read_json(folder / CEILINGS_FILE),
-        sweep=read_sweep(folder),
+        baselines=read_json(folder / BASELINES_FILE),
+        checkpoint_curve=read_checkpoint_curve(folder),
     )
 
 

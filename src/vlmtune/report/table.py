@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlmtune.report import wording as w
+from vlmtune.report import numbers as w
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells under columns; ``main`` is the row that the page is about."""
+    """Level of cells under columns; ``main`` is the row that the page is about."""
 
     columns: tuple[Column, ...]
     rows: list[list[Cell]]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlmtune.report import charts
-from vlmtune.report import wording as w
+from vlmtune.report import numbers as w
 from vlmtune.report.table import Cell, Table, limited, table, without_empty
 
 
@@ -140,17 +140,17 @@ def risk_coverage(evaluations: Sequence[dict[str, Any]], num_rows: int = 20) -> 
     return table("run | #answered | #wrong among them", rows)
 
 
-def checkpoints(sweep: dict[str, Any]) -> Table:
-    """A sweep: every checkpoint and every average of some, each with its paired test against the best checkpoint."""
+def checkpoints(checkpoint_curve: dict[str, Any]) -> Table:
+    """Every checkpoint, and every average of some, with its paired test against the best checkpoint."""
     columns = (
         "step | #images | #accuracy | ~95% interval | #NLL | #ECE | #points from the best | ~95% interval "
         "| #McNemar mid-p, Holm | worse than the best | #time"
     )
-    averages = sweep.get("averages", [])
+    averages = checkpoint_curve.get("averages", [])
     rows = [
         [
             w.count(point["step"]) if "step" in point else point["name"],
-            limited(sweep["num_examples"], sweep["limit"]),
+            limited(checkpoint_curve["num_examples"], checkpoint_curve["limit"]),
             w.percent(point["accuracy"]),
             w.interval(point["accuracy_interval"]),
             w.number(point["nll"]),
@@ -161,9 +161,9 @@ def checkpoints(sweep: dict[str, Any]) -> Table:
             "–" if point["is_best"] else "significantly" if point["is_worse"] else "not significantly",
             w.duration(point["seconds"]),
         ]
-        for point in [*sweep["checkpoints"], *averages]
+        for point in [*checkpoint_curve["checkpoints"], *averages]
     ]
-    return table(columns, rows, main=[point["is_best"] for point in sweep["checkpoints"]].index(True))
+    return table(columns, rows, main=[point["is_best"] for point in checkpoint_curve["checkpoints"]].index(True))
 
 
 def unreadable(entries: Sequence[dict[str, str]]) -> Table:
@@ -171,8 +171,8 @@ def unreadable(entries: Sequence[dict[str, str]]) -> Table:
     return table("id | reason", [[entry["id"], entry["error"]] for entry in entries])
 
 
-def ceilings(shown: dict[str, Any]) -> Table:
-    """Floors and ceilings beside the model in question, as `report.ceilings.against` gives them."""
+def baselines(shown: dict[str, Any]) -> Table:
+    """Baselines beside the model in question, as `report.baselines.against` gives them."""
     columns = (
         "what | #images | #accuracy | ~95% interval | #points of the model above it | ~95% interval "
         "| #McNemar mid-p, Holm | #time | setting"

@@ -9,11 +9,12 @@ import numpy as np
 
 from vlmtune.evaluate.compare import compare, describe, figures_of
 from vlmtune.evaluate.files import Evaluation
-from vlmtune.report import calibration, charts, gallery, tables, wording
-from vlmtune.report.ceilings import against
+from vlmtune.report import calibration, charts, gallery, tables
+from vlmtune.report import numbers as wording
+from vlmtune.report.baselines import against
+from vlmtune.report.checkpoint_curve import advice
 from vlmtune.report.facts import experiment_facts
 from vlmtune.report.sources import RunRecord, is_baseline
-from vlmtune.report.sweep import advice
 from vlmtune.report.table import Table
 from vlmtune.report.training import training_drawings, training_view
 
@@ -42,8 +43,10 @@ def build(
         "main_run": shown[-1] if shown else None,
         "headline": wording.headline(shown, comparison),
         "summary": wording.summary(shown, comparison, main) if main else [],
-        "ceilings": against(own.ceilings, own.folder, subject) if own and own.ceilings else None,
-        "sweep": {**own.sweep, "advice": advice(own.sweep)} if own and own.sweep else None,
+        "baselines": against(own.baselines, own.folder, subject) if own and own.baselines else None,
+        "checkpoint_curve": {**own.checkpoint_curve, "advice": advice(own.checkpoint_curve)}
+        if own and own.checkpoint_curve
+        else None,
         "calibration": next((calibration.findings(run) for run in reversed(shown) if run["calibration"]), None),
         "hints": _hints(own, shown),
         "training": [training_view(run, shown) for run in runs if run.train or run.validation],
@@ -68,10 +71,10 @@ def _tables(view: dict[str, Any]) -> dict[str, Table | None]:
     return {
         "runs": tables.runs(shown) if shown else None,
         "pairs": tables.pairs(view["comparison"]) if view["comparison"] else None,
-        "ceilings": tables.ceilings(view["ceilings"]) if view["ceilings"] else None,
+        "baselines": tables.baselines(view["baselines"]) if view["baselines"] else None,
         "loss": tables.loss(training) if training else None,
         "validation": tables.validation(training) if training else None,
-        "checkpoints": tables.checkpoints(view["sweep"]) if view["sweep"] else None,
+        "checkpoints": tables.checkpoints(view["checkpoint_curve"]) if view["checkpoint_curve"] else None,
         "classes": tables.classes(view["main"]["per_class"]) if view["main"] else None,
         "confusions": tables.confusions(view["confusions"]) if view["confusions"] else None,
         "reliability": tables.reliability(reliability_entries(with_curves)) if with_curves else None,
@@ -97,13 +100,21 @@ def reliability_entries(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def drawings(view: dict[str, Any]) -> dict[str, Any]:
     """The SVG charts of a view, by name; a chart without data is None."""
-    names = ("accuracy", "ceilings", "sweep", "confusion", "confusion_labels", "reliability", "reliability_runs")
+    names = (
+        "accuracy",
+        "baselines",
+        "checkpoint_curve",
+        "confusion",
+        "confusion_labels",
+        "reliability",
+        "reliability_runs",
+    )
     drawn: dict[str, Any] = {**dict.fromkeys((*names, "risk")), **training_drawings(view["training"])}
-    if view["sweep"]:
-        drawn["sweep"] = charts.sweep(view["sweep"])
-    if view["ceilings"]:
-        name = "Accuracy of floors, ceilings and the model"
-        drawn["ceilings"] = charts.bars(view["ceilings"]["rows"], name, view["chance"])
+    if view["checkpoint_curve"]:
+        drawn["checkpoint_curve"] = charts.checkpoint_curve(view["checkpoint_curve"])
+    if view["baselines"]:
+        name = "Accuracy of baselines and the model"
+        drawn["baselines"] = charts.bars(view["baselines"]["rows"], name, view["chance"])
     if not view["runs"]:
         return drawn
     drawn["accuracy"] = charts.bars(view["runs"], "Accuracy of each run with its 95% interval", view["chance"])
@@ -138,10 +149,10 @@ def _hints(run: RunRecord | None, shown: Sequence[dict[str, Any]]) -> list[tuple
     if run is None or not shown:
         return []
     hints = []
-    if not run.ceilings:
-        hints.append(("Not measured yet: floors and ceilings.", f"vlmtune ceilings {run.folder}"))
-    if not run.sweep:
-        hints.append(("Not measured yet: every checkpoint.", f"vlmtune sweep {run.folder}"))
+    if not run.baselines:
+        hints.append(("Not measured yet: baselines.", f"vlmtune baselines {run.folder}"))
+    if not run.checkpoint_curve:
+        hints.append(("Not measured yet: every checkpoint.", f"vlmtune checkpoints {run.folder}"))
     if not any(run["calibration"] for run in shown):
         hints.append(("Not calibrated yet.", f"vlmtune evaluate {run.folder} --calibrate"))
     return hints

@@ -15,7 +15,7 @@ import numpy as np
 from vlmtune.evaluate.vqa_compare import compare_vqa, describe_vqa
 from vlmtune.evaluate.vqa_predictions import VqaEvaluation
 from vlmtune.report import charts, tables, vqa_tables
-from vlmtune.report import wording as w
+from vlmtune.report import numbers as w
 from vlmtune.report.facts import experiment_facts
 from vlmtune.report.sources import RunRecord, is_baseline
 from vlmtune.report.table import Table, table

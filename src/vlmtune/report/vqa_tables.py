@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlmtune.report import charts
-from vlmtune.report import wording as w
+from vlmtune.report import numbers as w
 from vlmtune.report.table import Cell, Table, limited, table, without_empty
 
 

@@ -17,8 +17,8 @@ from threading import Condition, Thread
 
 import torch
 
+from vlmtune.inference.batch import Question
 from vlmtune.inference.generation import Generation, Sampling, Step
-from vlmtune.inference.prompts import Question
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.serve.metrics import Metrics
@@ -236,7 +236,7 @@ class ModelThread:
         jobs = [job for job in batch if isinstance(job, AnswerJob)]
         generation = Generation(
             self._model,
-            jobs[0].task.prefix_state(),
+            jobs[0].task.prefix_cache(),
             self._questions(jobs),
             jobs[0].stop,
             [job.sampling for job in jobs],

@@ -21,7 +21,7 @@ class ConversationTask:
         self._tokenizer = opened.tokenizer
         self._control_token = re.compile("|".join(map(re.escape, sorted(opened.tokenizer.control_tokens))))
 
-    def prefix_state(self) -> None:
+    def prefix_cache(self) -> None:
         return None
 
     def tokens(self, messages: Sequence[dict[str, Any]], images: Sequence[ProcessedImage]) -> list[int]:

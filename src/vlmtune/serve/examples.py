@@ -7,10 +7,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlmtune.data.digits import LABELS as DIGITS
-from vlmtune.data.digits import read_digits
 from vlmtune.data.drawn import draw
-from vlmtune.data.image_folder import is_image_name
+from vlmtune.data.read.digits import LABELS as DIGITS
+from vlmtune.data.read.digits import read_digits
+from vlmtune.data.read.image_folder import is_image_name
 from vlmtune.errors import UserError
 
 _NUM = 6

@@ -11,10 +11,10 @@ from typing import Any
 import uvicorn
 
 from vlmtune.errors import UserError
+from vlmtune.models.malloc import hold_memory
 from vlmtune.serve.app import create_app
 from vlmtune.serve.protocol import bounded_protocol
 from vlmtune.serve.service import Service
-from vlmtune.train.allocator import hold_memory
 
 
 class _Server(uvicorn.Server):

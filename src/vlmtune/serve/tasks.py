@@ -1,4 +1,4 @@
-"""What requests of one kind share: prompt, label trie and the decoder's state after the shared prefix.
+"""What requests of one kind share: prompt, label trie and the decoder's cache after the shared prefix.
 
 A task lives across requests, so the class list in front of every image is run once and not once a request. The last
 few tasks are kept; a request with a label list of its own makes another.
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Literal, Protocol
 
-from vlmtune.config.recipes import apply
+from vlmtune.config.defaults import apply
 from vlmtune.config.schema import Experiment, ModelSection, TaskSection
 from vlmtune.errors import UserError
+from vlmtune.inference.batch import run_prefix
+from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.inference.open import label_set
 from vlmtune.inference.predictor import Predictor
-from vlmtune.inference.prompts import run_prefix
-from vlmtune.inference.scoring import LabelScorer
+from vlmtune.models.cache import Cache
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
-from vlmtune.models.state import State
 from vlmtune.serve.refusals import RefusedError
 
 _Kind = Literal["classification", "closed", "open"]
@@ -38,13 +38,13 @@ class Task(Protocol):
     @property
     def num_label_rows(self) -> int: ...
 
-    def prefix_state(self) -> State | None: ...
+    def prefix_cache(self) -> Cache | None: ...
 
 
 class ServedTask:
     """One way of asking: a prompt with or without a closed set of labels.
 
-    `tokens` may be called from any thread; the scorer and the state belong to the thread that runs the model.
+    `tokens` may be called from any thread; the scorer and the cache belong to the thread that runs the model.
     """
 
     def __init__(self, opened: OpenedModel, section: TaskSection, labels: Sequence[str] | None) -> None:
@@ -53,7 +53,7 @@ class ServedTask:
         self.prefix = self._predictor.prefix
         self.scorer = None if labels is None else LabelScorer(opened.model, self.prefix, self._predictor.trie)
         self.num_label_rows = 0 if labels is None else len(self._predictor.trie)
-        self._state: State | None = None
+        self._cache: Cache | None = None
         self._has_state = False
         self._lock = Lock()
 
@@ -62,14 +62,14 @@ class ServedTask:
         with self._lock:
             return self._predictor.rest_of_prompt(image, question)
 
-    def prefix_state(self) -> State | None:
-        """The decoder's state after the shared prefix; run when it is first wanted."""
+    def prefix_cache(self) -> Cache | None:
+        """The decoder's cache after the shared prefix; run when it is first wanted."""
         if self.scorer is not None:
-            return self.scorer.prefix_state()
+            return self.scorer.prefix_cache()
         if not self._has_state:
-            self._state = run_prefix(self._predictor.opened.model, self.prefix)
+            self._cache = run_prefix(self._predictor.opened.model, self.prefix)
             self._has_state = True
-        return self._state
+        return self._cache
 
 
 class TaskShelf:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from vlmtune.runs.folder import environment, now
 from vlmtune.train.loop import Trainer
-from vlmtune.train.run_folder import environment, now
 
 
 def describe_run(trainer: Trainer, started: str) -> dict[str, Any]:

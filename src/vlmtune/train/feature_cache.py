@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlmtune.adapters.lora import AdapterPlan
-from vlmtune.data.augment import Augmentation
+from vlmtune.adapters.plan import AdapterPlan
+from vlmtune.data.augment.pipeline import Augmentation
 from vlmtune.errors import UnreadableImageError
 from vlmtune.models.images import ProcessedImage, VisionFeatures
 from vlmtune.models.interface import VisionLanguageModel

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch import nn
 
-from vlmtune.adapters.files import load_adapter
-from vlmtune.adapters.lora import AdapterPlan
+from vlmtune.adapters.peft_files import load_adapter
+from vlmtune.adapters.plan import AdapterPlan
 from vlmtune.config.schema import Experiment
-from vlmtune.train.checkpoints import (
+from vlmtune.runs.checkpoints import (
     Progress,
     average_checkpoints,
     list_checkpoints,

@@ -16,23 +16,23 @@ from typing import Any
 
 import torch
 
-from vlmtune.adapters.lora import AdapterPlan, apply_adapter
 from vlmtune.adapters.merging import merged
-from vlmtune.adapters.open import put_connector
-from vlmtune.config.recipes import num_steps
+from vlmtune.adapters.plan import AdapterPlan, apply_adapter
+from vlmtune.config.defaults import num_steps
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
 from vlmtune.errors import ConfigError, DataError, UserError
+from vlmtune.models.malloc import hold_memory
 from vlmtune.models.registry import OpenedModel
-from vlmtune.train.allocator import hold_memory
-from vlmtune.train.checkpoints import Progress, mark_best
+from vlmtune.runs.checkpoints import Progress, mark_best
+from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.open import put_connector
 from vlmtune.train.feature_cache import Refusal, open_feature_cache
 from vlmtune.train.feature_files import FeatureCache
 from vlmtune.train.keeping import CheckpointKeeper
 from vlmtune.train.memory import needs_checkpointing
 from vlmtune.train.optimizer import ScheduledOptimizer
 from vlmtune.train.precision import autocast
-from vlmtune.train.run_folder import RunFolder
 from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, image_features
 from vlmtune.train.step import loss_weight, sample_loss
 from vlmtune.train.validation import Validation, choose_validator

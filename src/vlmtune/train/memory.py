@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vlmtune.models.interface import VisionLanguageModel
-from vlmtune.train.allocator import held_bytes
+from vlmtune.models.malloc import held_bytes
 
 # Of the free memory, what the decoder's activations may take: the rest is for images, logits and other processes.
 _SHARE = 0.6

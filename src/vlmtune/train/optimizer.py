@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vlmtune.adapters.lora import AdapterPlan, parameter_groups
+from vlmtune.adapters.plan import AdapterPlan, parameter_groups
 from vlmtune.config.schema import TrainSection
 from vlmtune.train.schedule import learning_rate_factor
 

@@ -30,12 +30,12 @@ from vlmtune.data.drawn.corpus import Corpus, draw_corpus
 from vlmtune.data.drawn.facts import Facts
 from vlmtune.data.drawn.fonts import font_files
 from vlmtune.errors import RunFolderError
+from vlmtune.runs.folder import RunFolder, environment, now
+from vlmtune.runs.resume import differing_keys
 from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.train.precision import autocast
 from vlmtune.train.pretrain_model import LessonRunner, NamingHeads, build_model, export_model
 from vlmtune.train.pretrain_text import Lesson, lessons, texts
-from vlmtune.train.resume import differing_keys
-from vlmtune.train.run_folder import RunFolder, environment, now
 from vlmtune.train.schedule import learning_rate_factor
 
 StageName = Literal["tower", "whole"]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from vlmtune.config.pretrain_schema import ModelSize
 from vlmtune.data.drawn.facts import Facts
 from vlmtune.data.drawn.vocabulary import CLASSES, COLORS
-from vlmtune.models.lfm2 import DepthwiseConv, Lfm2Config
-from vlmtune.models.lfm2_vl import Lfm2Vl, Lfm2VlConfig
-from vlmtune.models.rows import Rows
-from vlmtune.models.siglip2 import Siglip2Config
+from vlmtune.models.lfm2_vl.decoder import DepthwiseConv, Lfm2Config
+from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl.vision import Siglip2Config
+from vlmtune.models.tree import Level
 from vlmtune.text.tokenizer import Tokenizer
 from vlmtune.train.pretrain_text import Lesson
 
@@ -177,9 +177,9 @@ class LessonRunner:
                 targets += answer_ids
                 weights += [weight] * len(answer_ids)
         levels = [
-            Rows.chains([len(ids) for ids in head_ids], read_last=0),
-            Rows.chains([T] * len(lessons), parent=head_of, read_last=0),
-            Rows.chains([len(ids) for ids in branch_ids], parent=parents, read_last=num_read),
+            Level.chains([len(ids) for ids in head_ids], read_last=0),
+            Level.chains([T] * len(lessons), parent=head_of, read_last=0),
+            Level.chains([len(ids) for ids in branch_ids], parent=parents, read_last=num_read),
         ]
         images = tokens[[image for image, _ in lessons]].flatten(0, 1)
         embed, device = self.model.embed_tokens, self.model.device

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from vlmtune.config.schema import Experiment
-from vlmtune.data.augment import Augmentation
+from vlmtune.data.augment.label_safety import colored_labels, has_colors, has_sides, refuse_flips, sided_labels
+from vlmtune.data.augment.mix import Mixing
+from vlmtune.data.augment.pipeline import Augmentation
 from vlmtune.data.loading import read_ahead
-from vlmtune.data.mixing import Mixing
-from vlmtune.data.spared import colored_labels, has_colors, has_sides, refuse_flips, sided_labels
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.images import ProcessedImage
@@ -67,7 +67,7 @@ class SampleTree:
 
     @property
     def num_rows(self) -> int:
-        """Rows that the decoder will run."""
+        """Level that the decoder will run."""
         own = sum(len(s.ids) + sum(len(answer.ids) for answer in s.answers) for s in self.samples)
         return len(self.prefix) + own
 

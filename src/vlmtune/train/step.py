@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlmtune.inference.prompts import PromptTree, Question
-from vlmtune.inference.readout import token_log_probs
+from vlmtune.inference.batch import PromptTree, Question
+from vlmtune.inference.token_log_probs import token_log_probs
 from vlmtune.models.interface import VisionLanguageModel
-from vlmtune.models.rows import Rows
+from vlmtune.models.tree import Level
 
 
 @dataclass
@@ -78,12 +78,12 @@ def sample_loss(
     """
     everything = loss == "all"
     is_single = all(len(sample.answers) == 1 for sample in samples)
-    levels: list[Rows] = []
+    levels: list[Level] = []
     inputs: list[int] = []
     targets = _Targets()
 
     if prefix:
-        levels.append(Rows.chains([len(prefix)], read_last=len(prefix) if everything else 0))
+        levels.append(Level.chains([len(prefix)], read_last=len(prefix) if everything else 0))
         inputs += prefix
         if everything:
             # The prefix runs once, but its tokens are every sample's targets.
@@ -111,12 +111,12 @@ def sample_loss(
         read_last.append(num_read + len(answer_inputs))
         targets.num_read += read_last[-1]
     prompts = [len(own) for own in tree.own] if model.bidirectional_prompt else None
-    levels.append(Rows.chains(lengths, parent=tree.parent, read_last=read_last, bidirectional=prompts))
+    levels.append(Level.chains(lengths, parent=tree.parent, read_last=read_last, bidirectional=prompts))
 
     if not is_single:
         branches = [(parent, answer) for parent, sample in enumerate(samples) for answer in sample.answers]
         lengths = [len(answer.ids) - 1 for _, answer in branches]
-        levels.append(Rows.chains(lengths, parent=[parent for parent, _ in branches], read_last=lengths))
+        levels.append(Level.chains(lengths, parent=[parent for parent, _ in branches], read_last=lengths))
         for parent, answer in branches:
             targets.follow(last_rows[parent], answer.ids[:1], answer.weight)
             targets.follow(targets.num_read, answer.ids[1:], answer.weight)

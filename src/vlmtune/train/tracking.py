@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 
 from vlmtune.config.schema import Experiment, TrackingSection
 from vlmtune.errors import MissingExtraError
-from vlmtune.train.run_folder import RunFolder
+from vlmtune.runs.folder import RunFolder
 
 REPORT_FILES = ("report.html", "report.md", "report.json", "config.yaml", "run.json", "metrics.jsonl")
 ID_FILE = "tracking.json"

@@ -1,0 +1,367 @@
+"""Adapters on disk, in PEFT's layout, both ways.
+
+`adapter_config.json` and `adapter_model.safetensors` hold LoRA and whole parts (PEFT's `modules_to_save`), under
+`base_model.model.` and the model's own names, so that PEFT loads them onto transformers' model. Layers are listed by
+their full names: a bare `q_proj` would also reach the vision tower. Called by `train.checkpoints`, `open.py`, `export`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlmtune.adapters.connector_swap import (
+    CONFIG_KEY,
+    PEFT_TYPE,
+    connector_is_exportable,
+    shape_from_json,
+    shape_to_json,
+)
+from vlmtune.adapters.module_map import Anatomy
+from vlmtune.adapters.plan import AdapterPlan, LoraSpec, arrange, plan_of
+from vlmtune.adapters.targets import anatomy_of, is_suffix, is_within, linear_layers, role_of
+from vlmtune.config.schema import AdapterSection
+from vlmtune.errors import AdapterError
+from vlmtune.models.connectors import Connector, ConnectorShape
+from vlmtune.models.interface import CONNECTOR, VisionLanguageModel
+from vlmtune.models.registry import FAMILIES
+from vlmtune.models.weights import NameTable, explain_write_errors, read_safetensors
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+# Keys of PEFT's LoraConfig that change what an adapter computes, with the values that mean what ours does.
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA", PEFT_TYPE),
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "use_qalora": (False, None),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "velora_config": (None,),
+    "kasa_config": (None,),
+    "use_bdlora": (None, False),
+}
+
+
+def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, revision: str | None = None) -> None:
+    """Write an adapter into a folder (made if it is not there).
+
+    Args:
+        model: adapted by ``plan``; may be merged at the moment.
+        base: the base model's source, by which `open_adapted` and PEFT find it again.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    assert plan_of(model) is plan
+    tensors: dict[str, Tensor] = {}
+    for name, layer in plan.lora.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B
+    # A connector that the base does not have is saved whole, whether it learns or not.
+    for name, parameter in (_new_connector(model) | plan.whole).items():
+        tensors[_PREFIX + name] = parameter
+    whole_modules = plan.whole_modules
+    if _new_connector(model) and not any(is_within(CONNECTOR, module) for module in whole_modules):
+        whole_modules = [*whole_modules, CONNECTOR]
+    section = plan.section
+    assert section.rank is not None and section.alpha is not None
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "auto_mapping": None,
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "inference_mode": True,
+        "r": section.rank,
+        "lora_alpha": int(section.alpha) if float(section.alpha).is_integer() else section.alpha,
+        "lora_dropout": section.dropout,
+        "use_rslora": section.rslora,
+        # PEFT insists on a target; this is its own word for none.
+        "target_modules": list(plan.lora) or "dummy-target-modules",
+        "modules_to_save": whole_modules or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        **_patterns(plan),
+    }
+    if _new_connector(model):
+        assert isinstance(model, VisionLanguageModel)
+        config[CONFIG_KEY] = shape_to_json(model.connector.shape)
+        if connector_is_exportable(model) is not None:
+            config["peft_type"] = PEFT_TYPE
+    for head, embedding in plan.anatomy.tied.items():
+        if embedding in plan.whole:
+            # PEFT ties the two when it is told to, yet wants to find both.
+            config["ensure_weight_tying"] = True
+            tensors[_PREFIX + head] = plan.whole[embedding].detach().clone()
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        save_file(cpu, folder / WEIGHTS_FILE, {"format": "pt"})
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapter(folder: Path, model: nn.Module, *, family: str | None = None) -> AdapterPlan:
+    """Load an adapter written by `save_adapter` or by PEFT.
+
+    Args:
+        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+        model: plain (it is wrapped as the files say), or adapted already by the same plan (values are replaced).
+
+    Returns:
+        The model's plan.
+
+    Raises:
+        AdapterError: files that are missing, do not belong to this model, or hold what we do not compute (DoRA …).
+        WeightsError: a truncated or damaged file.
+    """
+    config = read_adapter_config(folder)
+    _check_connector(folder, model)
+    anatomy, names = anatomy_of(model, family), _names_of(model, family)
+    low, whole = _split(folder, read_safetensors(folder / WEIGHTS_FILE), names)
+    plan = plan_of(model)
+    if plan is None:
+        plan = _arrange(folder, model, config, anatomy, low, whole)
+    wanted = {f"{n}.{leaf}": getattr(p, leaf).shape for n, p in plan.lora.items() for leaf in ("lora_A", "lora_B")}
+    kept_whole = _new_connector(model) | plan.whole
+    wanted |= {name: parameter.shape for name, parameter in kept_whole.items()}
+    found = {f"{name}.{leaf}": t.shape for name, pair in low.items() for leaf, t in pair.items()}
+    found |= {name: tensor.shape for name, tensor in whole.items()}
+    problems = [f"missing: {name} {list(shape)}" for name, shape in wanted.items() if name not in found]
+    problems += [f"extra: {name} {list(shape)}" for name, shape in found.items() if name not in wanted]
+    problems += [
+        f"wrong shape: {name} is {list(found[name])}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        raise AdapterError(f"{folder}: this adapter does not fit the model:\n  " + "\n  ".join(sorted(problems)))
+    with torch.inference_mode(False), torch.no_grad():
+        for name, layer in plan.lora.items():
+            layer.lora_A.copy_(low[name]["lora_A"])
+            layer.lora_B.copy_(low[name]["lora_B"])
+        for name, parameter in kept_whole.items():
+            parameter.copy_(whole[name])
+        if plan.masters is not None:
+            plan.masters.write_back()
+    return plan
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not a whole model."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`, checked to describe plain LoRA. Raises AdapterError."""
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot read it ({error.strerror or error}). Is this an adapter's folder?"
+        ) from error
+    except ValueError as error:
+        raise AdapterError(f"{path}: not valid JSON ({error}). Copy the adapter again.") from error
+    for key, plain in _PLAIN.items():
+        if key in config and config[key] not in plain:
+            raise AdapterError(
+                f"{path}: {key} is {config[key]!r}; only plain LoRA without biases is supported ({key}: {plain[0]!r}). "
+                "Merge it with PEFT (merge_and_unload) and open the merged model."
+            )
+    return config
+
+
+def read_shape(folder: Path) -> ConnectorShape | None:
+    """The shape of the connector saved in an adapter's folder; None where it is the base's own. Raises AdapterError."""
+    values = read_adapter_config(folder).get(CONFIG_KEY)
+    return None if values is None else shape_from_json(values, folder / CONFIG_FILE)
+
+
+def load_connector(folder: Path, connector: Connector) -> None:
+    """Fill a connector, strictly, from the adapter it was saved with.
+
+    Args:
+        folder: an adapter's, whose connector was trained whole: one of `model.connector`, or the base's own.
+
+    Raises:
+        AdapterError: no adapter, no connector in it, or one of another shape.
+    """
+    found = read_shape(folder)
+    if found is None and connector.shape == connector.replaced:
+        found = connector.shape  # the base's own, trained as a part
+    start = f"{_PREFIX}{CONNECTOR}."
+    tensors = {
+        name.removeprefix(start): tensor
+        for name, tensor in read_safetensors(folder / WEIGHTS_FILE).items()
+        if name.startswith(start)
+    }
+    wanted = {name: parameter.shape for name, parameter in connector.named_parameters()}
+    if found != connector.shape or {name: tensor.shape for name, tensor in tensors.items()} != wanted:
+        has = found or ("no connector that was trained whole" if not tensors else "the base's own connector")
+        raise AdapterError(
+            f"{folder}: model.connector.start: the connector in it does not fit.\n  found: {has}\n"
+            f"  expected: {connector.shape}\nGive model.connector the same keys as there."
+        )
+    with torch.no_grad():
+        for name, parameter in connector.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def _new_connector(model: nn.Module) -> dict[str, nn.Parameter]:
+    """name -> parameter of a connector that was put in the place of the base's own; empty where none was."""
+    if not isinstance(model, VisionLanguageModel) or model.connector.replaced is None:
+        return {}
+    return {f"{CONNECTOR}.{name}": parameter for name, parameter in model.connector.named_parameters()}
+
+
+def _check_connector(folder: Path, model: nn.Module) -> None:
+    """Whether the connector in the files is that of the model. Raises AdapterError."""
+    found = read_shape(folder)
+    own = model.connector.shape if _new_connector(model) and isinstance(model, VisionLanguageModel) else None
+    if found != own:
+        raise AdapterError(
+            f"{folder}: this adapter does not fit the model, which has {own or 'its own connector'}; the adapter was "
+            f"trained with {found or 'the own one of its base'}. Open the folder itself: its connector comes with it."
+        )
+
+
+def _names_of(model: nn.Module, family: str | None) -> NameTable:
+    name = family or str(model.config_dict()["model_type"])  # type: ignore[operator]
+    return FAMILIES[name].names
+
+
+def _split(
+    folder: Path, tensors: Mapping[str, Tensor], names: NameTable
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """(layer -> its lora_A and lora_B, parameter -> tensor trained whole), under our names."""
+    low: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    tied: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if not key.startswith(_PREFIX):
+            raise AdapterError(f"{folder / WEIGHTS_FILE}: '{key}' does not start with '{_PREFIX}': not a PEFT adapter.")
+        match = re.fullmatch(r"(.+)\.(lora_[AB])\.weight", key.removeprefix(_PREFIX))
+        if match:
+            low.setdefault(names.ours(match[1] + ".").removesuffix("."), {})[match[2]] = tensor
+            continue
+        name = names.ours(key.removeprefix(_PREFIX).replace(".base_layer.", "."))
+        (tied if name in names.tied else whole)[name] = tensor
+    for name, tensor in tied.items():
+        other = whole.get(names.tied[name])
+        if other is None or not torch.equal(other, tensor):
+            raise AdapterError(f"{folder}: {name} was trained apart from {names.tied[name]}, to which it is tied here.")
+    return low, {name: tensor for name, tensor in whole.items() if not names.is_dropped(name)}
+
+
+def _arrange(
+    folder: Path,
+    model: nn.Module,
+    config: Mapping[str, Any],
+    anatomy: Anatomy,
+    low: Mapping[str, Mapping[str, Tensor]],
+    whole: Mapping[str, Tensor],
+) -> AdapterPlan:
+    """Wrap a plain model as the files say."""
+    layers = linear_layers(model)
+    strange = [name for name in low if name not in layers]
+    halves = [name for name, pair in low.items() if len(pair) != 2]
+    unmatched = _promised(config, layers) - set(low)
+    problems = [f"not a linear layer of this model: {name}" for name in strange]
+    problems += [f"only one of lora_A and lora_B: {name}" for name in halves]
+    problems += [f"named by target_modules, but not in {WEIGHTS_FILE}: {name}" for name in sorted(unmatched)]
+    modules = _whole_modules(model, config.get("modules_to_save") or [], whole, anatomy)
+    claimed = [module for owners in modules.values() for module in owners]
+    problems += [
+        f"not in a module of modules_to_save: {name}"
+        for name in whole
+        if not any(is_within(name, module) for module in claimed)
+    ]
+    if problems:
+        raise AdapterError(f"{folder}: this adapter does not fit the model:\n  " + "\n  ".join(problems))
+    rank, rslora = int(config["r"]), bool(config.get("use_rslora"))
+    alpha = float(config.get("lora_alpha", rank))
+    specs = {}
+    for name in layers:
+        if name not in low:
+            continue
+        own_rank = low[name]["lora_A"].shape[0]
+        own_alpha = float(_by_pattern(config.get("alpha_pattern") or {}, name, alpha))
+        specs[name] = LoraSpec(own_rank, own_alpha / (math.sqrt(own_rank) if rslora else own_rank))
+    reached: dict[str, list[str]] = {}
+    for name in specs:
+        reached.setdefault(role_of(name, anatomy) or name, []).append(name)
+    section = AdapterSection(
+        targets=list(reached),
+        parts=list(modules),
+        rank=rank,
+        alpha=alpha,
+        dropout=float(config.get("lora_dropout") or 0.0),
+        rslora=rslora,
+    )
+    return arrange(model, section, anatomy, reached, specs, modules, None)
+
+
+def _promised(config: Mapping[str, Any], layers: Mapping[str, nn.Module]) -> set[str]:
+    """Layers that PEFT would adapt by this configuration, as far as names alone decide it."""
+    targets = config.get("target_modules") or []
+    if isinstance(targets, str) or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
+        return set()
+    if any(name in layers and "." in name for name in targets):  # full names: exactly these
+        return {name for name in targets if name in layers}
+    return {name for name in layers if any(is_suffix(name, target) for target in targets)}
+
+
+def _whole_modules(
+    model: nn.Module, listed: list[str], whole: Mapping[str, Tensor], anatomy: Anatomy
+) -> dict[str, list[str]]:
+    """part (or a module's own name, where no part covers it) -> modules trained whole."""
+    present = [
+        name
+        for name, _ in model.named_modules()
+        if any(is_suffix(name, entry) for entry in listed) and any(is_within(tensor, name) for tensor in whole)
+    ]
+    modules: dict[str, list[str]] = {}
+    for name in present:
+        parts = (part for part, owners in anatomy.parts.items() if any(is_within(name, owner) for owner in owners))
+        modules.setdefault(next(parts, name), []).append(name)
+    return modules
+
+
+def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """PEFT's `rank_pattern` and `alpha_pattern`: an expression matches the end of a name after a dot."""
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), default)
+
+
+def _patterns(plan: AdapterPlan) -> dict[str, dict[str, Any]]:
+    """Ranks and alphas that differ from the common ones (an adapter that was loaded with patterns)."""
+    section = plan.section
+    assert section.rank is not None and section.alpha is not None
+    ranks: dict[str, Any] = {}
+    alphas: dict[str, Any] = {}
+    for name, layer in plan.lora.items():
+        alpha = layer.scale * (math.sqrt(layer.rank) if section.rslora else layer.rank)
+        if layer.rank != section.rank:
+            ranks[re.escape(name)] = layer.rank
+        if not math.isclose(alpha, section.alpha, rel_tol=1e-9):
+            alphas[re.escape(name)] = alpha
+    return {"rank_pattern": ranks, "alpha_pattern": alphas}

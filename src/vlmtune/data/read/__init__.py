@@ -1,0 +1,1 @@
+"""Readers: every layout of a data source, as named splits of rows."""

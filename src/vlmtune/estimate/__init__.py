@@ -1,0 +1,1 @@
+"""FORESEE: parameters, memory, time, price, without loading weights."""

@@ -1,0 +1,1 @@
+"""PaliGemma 1 and 2: SigLIP tower, linear connector, Gemma decoder."""

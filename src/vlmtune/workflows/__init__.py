@@ -1,0 +1,1 @@
+"""WHAT A COMMAND DOES: whole flows without printing; progress goes to callbacks."""

@@ -1,0 +1,197 @@
+"""Curves over checkpoints and over training images: which is best, what suffices, what the intervals cover."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.synthetic_runs import in_memory, random_table
+from vlmtune.evaluate.checkpoint_curve import measure_checkpoint_curve
+from vlmtune.evaluate.files import Evaluation
+from vlmtune.evaluate.learning_curve import LearningCurveRun, measure_learning_curve
+from vlmtune.evaluate.statistics import paired_difference_interval, wilson_interval
+from vlmtune.report import charts, tables
+from vlmtune.report.checkpoint_curve import advice, read_checkpoint_curve, write_checkpoint_curve
+from vlmtune.report.files import palette, style
+from vlmtune.report.learning_curve import findings, write_learning_curve
+from vlmtune.report.svg import standalone
+
+pytestmark = pytest.mark.unit
+
+
+def checkpoints(*skills: float, num: int = 400) -> list[tuple[int, Evaluation]]:
+    return [
+        (100 * (i + 1), in_memory(f"step-{i}", random_table(num=num, skill=skill, seed=i + 1)))
+        for i, skill in enumerate(skills)
+    ]
+
+
+def checkpoint_curve_of(*skills: float, **more: object) -> dict:
+    return {**measure_checkpoint_curve(checkpoints(*skills), 400), "run": "r", "during_training": [], **more}
+
+
+def test_the_best_checkpoint_has_the_highest_accuracy_and_no_test_against_itself() -> None:
+    found = checkpoint_curve_of(1.0, 4.0, 2.0)
+    accuracies = [point["accuracy"] for point in found["checkpoints"]]
+    assert found["best_step"] == 200 == 100 * (1 + int(np.argmax(accuracies)))
+    best = found["checkpoints"][1]
+    assert best["is_best"] and best["p_holm"] is None and not best["is_worse"]
+    assert found["checkpoints"][0]["is_worse"] and found["checkpoints"][0]["difference"] < 0
+
+
+def test_of_equally_accurate_checkpoints_the_lower_loss_wins_then_the_earlier() -> None:
+    table = random_table(num=100, skill=3.0)
+    blunt = np.array(table.log_probs) / 2
+    blunt -= np.log(np.exp(blunt).sum(axis=1, keepdims=True))
+    worse = dataclasses.replace(table, log_probs=blunt.astype(np.float32))
+    names = ((100, worse), (200, table), (300, table))
+    assert measure_checkpoint_curve([(s, in_memory(str(s), t)) for s, t in names], 300)["best_step"] == 200
+
+
+def test_stopping_advice_is_the_earliest_checkpoint_that_is_not_significantly_worse() -> None:
+    found = checkpoint_curve_of(1.0, 3.9, 4.0, 4.05)
+    assert found["stop_step"] == 200
+    told = " ".join(advice(found))
+    assert "Stopping at step 200 would have saved 50% of the steps" in told
+    assert "not significant" in told
+    alone = checkpoint_curve_of(1.0, 2.0, 5.0)
+    assert "Every earlier checkpoint is significantly worse" in " ".join(advice(alone))
+
+
+def test_an_average_of_checkpoints_is_tested_against_the_best_one_and_stands_in_table_and_chart(tmp_path: Path) -> None:
+    average = in_memory("average-of-3", random_table(num=400, skill=6.0, seed=9))
+    found = {**measure_checkpoint_curve(checkpoints(1.0, 2.0, 3.0), 400, [average]), "run": "r", "during_training": []}
+    (told,) = found["averages"]
+    assert (found["best_step"], told["name"], told["is_best"]) == (300, "average-of-3", False)
+    assert told["difference"] == pytest.approx(told["accuracy"] - found["checkpoints"][2]["accuracy"])
+    assert "average-of-3, is right on" in " ".join(advice(found))
+    assert "significantly better than step 300" in " ".join(advice(found))
+    assert tables.checkpoints(found).texts()[-1][0] == "average-of-3"
+    assert "average-of-3" in charts.checkpoint_curve(found)
+    write_checkpoint_curve(tmp_path, {**found, "split": "validation"})
+    without = {**found}
+    del without["averages"]  # of an earlier version
+    assert len(tables.checkpoints(without).rows) == 3 and "average" not in " ".join(advice(without))
+
+
+def test_advice_warns_of_the_test_split_of_limits_and_of_a_single_checkpoint() -> None:
+    told = " ".join(advice(checkpoint_curve_of(2.0, split="test", limit=50)))
+    assert "choose on validation" in told and "Only 50 images" in told and "keep_checkpoints" in told
+
+
+def test_a_checkpoint_curve_is_written_as_json_markdown_svg_and_png_and_read_again(tmp_path: Path) -> None:
+    logged = [{"step": 50, "accuracy": 0.4, "loss": 1.5}, {"step": 100, "accuracy": 0.5, "loss": float("nan")}]
+    found = checkpoint_curve_of(1.0, 3.0, split="validation", during_training=logged)
+    write_checkpoint_curve(tmp_path / "checkpoint_curve", found)
+    names = {path.name for path in (tmp_path / "checkpoint_curve").iterdir()}
+    assert names == {"validation.json", "validation.md", "validation.svg", "validation.png"}
+    assert read_checkpoint_curve(tmp_path)["best_step"] == found["best_step"]
+    assert "| step |" in (tmp_path / "checkpoint_curve" / "validation.md").read_text()
+    ElementTree.fromstring((tmp_path / "checkpoint_curve" / "validation.svg").read_text())
+
+
+def test_a_chart_of_its_own_has_plain_colors_and_no_variables() -> None:
+    text = standalone(charts.checkpoint_curve(checkpoint_curve_of(1.0, 3.0)), style("chart.css"), palette())
+    assert "var(" not in text and palette()["s2"] in text and 'xmlns="http://www.w3.org/2000/svg"' in text
+
+
+def learning_curve_runs(by_fraction: dict[float, list[float]], num: int = 300) -> list[LearningCurveRun]:
+    runs = []
+    for fraction, skills in by_fraction.items():
+        for seed, skill in enumerate(skills):
+            table = random_table(num=num, skill=skill, seed=round(1000 * fraction) + seed)
+            folder = f"fraction-{fraction:g}-seed-{seed}"
+            runs.append(
+                LearningCurveRun(
+                    fraction, seed, round(1000 * fraction), folder, in_memory("fine-tuned", table), 10, 1.0
+                )
+            )
+    return runs
+
+
+def test_a_points_interval_combines_seeds_and_test_images() -> None:
+    runs = learning_curve_runs({0.1: [2.0, 2.3, 2.6]})
+    (point,) = measure_learning_curve(runs)["points"]
+    accuracies = np.array([run.evaluation.predictions.correct.mean() for run in runs])
+    mean = accuracies.mean()
+    reach = stats.sem(accuracies) * stats.t.ppf(0.975, 2)
+    low, high = map(float, wilson_interval(mean * 300, 300))
+    assert point["accuracy"] == pytest.approx(mean)
+    assert point["seed_interval"] == pytest.approx([mean - reach, mean + reach])
+    assert point["test_interval"] == pytest.approx([low, high])
+    wanted = [mean - np.hypot(mean - low, reach), mean + np.hypot(high - mean, reach)]
+    assert point["interval"] == pytest.approx(wanted)
+
+
+def test_one_seed_has_the_interval_of_its_test_images_and_says_so() -> None:
+    found = measure_learning_curve(learning_curve_runs({0.1: [2.0], 1.0: [4.0]}))
+    for point in found["points"]:
+        assert point["seed_interval"] is None
+        assert point["interval"] == pytest.approx(point["test_interval"])
+    told = findings({**found, "model": "m", "num_planned": 2})
+    assert any("do not cover another draw of training images" in sentence for sentence in told)
+
+
+def test_a_step_is_significant_only_when_more_images_help() -> None:
+    steps = measure_learning_curve(
+        learning_curve_runs({0.01: [1.0, 1.1, 0.9], 0.1: [4.0, 4.1, 3.9], 1.0: [4.0, 4.2, 3.8]})
+    )["steps"]
+    assert [step["is_significant"] for step in steps] == [True, False]
+    assert steps[0]["interval"][0] > 0 > steps[1]["interval"][0]
+
+
+def test_a_step_of_one_seed_has_the_paired_interval_of_its_images() -> None:
+    runs = learning_curve_runs({0.1: [1.0], 1.0: [2.0]})
+    first, second = (run.evaluation.predictions.correct for run in runs)
+    lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
+    expected = paired_difference_interval(lost, gained, len(first))
+    assert measure_learning_curve(runs)["steps"][0]["interval"] == pytest.approx(expected)
+
+
+def test_a_step_on_which_no_image_changed_is_not_said_to_be_known_exactly() -> None:
+    (run,) = learning_curve_runs({1.0: [2.0]})
+    runs = [dataclasses.replace(run, fraction=fraction, seed=seed) for fraction in (0.1, 1.0) for seed in range(3)]
+    runs = [dataclasses.replace(each, folder=f"run-{number}") for number, each in enumerate(runs)]
+    (step,) = measure_learning_curve(runs)["steps"]
+    low, high = step["interval"]
+    assert step["difference"] == 0 and low < -0.001 and high > 0.001 and not step["is_significant"]
+
+
+def test_intervals_of_the_mean_hold_their_coverage() -> None:
+    """Simulated: seeds differ in true accuracy, all share the test images. At least the stated 95 % hold it."""
+    rng = np.random.default_rng(0)
+    true = np.clip(np.clip(0.8 + 0.15 * rng.normal(size=500_000), 0, 1) + 0.04 * rng.normal(size=500_000), 0, 1).mean()
+    num, held, trials = 200, 0, 120
+    for _ in range(trials):
+        ease = np.clip(0.8 + 0.15 * rng.normal(size=num), 0, 1)
+        runs = []
+        for seed in range(3):
+            shift = 0.04 * rng.normal()
+            right = rng.random(num) < np.clip(ease + shift, 0, 1)
+            table = random_table(num=num, num_labels=2, has_probabilities=False)
+            table = dataclasses.replace(table, prediction=np.where(right, table.truth, 1 - table.truth))
+            runs.append(LearningCurveRun(1.0, seed, 10, f"s{seed}", in_memory("x", table)))
+        low, high = measure_learning_curve(runs)["points"][0]["interval"]
+        held += low <= true <= high
+    assert held / trials >= 0.93
+
+
+def test_a_learning_curve_starts_from_the_untrained_model_and_is_written_whole(tmp_path: Path) -> None:
+    base = in_memory("base", random_table(num=300, skill=0.5, seed=99))
+    found = measure_learning_curve(learning_curve_runs({0.1: [2.0, 2.2], 1.0: [4.0, 4.2]}), base)
+    assert [(step["num_first"], step["num_second"]) for step in found["steps"]] == [(0, 100), (100, 1000)]
+    page = write_learning_curve(
+        tmp_path, {**found, "name": "<cars>", "source": "cars", "model": "tiny", "num_planned": 9}
+    )
+    assert json.loads((tmp_path / "learning_curve.json").read_text())["points"][1]["num_train"] == 1000
+    text = page.read_text()
+    assert "&lt;cars&gt;" in text and "<cars>" not in text
+    assert "4 of 9 runs are finished" in text
+    assert "| 10% | 100 |" in (tmp_path / "learning_curve.md").read_text()
+    assert {path.name for path in (tmp_path / "charts").iterdir()} == {"learning_curve.svg", "learning_curve.png"}
