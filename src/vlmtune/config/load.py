@@ -6,23 +6,25 @@ and what was expected.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from yaml.nodes import MappingNode, ScalarNode
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import MappingNode
+from ruamel.yaml.scalarstring import LiteralScalarString
 
-from vlmtune.config import yaml_source
+from vlmtune.config import yaml_loader
 from vlmtune.config.checks import find_contradictions
 from vlmtune.config.messages import KeyPath, type_errors
 from vlmtune.config.older import convert as legacy
 from vlmtune.config.older.schema import REQUIRED, OlderEvaluation, OlderFineTuning, kind_of
 from vlmtune.config.pretrain_schema import Stage, Stages
-from vlmtune.config.reader import SHORTHANDS, Problem, Reader, text_keys
 from vlmtune.config.schema import Experiment, Section
+from vlmtune.config.yaml_loader import Problem, Reader
 from vlmtune.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
@@ -63,8 +65,8 @@ def load_experiment(
     file = Path(path)
     if file.is_dir():
         file = file / "config.yaml"
-    top = yaml_source.read_mapping(file)
-    older = kind_of({key.value for key, _ in yaml_source.entries(top)}, Experiment)
+    top = yaml_loader.read_mapping(file)
+    older = kind_of({key.value for key, _ in yaml_loader.entries(top)}, Experiment)
     if older is not None:
         top, overrides = _translate(file, top, older, overrides, faithful, note)
     elif faithful:
@@ -77,7 +79,7 @@ def load_experiment(
 
 def is_staged(path: Path | str) -> bool:
     """Whether a pretraining file has stages (`load_stages`), or is of a model from scratch. Raises ConfigError."""
-    return bool({key.value for key, _ in yaml_source.entries(yaml_source.read_mapping(Path(path)))} & set(_STAGES))
+    return bool({key.value for key, _ in yaml_loader.entries(yaml_loader.read_mapping(Path(path)))} & set(_STAGES))
 
 
 def load_stages(path: Path | str, overrides: Sequence[str] = (), *, must_exist: bool = True) -> dict[str, Experiment]:
@@ -104,25 +106,28 @@ def load_section(path: Path | str, schema: type[S], overrides: Sequence[str] = (
     return values
 
 
-def dump(experiment: Experiment, *, brief: bool = False) -> str:
+def dump(experiment: Section, *, brief: bool = False) -> str:
     """YAML that `load_experiment` reads back as the same experiment: the schema's order, unset (None) keys left out.
 
     Args:
         brief: leave out what the file left out, though it has a default.
     """
     values = experiment.model_dump(mode="json", exclude_none=True, exclude_unset=brief)
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    yaml = YAML(pure=True)
+    yaml.default_flow_style, yaml.width = False, 110
+    stream = io.StringIO()
+    yaml.dump(_with_blocks(values), stream)
+    return stream.getvalue()
 
 
-class _Dumper(yaml.SafeDumper):
-    """Prompts of several lines as `|` blocks, which people can read and edit."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
-    return dumper.represent_scalar(yaml_source.STR_TAG, text, style="|" if "\n" in text.strip("\n") else None)
-
-
-_Dumper.add_representer(str, _represent_text)
+def _with_blocks(value: Any) -> Any:
+    """Texts of several lines as `|` blocks, which people can read and edit."""
+    if isinstance(value, dict):
+        return {key: _with_blocks(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_blocks(item) for item in value]
+    is_block = isinstance(value, str) and "\n" in value.strip("\n") and value[:1] not in (" ", "\t", "\n")
+    return LiteralScalarString(value) if is_block else value
 
 
 def _settle(
@@ -175,27 +180,26 @@ def _translate(
     for key in (name for name in REQUIRED if getattr(older, name, "") is None):
         reader.report_new([((key,), "is missing, or has no value.")])
     _raise_problems(file, reader)
-    marks = {key.value: key.start_mark for key, _ in yaml_source.entries(top)}
+    marks = {key.value: key.start_mark for key, _ in yaml_loader.entries(top)}
     translated = legacy.translate(older, faithful=faithful)
     ours = MappingNode(top.tag, [], top.start_mark)
     for key, value, older_key in translated.entries:
-        node = yaml_source.represent(value, marks.get(older_key or "", top.start_mark))
-        yaml_source.lay_over(ours, tuple(key.split(".")), node, SHORTHANDS)
+        node = yaml_loader.represent(value, marks.get(older_key or "", top.start_mark))
+        yaml_loader.lay_over(ours, tuple(key.split(".")), node)
     for text in translated.notes:
         note(text)
     return ours, [override for override in overrides if override not in own]
 
 
 def _read(file: Path, schema: type[S], overrides: Sequence[str]) -> tuple[S, Reader]:
-    return _check(file, yaml_source.read_mapping(file), schema, overrides)
+    return _check(file, yaml_loader.read_mapping(file), schema, overrides)
 
 
 def _check(file: Path, top: MappingNode, schema: type[S], overrides: Sequence[str]) -> tuple[S, Reader]:
     """The typed values, wrong ones replaced by their defaults so that the rest can be checked, and the problems."""
-    literal_keys = frozenset(text_keys(schema))
     for override in overrides:
-        key, node = yaml_source.parse_override(override, literal_keys)
-        yaml_source.lay_over(top, key, node, SHORTHANDS)
+        key, node = yaml_loader.parse_override(override, schema)
+        yaml_loader.lay_over(top, key, node)
     reader = Reader(schema, places={(): str(file)})
     values = reader.value(top, schema, ())
     for path, _ in reader.problems:

@@ -22,10 +22,6 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def quote_me(written: str) -> str:
-    return f'found {written} without quotes, which YAML reads as a boolean, expected text. Write "{written}" in quotes.'
-
-
 def unknown_key(name: str, section: type[Section], path: KeyPath, schema: type[Section]) -> str:
     """Names the section that has a key of this name, or else the nearest key of this section."""
     known = list(section.model_fields)

@@ -13,24 +13,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from vlmtune.config.augmentation import AugmentSteps
 
 
-def number_from_text(value: Any) -> Any:
-    """PyYAML reads `5e-4` as text (YAML 1.1 wants `5.0e-4`); people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Number = Annotated[float, BeforeValidator(number_from_text)]
-Fraction = Annotated[float, BeforeValidator(number_from_text), Field(gt=0, le=1)]
-Positive = Annotated[float, BeforeValidator(number_from_text), Field(gt=0)]
-NonNegative = Annotated[float, BeforeValidator(number_from_text), Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 ListLabels = Literal["prompt", "never", "drop-after-first-epoch"]
 ImagePosition = Literal["first", "last"]
@@ -44,7 +35,9 @@ PARTS = ("connector", "vision_tower", "embeddings", "language_model", "everythin
 class Section(BaseModel):
     """A part of the file. An unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ConnectorSection(Section):
@@ -154,7 +147,7 @@ class AdapterSection(Section):
     """Trained fully: connector, vision_tower, embeddings, language_model, everything."""
     rank: int | None = Field(default=None, ge=1)
     alpha: Positive | None = None
-    dropout: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, lt=1)] = 0.0
+    dropout: BelowOne = 0.0
     rslora: bool = False
     learning_rate_factors: dict[str, NonNegative] = Field(default_factory=dict)
     """Role or part -> factor on the learning rate."""
@@ -169,10 +162,10 @@ class TrainSection(Section):
     """Images in one micro-batch, which is one prefix tree."""
     gradient_accumulation: int = Field(default=1, ge=1)
     learning_rate: Positive | None = None
-    warmup_ratio: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, le=1)] = 0.05
+    warmup_ratio: UnitInterval = 0.05
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: NonNegative = 0.0
-    betas: tuple[Number, Number] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: Positive = 1.0
     answer: Literal["sample", "majority"] = "sample"
     """Of a question's several answers: one drawn without replacement over epochs, or always the most frequent."""
@@ -196,9 +189,9 @@ class TrainSection(Section):
     """α of MixUp's Beta(α, α): an image is blended with another, and learns both answers. 0 is off."""
     cutmix: NonNegative = 0.0
     """α of CutMix's: a rectangle of another image. With both, each image draws one of the two."""
-    mix_probability: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, le=1)] = 1.0
+    mix_probability: UnitInterval = 1.0
     """Of an image to be mixed, where `mixup` or `cutmix` is on."""
-    label_smoothing: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, lt=1)] = 0.0
+    label_smoothing: BelowOne = 0.0
     """Share of the target that is spread evenly over all labels."""
     sampling: Literal["natural", "balanced"] = "natural"
     """`balanced` shows every label equally often in an epoch, which keeps its length."""
@@ -257,7 +250,7 @@ class ModalSection(Section):
 
     gpu: str = "L40S"
     """Modal's name of a GPU, as H100 or A100-80GB."""
-    timeout_hours: Annotated[float, BeforeValidator(number_from_text), Field(gt=0, le=24)] = 10
+    timeout_hours: Annotated[float, Field(gt=0, le=24)] = 10
     """Of one container. A run that is cut off, by this or by pre-emption, is resumed from its last checkpoint."""
     retries: int = Field(default=3, ge=0, le=10)
     models_volume: str = "vlmtune-models"
@@ -271,8 +264,8 @@ class ModalSection(Section):
 class RangeSection(Section):
     """Numbers from `low` to `high`, both included; whole ones where the key holds a whole number."""
 
-    low: Number
-    high: Number
+    low: float
+    high: float
     log: bool = False
     """Equal ratios are equally likely, as for a learning rate."""
 

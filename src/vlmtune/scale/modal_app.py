@@ -82,9 +82,9 @@ def run_in_container(job: Job) -> Outcome:
 
 
 def _volume_of(job: Job) -> str:
-    import yaml
+    from ruamel.yaml import YAML
 
-    section = yaml.safe_load(job.config).get("modal") or {}
+    section = YAML(typ="safe", pure=True).load(job.config).get("modal") or {}
     return str(ModalSection(**section).runs_volume)
 
 

@@ -20,11 +20,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlmtune.config.load import load_section
+from vlmtune.config.load import dump, load_section
 from vlmtune.config.pretrain_schema import Pretraining, TowerStage, WholeStage
 from vlmtune.data.drawn.corpus import Corpus, draw_corpus
 from vlmtune.data.drawn.facts import Facts
@@ -320,7 +319,7 @@ def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
     if not resume:
-        folder.write_text("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        folder.write_text("config.yaml", dump(config))
         folder.write_json("run.json", {"started": now(), "num_fonts": len(font_files()), **environment()})
     return folder
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from vlmtune.config.schema import NonNegative, Positive, Section, number_from_text
+from vlmtune.config.schema import BelowOne, NonNegative, Positive, Section, UnitInterval
 
 OLDER_LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-Share = Annotated[float, BeforeValidator(number_from_text), Field(gt=0, lt=1)]
-Dropout = Annotated[float, BeforeValidator(number_from_text), Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class OlderFineTuning(Section):
@@ -38,7 +37,7 @@ class OlderFineTuning(Section):
     use_peft: bool = False
     lora_r: int = Field(default=16, ge=1)
     lora_alpha: Positive = 32
-    lora_dropout: Dropout = 0.0
+    lora_dropout: BelowOne = 0.0
     lora_bias: str = "none"
     use_rslora: bool = False
     lora_target_modules: list[str] = Field(default=OLDER_LORA_TARGETS, min_length=1)
@@ -47,7 +46,7 @@ class OlderFineTuning(Section):
     batch_size: int | None = Field(default=None, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     optim: str = "adamw_8bit"
-    warmup_ratio: Annotated[float, BeforeValidator(number_from_text), Field(ge=0, le=1)] = 0.0
+    warmup_ratio: UnitInterval = 0.0
     weight_decay: NonNegative = 0.0
     logging_steps: int = Field(default=10, ge=1)
     eval_steps: int | None = Field(default=None, ge=1)
