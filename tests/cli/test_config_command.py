@@ -77,15 +77,15 @@ def test_validate_says_valid(config: Path) -> None:
 
 def test_validate_prints_every_error_of_every_file_without_a_traceback(config: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text("sed: 1\ntask: {labels: [yes, no]}\n")
+    wrong.write_text("sed: 1\ntask: {labels: [yes, yes]}\n")
     empty = tmp_path / "empty.yaml"
     empty.write_text("")
     done = vlmtune("config", "validate", str(wrong), str(config), str(empty))
     assert done.returncode == 1
     assert done.stdout == f"{config}: valid\n"
-    assert done.stderr.startswith(f"Error: 3 problems in {wrong}:\n")
+    assert done.stderr.startswith(f"Error: 2 problems in {wrong}:\n")
     assert f"{wrong}:1: sed: unknown key. Did you mean 'seed'?" in done.stderr
-    assert f"{wrong}:2: task.labels[1]: found no without quotes" in done.stderr
+    assert f"{wrong}:2: task.labels[1]: found 'yes' again" in done.stderr
     assert f"{empty}: the file is empty" in done.stderr
     assert "Traceback" not in done.stderr
 
