@@ -23,7 +23,7 @@ from vlmtune.errors import DataError
 from vlmtune.evaluate.baselines import Baselines
 from vlmtune.evaluate.files import read_evaluation
 from vlmtune.report.files import read_json
-from vlmtune.runs.checkpoints import list_checkpoints
+from vlmtune.runs.layout import RunLayout
 
 pytestmark = pytest.mark.e2e
 
@@ -88,7 +88,13 @@ def test_a_checkpoint_curve_measures_each_checkpoint_as_evaluate_does_and_only_o
     by_training = {line["step"]: line["accuracy"] for line in found["during_training"]}
     assert {point["step"]: point["accuracy"] for point in found["checkpoints"]} == by_training
     alone = vlmtune(
-        "evaluate", run, "--checkpoint", list_checkpoints(run)[1], "--set", "evaluate.split=validation", "--json"
+        "evaluate",
+        run,
+        "--checkpoint",
+        RunLayout(run).list_checkpoints()[1],
+        "--set",
+        "evaluate.split=validation",
+        "--json",
     )
     assert json.loads(alone.stdout)["metrics"]["nll"] == pytest.approx(found["checkpoints"][1]["nll"], abs=1e-5)
     assert 'id="checkpoints"' in (run / "report.html").read_text()
@@ -99,7 +105,7 @@ def test_a_checkpoint_curve_measures_each_checkpoint_as_evaluate_does_and_only_o
     assert facts_files(run) == before
     assert "best" in again.stdout
 
-    last = list_checkpoints(run)[-1]
+    last = RunLayout(run).list_checkpoints()[-1]
     os.utime(last / "adapter_model.safetensors")  # as if it had been trained again
     assert "2 of 3 checkpoints are evaluated already" in vlmtune("checkpoints", run).stderr
     changed = {name for name, time in facts_files(run).items() if time != before[name]}
@@ -155,7 +161,7 @@ def test_a_killed_learning_curve_keeps_what_is_finished_and_ends_the_same(
     before = (first / "run.json").stat().st_mtime_ns
     # As a kill between steps 4 and 6 of the second run leaves it.
     shutil.rmtree(second / "evaluation")
-    shutil.rmtree(list_checkpoints(second)[-1])
+    shutil.rmtree(RunLayout(second).list_checkpoints()[-1])
     described = read_json(second / "run.json")
     del described["result"]
     (second / "run.json").write_text(json.dumps({**described, "finished": None}))

@@ -218,7 +218,7 @@ def test_a_model_is_not_measured_on_images_it_was_trained_on(base: Path, tmp_pat
     folder.begin(resolved)
     trainer = Trainer(resolved, open_base(resolved.model), splits)
     trainer.run(folder)
-    folder.write_json("run.json", describe_run(trainer, "now"))
+    describe_run(trainer, "now").write(folder)
 
     def measure(said: list[str], checkpoint: str = "best", **sections: dict[str, object]) -> Measured:
         changed, others = load_data(experiment(base, images, tmp_path, **sections))

@@ -17,8 +17,8 @@ from vlmtune.errors import RunFolderError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.source import locate
 from vlmtune.models.weights import read_checkpoint
-from vlmtune.runs.checkpoints import list_checkpoints
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.layout import RunLayout
 from vlmtune.runs.prepare import load_data, open_base, open_checkpoint
 from vlmtune.train.loop import Trainer
 from vlmtune.train.validation import LabelValidator, Validation
@@ -136,7 +136,7 @@ def test_the_base_weights_do_not_move(base: Path, images: Path, tmp_path: Path) 
 def test_only_the_best_and_the_newest_checkpoints_stay(base: Path, images: Path, tmp_path: Path) -> None:
     trainer, folder = start(experiment(base, images, tmp_path, "kept", save_every=1, eval_every=4, keep_checkpoints=2))
     trainer.run(folder)
-    kept = {path.name for path in list_checkpoints(folder.path)}
+    kept = {path.name for path in RunLayout(folder.path).list_checkpoints()}
     assert {"step-000007", "step-000008", (folder.path / "best").resolve().name} == kept
 
 
@@ -224,7 +224,7 @@ def test_so_many_of_the_best_stay_as_asked(
     accuracies = iter([0.5, 0.9, 0.6, 0.8, 0.7, 0.1])
     monkeypatch.setattr(trainer.validator, "measure", lambda: Validation(next(accuracies), 1.0, 10, 0))
     trainer.run(folder)
-    assert [int(path.name[-6:]) for path in list_checkpoints(folder.path)] == [2, 4, 5, 6]
+    assert [int(path.name[-6:]) for path in RunLayout(folder.path).list_checkpoints()] == [2, 4, 5, 6]
     assert (folder.path / "best").resolve().name == "step-000002"
 
 

@@ -79,18 +79,18 @@ def _measure(run: Path, experiment: Experiment, splits: Splits) -> dict[str, Any
     from vlmtune.evaluate.files import read_evaluation
     from vlmtune.report.checkpoint_curve import FOLDER
     from vlmtune.report.files import read_json
-    from vlmtune.runs.checkpoints import list_averages, list_checkpoints
+    from vlmtune.runs.layout import RunLayout
     from vlmtune.runs.open import open_adapted
     from vlmtune.runs.prepare import image_overrides
 
-    checkpoints = list_checkpoints(run)
+    checkpoints = RunLayout(run).list_checkpoints()
     if not checkpoints:
         raise RunFolderError(f"{run}: this run has no checkpoint yet. Train it first (vlmtune train).")
     section, model = experiment.evaluate, experiment.model
     examples = measured_examples(experiment.evaluate, splits)
     if not examples:
         raise DataError(f"The {section.split} split has no images. Name another: --split test.")
-    averages = list_averages(run)
+    averages = RunLayout(run).list_averages()
     every = [*checkpoints, *averages]
     folders = {path: run / FOLDER / "evaluation" / f"{section.split}-{path.name}" for path in every}
     pending = [path for path in every if not _is_done(folders[path], path, examples)]

@@ -108,9 +108,9 @@ def run_learning_curve(
 
 def can_resume(run: Path) -> bool:
     """Whether a run was begun and has a checkpoint to resume from; one without is removed and begins again."""
-    from vlmtune.runs.checkpoints import list_checkpoints
+    from vlmtune.runs.layout import RunLayout
 
-    if (run / "config.yaml").exists() and not list_checkpoints(run):
+    if (run / "config.yaml").exists() and not RunLayout(run).list_checkpoints():
         shutil.rmtree(run)
     return (run / "config.yaml").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,9 +64,12 @@ def run_training(
     """
     from vlmtune.cli.evaluate import run_evaluation
     from vlmtune.cli.preflight import print_findings
+    from vlmtune.files import write_json
     from vlmtune.report.render import render
-    from vlmtune.runs.folder import RunFolder, now
+    from vlmtune.runs.environment import now
+    from vlmtune.runs.folder import RunFolder
     from vlmtune.runs.prepare import load_data, open_base
+    from vlmtune.runs.record import RunResult, read_record_if_exists
     from vlmtune.train.description import describe_run
     from vlmtune.train.loop import Trainer
     from vlmtune.train.preflight import preflight
@@ -77,31 +81,32 @@ def run_training(
     folder = RunFolder.claim(resolved, resume=resume, data=splits.description)
     if (finished := folder.result()) is not None:
         console.print(f"{folder.path}: this run is finished; nothing is left to train.", markup=False)
-        return finished
+        return asdict(finished)
     opened = open_base(resolved.model)
     trainer = Trainer(resolved, opened, splits)
     checks = preflight(trainer)
     print_findings(checks, console)
     checks.raise_errors()
     folder.begin(resolved)
-    folder.write_json("preflight.json", checks.to_dict())
-    started = folder.read_json("run.json")["started"] if (folder.path / "run.json").exists() else now()
-    folder.write_json("run.json", describe_run(trainer, started))
+    write_json(folder.preflight, checks.to_dict())
+    started = read_record_if_exists(folder.path).started or now()
+    describe_run(trainer, started).write(folder)
     with Tracking(
         folder, resolved, lambda text: console.print(text, style="yellow", markup=False, soft_wrap=True)
     ) as tracking:
         _learn(trainer, folder, console, resume=resume, on_step=on_step)
-        description = describe_run(trainer, started)
-        folder.write_json("run.json", description)
+        record = describe_run(trainer, started)
+        record.write(folder)
         result = _result(trainer, folder)
         del trainer, opened
         if with_test and any(example.answers for example in splits.test):
-            tuned = run_evaluation(resolved, splits, checkpoint=folder.path / "best", folder=folder.path)
+            tuned = run_evaluation(resolved, splits, checkpoint=folder.best, folder=folder.path)
             result["test_accuracy"] = tuned.accuracy
             if with_base:
                 result["base_accuracy"] = run_evaluation(resolved, splits, checkpoint=None, folder=folder.path).accuracy
         result["report"] = str(render(folder.path))
-        folder.write_json("run.json", {**description, "result": result})
+        record.result = RunResult(**result)
+        record.write(folder)
         tracking.finish(result)
     return result
 

@@ -29,6 +29,8 @@ from vlmtune.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 
+CONFIG_FILE = "config.yaml"
+"""The experiment in a run folder, which stands for it on the command line."""
 _STAGES = ("align", "instruct")
 
 
@@ -53,7 +55,7 @@ def load_experiment(
     """Read and check one experiment.
 
     Args:
-        path: a YAML file, or a run folder, which stands for its config.yaml. Also a file of the older repos.
+        path: a YAML file, or a run folder, which stands for its `CONFIG_FILE`. Also a file of the older repos.
         overrides: `key=value` texts such as `train.learning_rate=1e-3`; the value is YAML. For an older file keys of
             ours, which come last, and keys of its own.
         must_exist: whether a data source or base model that is a local path has to be there.
@@ -64,7 +66,7 @@ def load_experiment(
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "config.yaml"
+        file = file / CONFIG_FILE
     top = yaml_loader.read_mapping(file)
     older = kind_of({key.value for key, _ in yaml_loader.entries(top)}, Experiment)
     if older is not None:

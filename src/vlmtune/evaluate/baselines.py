@@ -29,7 +29,7 @@ from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example, LabelScores, LabelSet, Prediction
-from vlmtune.runs.folder import now
+from vlmtune.runs.environment import now
 
 FOLDER = "baselines"
 FILE = "baselines.json"

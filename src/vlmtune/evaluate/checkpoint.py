@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from vlmtune.evaluate.vqa_run import evaluate_vqa
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example
+from vlmtune.runs.layout import RunLayout
 from vlmtune.runs.open import find_run
 from vlmtune.runs.prepare import open_checkpoint
+from vlmtune.runs.record import read_record
 
 
 def evaluate_checkpoint(
@@ -67,7 +68,7 @@ def evaluate_checkpoint(
         },
     }
     predictor = Predictor(opened, task, splits.labels, section.batch_size)
-    target = folder / "evaluation" / f"{section.split}-{name}"
+    target = RunLayout(folder).evaluation(section.split, name)
     if is_evaluation(target) and (before := int(read_facts(target)["data"].get("num_examples", 0))) > len(examples):
         say(f"This replaces {target}, which was measured on {before} examples, by one of {len(examples)}.")
     if task.kind == "vqa":
@@ -100,7 +101,7 @@ def refuse_trained_images(
     recorded = _recorded_fingerprints(run)
     if recorded and all(recorded[role] == described.get(role, {}).get("fingerprint") for role in recorded):
         return  # the splits that the run was trained with: they are disjoint
-    trained = load_experiment(run / "config.yaml", must_exist=False)
+    trained = load_experiment(run, must_exist=False)
     try:
         own = load_splits(trained.data, trained.task, trained.seed)
     except DataError as error:
@@ -124,9 +125,9 @@ def refuse_trained_images(
 def _recorded_fingerprints(run: Path) -> dict[str, str]:
     """Of the training and validation images; empty if run.json does not say."""
     try:
-        roles = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]["splits"]
+        roles = read_record(run).data["splits"]
         return {role: roles[role]["fingerprint"] for role in ("train", "validation")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return {}
 
 

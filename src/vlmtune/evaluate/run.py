@@ -34,7 +34,7 @@ from vlmtune.evaluate.scoring import (
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.models.malloc import hold_memory
 from vlmtune.records import Example
-from vlmtune.runs.folder import environment, now
+from vlmtune.runs.environment import environment, now
 from vlmtune.train.feature_cache import features_key
 
 NUM_PRIOR_IMAGES = 256

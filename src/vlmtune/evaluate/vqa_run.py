@@ -27,7 +27,7 @@ from vlmtune.inference.generation import Sampling
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.models.malloc import hold_memory
 from vlmtune.records import Example
-from vlmtune.runs.folder import environment, now
+from vlmtune.runs.environment import environment, now
 
 _RECORD = pa.schema([("prediction", pa.string()), ("confidence", pa.float64()), ("error", pa.string())])
 

@@ -24,7 +24,7 @@ from vlmtune.export.runtime import OwnRuntime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import LOAD_OPTIONS
 from vlmtune.models.weights import explain_write_errors
-from vlmtune.runs.folder import environment, now
+from vlmtune.runs.environment import environment, now
 from vlmtune.runs.manifest import Manifest, write_manifest
 from vlmtune.runs.open import AdaptedModel
 from vlmtune.runs.prepare import image_overrides

@@ -14,7 +14,7 @@ from vlmtune.data.splits import TEST_SEED, Splits, subset
 from vlmtune.errors import DataError, RunFolderError
 from vlmtune.evaluate.files import FACTS_FILE
 from vlmtune.records import Example, LabelSet
-from vlmtune.runs.open import CONFIG_FILE, AdaptedModel, find_checkpoint, find_run, open_adapted
+from vlmtune.runs.open import AdaptedModel, find_checkpoint, find_run, open_adapted
 from vlmtune.runs.prepare import image_overrides, load_data
 
 
@@ -73,7 +73,7 @@ def open_subject(run: Path, num_images: int, overrides: Sequence[str] = ()) -> S
             "runs/NAME/checkpoints/step-NNNNNN."
         )
     checkpoint = find_checkpoint(folder) if run.resolve() == folder.resolve() else run.resolve()
-    experiment, splits = load_data(load_experiment(folder / CONFIG_FILE, overrides, must_exist=False))
+    experiment, splits = load_data(load_experiment(folder, overrides, must_exist=False))
     split, held_out = _held_out(splits)
     return Subject(
         run=folder,

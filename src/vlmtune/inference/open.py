@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from vlmtune.models.source import locate
 from vlmtune.records import LabelSet
 from vlmtune.runs.manifest import read_manifest
 from vlmtune.runs.open import find_run, open_adapted
+from vlmtune.runs.record import read_record
 
 
 def open_predictor(
@@ -48,8 +48,8 @@ def read_task(model: str) -> tuple[TaskSection, tuple[str, ...] | None]:
     if run is None:
         manifest = read_manifest(locate(model))  # an exported folder, here or on the hub
         return (TaskSection(), None) if manifest is None else (manifest.task, manifest.labels)
-    task = load_experiment(run / "config.yaml", must_exist=False).task.after_first_epoch()
-    stored = json.loads((run / "run.json").read_text(encoding="utf-8"))["labels"]
+    task = load_experiment(run, must_exist=False).task.after_first_epoch()
+    stored = read_record(run).labels
     return task, None if stored is None else tuple(stored)
 
 

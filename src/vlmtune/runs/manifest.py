@@ -1,11 +1,10 @@
 """`vlmtune.json` in an exported folder: the task it was trained for, so that it opens again with labels and prompts.
 
-`export` writes it; `inference.open` and `adapters.open` read it; `push` compares the files with what it lists.
+`export` writes it; `runs.open` reads it; `push` compares the files with what it lists.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from vlmtune.config.schema import TaskSection
 from vlmtune.errors import RunFolderError
-from vlmtune.models.weights import explain_write_errors
+from vlmtune.files import read_json, write_json
 
 MANIFEST_FILE = "vlmtune.json"
 
@@ -54,9 +53,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "gate": manifest.gate,
         "files": manifest.files,
     }
-    with explain_write_errors(folder):
-        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST_FILE, values)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -64,8 +61,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         return None
+    values = read_json(path, advice="Export the run again.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         labels = values["labels"]
         return Manifest(
             format=str(values["format"]),
@@ -76,6 +73,6 @@ def read_manifest(folder: Path) -> Manifest | None:
             gate=dict(values.get("gate", {})),
             files=dict(values.get("files", {})),
         )
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"{path}: not a readable export manifest ({reason}). Export the run again.") from error

@@ -23,11 +23,8 @@ from vlmtune.errors import AdapterError, ConfigError, RunFolderError
 from vlmtune.models.connectors import start_equal, start_random
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.models.source import BUILTIN_PREFIX, locate
+from vlmtune.runs.layout import RunLayout, layout_of
 from vlmtune.runs.manifest import read_manifest
-
-CONFIG_FILE = "config.yaml"
-CHECKPOINTS = "checkpoints"
-BEST = "best"
 
 
 @dataclass
@@ -72,7 +69,7 @@ def open_adapted(
     folder = locate(source, revision)
     run = None if source.startswith(BUILTIN_PREFIX) else find_run(folder)
     adapter = find_checkpoint(folder) if run is not None and run == folder.resolve() else folder
-    experiment = load_experiment(run / CONFIG_FILE, must_exist=False) if run is not None else None
+    experiment = load_experiment(run, must_exist=False) if run is not None else None
     overrides = dict(image_overrides or {})
     if experiment is not None:
         for name in ("min_image_tokens", "max_image_tokens", "do_image_splitting"):
@@ -147,25 +144,22 @@ def put_connector(opened: OpenedModel, section: ConnectorSection, seed: int = 0)
 
 def find_run(folder: Path) -> Path | None:
     """The run folder that a folder is, or that it is a checkpoint of; None for anything else."""
-    resolved = folder.resolve()
-    if (resolved / CONFIG_FILE).is_file() and not is_adapter_folder(resolved):
-        return resolved
-    parent = resolved.parent
-    if parent.name == CHECKPOINTS and (parent.parent / CONFIG_FILE).is_file():
-        return parent.parent
-    return None
+    run = layout_of(folder)
+    return None if run is None else run.path
 
 
 def find_checkpoint(run: Path) -> Path:
     """The checkpoint a run folder stands for: `best`, or the newest. Raises RunFolderError if there is none."""
-    best = run / BEST
-    if best.is_dir():
-        return best.resolve()
-    if best.is_symlink():
-        raise RunFolderError(f"{best}: points to {best.readlink()}, which is gone. Name a checkpoint folder instead.")
-    steps = sorted(path for path in (run / CHECKPOINTS).glob("step-*") if is_adapter_folder(path))
-    if not steps:
+    layout = RunLayout(run)
+    if layout.best.is_dir():
+        return layout.best.resolve()
+    if layout.best.is_symlink():
+        raise RunFolderError(
+            f"{layout.best}: points to {layout.best.readlink()}, which is gone. Name a checkpoint folder instead."
+        )
+    checkpoints = layout.list_checkpoints()
+    if not checkpoints:
         raise RunFolderError(
             f"{run}: this run has no checkpoint yet. Train it first (vlmtune train), or wait for its first checkpoint."
         )
-    return steps[-1]
+    return checkpoints[-1]

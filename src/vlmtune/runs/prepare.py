@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.schema import Experiment, ModelSection
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.models.registry import OpenedModel, open_model
@@ -18,7 +18,7 @@ def load_data(experiment: Experiment) -> tuple[Experiment, Splits]:
     """The splits, and the experiment with every left-out key decided. Raises DataError."""
     splits = load_splits(experiment.data, experiment.task, experiment.seed)
     num_labels = len(splits.labels) if splits.labels else 0
-    return recipes.apply(experiment, num_train=len(splits.train), num_labels=num_labels), splits
+    return defaults.apply(experiment, num_train=len(splits.train), num_labels=num_labels), splits
 
 
 def open_base(model: ModelSection) -> OpenedModel:

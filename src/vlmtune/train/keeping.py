@@ -14,15 +14,9 @@ from torch import nn
 from vlmtune.adapters.peft_files import load_adapter
 from vlmtune.adapters.plan import AdapterPlan
 from vlmtune.config.schema import Experiment
-from vlmtune.runs.checkpoints import (
-    Progress,
-    average_checkpoints,
-    list_checkpoints,
-    load_checkpoint,
-    mark_best,
-    prune,
-    save_checkpoint,
-)
+from vlmtune.runs.checkpoints import average_checkpoints, load_checkpoint, mark_best, prune, save_checkpoint
+from vlmtune.runs.layout import RunLayout
+from vlmtune.runs.record import Progress
 from vlmtune.train.optimizer import ScheduledOptimizer
 
 
@@ -43,7 +37,7 @@ class CheckpointKeeper:
 
     def resume(self) -> Progress:
         """Restore the newest checkpoint. A run that was cut off before its first one begins again: it lost nothing."""
-        found = list_checkpoints(self.run)
+        found = RunLayout(self.run).list_checkpoints()
         if not found:
             return Progress()
         return load_checkpoint(found[-1], self.model, self.optimizer.adamw, self.optimizer.names)
@@ -75,7 +69,7 @@ class CheckpointKeeper:
     def average(self) -> Path | None:
         """Write the mean of the last checkpoints; None if the experiment asks for none, or there is only one."""
         num = self.experiment.train.average_last
-        last = list_checkpoints(self.run)[-num:]
+        last = RunLayout(self.run).list_checkpoints()[-num:]
         return average_checkpoints(self.run, last) if num > 1 and len(last) > 1 else None
 
     @contextmanager
@@ -83,4 +77,4 @@ class CheckpointKeeper:
         """The model with a checkpoint's weights; afterwards it has those of the newest again."""
         load_adapter(checkpoint, self.model)
         yield
-        load_adapter(list_checkpoints(self.run)[-1], self.model)
+        load_adapter(RunLayout(self.run).list_checkpoints()[-1], self.model)

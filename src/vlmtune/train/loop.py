@@ -24,9 +24,10 @@ from vlmtune.data.splits import Splits
 from vlmtune.errors import ConfigError, DataError, UserError
 from vlmtune.models.malloc import hold_memory
 from vlmtune.models.registry import OpenedModel
-from vlmtune.runs.checkpoints import Progress, mark_best
+from vlmtune.runs.checkpoints import mark_best
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.open import put_connector
+from vlmtune.runs.record import Progress
 from vlmtune.train.feature_cache import Refusal, open_feature_cache
 from vlmtune.train.feature_files import FeatureCache
 from vlmtune.train.keeping import CheckpointKeeper

@@ -29,7 +29,9 @@ from vlmtune.data.drawn.corpus import Corpus, draw_corpus
 from vlmtune.data.drawn.facts import Facts
 from vlmtune.data.drawn.fonts import font_files
 from vlmtune.errors import RunFolderError
-from vlmtune.runs.folder import RunFolder, environment, now
+from vlmtune.files import read_json, write_json, write_text
+from vlmtune.runs.environment import environment, now
+from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.resume import differing_keys
 from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.train.precision import autocast
@@ -123,9 +125,7 @@ class _Run:
             first += steps
         folder = self.folder.path / "model"
         self._export(folder)
-        self.folder.write_json(
-            "run.json", self.folder.read_json("run.json") | {"finished": now(), "seconds": self.seconds}
-        )
+        write_json(self.folder.record, read_json(self.folder.record) | {"finished": now(), "seconds": self.seconds})
         return folder
 
     def _optimizer(self, stage: StageName) -> torch.optim.AdamW:
@@ -302,25 +302,25 @@ def _answer_type(facts: Facts, lesson: Lesson, branch: int) -> str:
 
 
 def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
-    path = Path(config.output_dir) / config.name
-    has_run = (path / "run.json").exists()
+    folder = RunFolder(Path(config.output_dir) / config.name)
+    path = folder.path
+    has_run = folder.record.exists()
     if resume and not has_run:
         raise RunFolderError(f"{path}: there is no run to resume. Leave --resume away to start one.")
     if not resume and path.exists() and any(path.iterdir()):
         raise RunFolderError(
             f"{path}: this run exists. Continue it with --resume, or choose another name (--set name=NAME)."
         )
-    if resume and (differing := differing_keys(load_section(path / "config.yaml", Pretraining), config)):
+    if resume and (differing := differing_keys(load_section(folder.config, Pretraining), config)):
         raise RunFolderError(
             f"{path}: --resume continues the same pretraining, but this differs:\n  "
             + "\n  ".join(differing)
             + "\nTake the changes back, or start another run (--set name=NAME)."
         )
     path.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(path)
     if not resume:
-        folder.write_text("config.yaml", dump(config))
-        folder.write_json("run.json", {"started": now(), "num_fonts": len(font_files()), **environment()})
+        write_text(folder.config, dump(config))
+        write_json(folder.record, {"started": now(), "num_fonts": len(font_files()), **environment()})
     return folder
 
 

@@ -6,7 +6,6 @@ queue, so that a service that is slow, gone or broken neither stops nor changes 
 
 from __future__ import annotations
 
-import json
 import queue
 import secrets
 import threading
@@ -20,6 +19,7 @@ from typing import Any, Protocol, Self
 
 from vlmtune.config.schema import Experiment, TrackingSection
 from vlmtune.errors import MissingExtraError
+from vlmtune.files import read_json_if_exists, write_json
 from vlmtune.runs.folder import RunFolder
 
 REPORT_FILES = ("report.html", "report.md", "report.json", "config.yaml", "run.json", "metrics.jsonl")
@@ -229,11 +229,11 @@ _KINDS: dict[str, Callable[[RunFolder, Experiment, Callable[[str], None]], Track
 def _wandb_id(folder: RunFolder) -> str:
     """The W&B run of this folder, the same for every session of it."""
     path = folder.path / ID_FILE
-    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_json_if_exists(path)
     if "wandb" not in known:
         known["wandb"] = secrets.token_hex(8)
-        folder.write_json(ID_FILE, known)
-    return known["wandb"]
+        write_json(path, known)
+    return str(known["wandb"])
 
 
 def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from vlmtune.config.load import dump
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
-from vlmtune.runs.checkpoints import Progress, average_checkpoints, checkpoint_path, list_checkpoints, mark_best, prune
+from vlmtune.runs.checkpoints import average_checkpoints, mark_best, prune
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.layout import RunLayout
+from vlmtune.runs.record import Progress, RunRecord
 from vlmtune.runs.resume import differing_images, differing_keys
 
 pytestmark = pytest.mark.unit
@@ -46,7 +48,7 @@ def test_of_equally_good_steps_the_later_is_better() -> None:
 
 
 def write(run: Path, step: int, value: float) -> Path:
-    folder = checkpoint_path(run, step)
+    folder = RunLayout(run).checkpoint(step)
     folder.mkdir(parents=True)
     save_file({"weight": torch.full((3,), value)}, folder / "adapter_model.safetensors")
     for name in ("adapter_config.json", "state.json", "optimizer.safetensors"):
@@ -57,9 +59,9 @@ def write(run: Path, step: int, value: float) -> Path:
 def test_the_newest_the_best_ones_and_the_linked_one_stay(tmp_path: Path) -> None:
     for step in range(1, 9):
         write(tmp_path, step, step)
-    mark_best(tmp_path, checkpoint_path(tmp_path, 2))
+    mark_best(tmp_path, RunLayout(tmp_path).checkpoint(2))
     prune(tmp_path, 2, [4, 3])
-    assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["2", "3", "4", "7", "8"]
+    assert [path.name[-1] for path in RunLayout(tmp_path).list_checkpoints()] == ["2", "3", "4", "7", "8"]
 
 
 def test_an_average_is_the_mean_of_the_weights_and_no_place_to_resume_from(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_an_average_is_the_mean_of_the_weights_and_no_place_to_resume_from(tmp_p
     assert {path.name for path in average.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "average.json")
     }
-    assert average not in list_checkpoints(tmp_path)
+    assert average not in RunLayout(tmp_path).list_checkpoints()
 
 
 def experiment(tmp_path: Path, **train: object) -> Experiment:
@@ -118,7 +120,7 @@ def test_a_run_is_continued_only_on_the_same_images(tmp_path: Path) -> None:
     stored = experiment(tmp_path)
     folder = RunFolder.claim(stored, resume=False)
     folder.begin(stored)
-    folder.write_json("run.json", {"data": description("a")})
+    RunRecord(data=description("a")).write(folder)
     with pytest.raises(RunFolderError, match="train images"):
         RunFolder.claim(stored, resume=True, data=description("b"))
 
@@ -132,7 +134,6 @@ def test_a_written_experiment_reads_back_without_a_difference(tmp_path: Path) ->
 
 
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_is_resumed_from_the_start(tmp_path: Path) -> None:
-    from vlmtune.runs.checkpoints import Progress
     from vlmtune.train.keeping import CheckpointKeeper
 
     nothing: Any = None  # what a keeper of an empty run never looks at
