@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from vlmtune.errors import UnreadableImageError
+from vlmtune.errors import DataError, UnreadableImageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,14 @@ class Example:
         return self.answers[0]
 
 
+def clean_label(text: str) -> str:
+    """A label with single spaces inside and none around it, in composed Unicode (NFC).
+
+    macOS writes 'é' in folder names decomposed.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 @dataclass(frozen=True, slots=True)
 class LabelSet:
     """The closed set of answers: stored names in a fixed order, and the text the model is shown and scored on.
@@ -103,6 +113,41 @@ class LabelSet:
 
     stored: tuple[str, ...]
     shown: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def build(cls, stored: Iterable[str], names: Mapping[str, str | Sequence[str]] | None = None) -> LabelSet:
+        """Clean labels and names, and drop surface forms of a label that are then equal.
+
+        Args:
+            stored: the labels in their order.
+            names: stored label -> what the model is shown for it; a label without a name is shown as it is.
+
+        Raises:
+            DataError: a label twice, an empty label or name, or two labels that share a surface form.
+        """
+        labels = tuple(clean_label(label) for label in stored)
+        twice = [label for label in labels if labels.count(label) > 1] if len(set(labels)) < len(labels) else []
+        if twice or not all(labels):
+            problem = f"hold '{twice[0]}' twice. List every label once" if twice else "hold an empty one. Expected text"
+            raise DataError(f"The labels {problem}.")
+        cleaned = {
+            clean_label(label): tuple(dict.fromkeys(map(clean_label, [name] if isinstance(name, str) else name)))
+            for label, name in (names or {}).items()
+        }
+        owner: dict[str, str] = {}
+        for label in labels:
+            forms = cleaned.setdefault(label, (label,))
+            if not forms or not all(forms):
+                raise DataError(
+                    f"task.label_names: the name of '{label}' is empty. Write the words the model is shown."
+                )
+            for form in forms:
+                if owner.setdefault(form, label) != label:
+                    raise DataError(
+                        f"The labels '{owner[form]}' and '{label}' are both shown as '{form}', so no answer could tell "
+                        f"them apart. Give them different names in task.label_names, or merge them in the data."
+                    )
+        return cls(labels, tuple(cleaned[label] for label in labels))
 
     def __len__(self) -> int:
         return len(self.stored)

@@ -19,7 +19,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("work")
     write_official(root / "vqa", {"train2014": 4, "val2014": 4, "test2015": 2})
     (root / "mini.yaml").write_text(
-        "data: {source: vqa, train_split: train, test_split: validation}\ntask: {kind: vqa, max_answer_tokens: 4}\n"
+        "data: {source: vqa, train_split: train, test_split: validation}\ntask: {type: text, max_answer_tokens: 4}\n"
     )
     return root
 
@@ -59,7 +59,7 @@ def test_test_questions_whose_answers_are_not_known_are_answered_for_the_server(
 
 @pytest.mark.parametrize("command", ["baselines", "learning-curve", "checkpoints"])
 def test_what_counts_right_labels_refuses_questions_even_with_a_list_of_answers(workplace: Path, command: str) -> None:
-    asked = (workplace / "mini.yaml").read_text().replace("kind: vqa", "kind: vqa, labels: ['red', 'blue']")
+    asked = (workplace / "mini.yaml").read_text().replace("type: text", "question_from: data, labels: ['red', 'blue']")
     (workplace / "closed").mkdir(exist_ok=True)
     (workplace / "closed" / "config.yaml").write_text(asked)
     done = run(workplace, command, "closed" if command == "checkpoints" else "closed/config.yaml")
@@ -74,6 +74,7 @@ def test_one_image_one_question(workplace: Path) -> None:
 
 def test_a_run_with_a_closed_list_of_answers_chooses_among_them_when_it_is_asked(workplace: Path) -> None:
     done = run(workplace, "train", "mini.yaml", "--set", "name=closed", "--set", "task.labels=['yes', 'no', '2']",
+               "--set", "task.type=choice", "--set", "task.question_from=data",
                "--set", "train.max_steps=1", "--set", "adapter.targets=[q_proj]")  # fmt: skip
     assert done.returncode == 0, done.stderr
     image = str(next((workplace / "vqa" / "val2014").iterdir()))

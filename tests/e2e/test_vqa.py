@@ -44,7 +44,7 @@ def experiment(base: Path, source: Path | str, output: Path, name: str = "run", 
     sections: dict[str, Any] = {
         "model": {"base": str(base), "dtype": "float32", "do_image_splitting": False},
         "data": {"source": str(source), "test_split": "validation[-9:]", "validation_fraction": 0.2},
-        "task": {"kind": "vqa", "max_answer_tokens": 3},
+        "task": {"type": "text", "max_answer_tokens": 3},
         "train": {"batch_size": 8, "learning_rate": 5e-3, "max_steps": 8, "eval_every": 4, "save_every": 4},
         "evaluate": {"batch_size": 4},
     }
@@ -151,7 +151,9 @@ def test_a_killed_evaluation_goes_on_and_writes_the_same_predictions(
 
 
 def test_answers_of_a_closed_list_are_scored(base: Path, official: Path, tmp_path: Path) -> None:
-    wanted = experiment(base, official, tmp_path, task={"labels": ["yes", "no", "2", "red"]})
+    wanted = experiment(
+        base, official, tmp_path, task={"type": "choice", "question_from": "data", "labels": ["yes", "no", "2", "red"]}
+    )
     trainer, folder = start(wanted)
     targets = [trainer.reader.targets.of(example, 0, None) for example in trainer.splits.train]  # type: ignore[arg-type]
     assert {text for target in targets for text in target} <= {"yes", "no", "2", "red"}

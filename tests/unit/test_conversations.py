@@ -20,7 +20,7 @@ from vlmtune.text.formats import PALIGEMMA
 
 pytestmark = pytest.mark.unit
 
-VQA = TaskSection(kind="vqa")
+VQA = TaskSection(type="text")
 
 
 def turns(*texts: str) -> list[dict[str, str]]:

@@ -210,7 +210,7 @@ def test_shown_names_map_back_and_must_be_told_apart() -> None:
 def test_one_label_and_repeated_labels_are_errors() -> None:
     with pytest.raises(DataError, match=r"only one label \(a\)"):
         label_set(TaskSection(), ["a", "a"])
-    with pytest.raises(DataError, match=r"task.labels holds 'a' twice"):
+    with pytest.raises(DataError, match=r"labels hold 'a' twice"):
         label_set(TaskSection(labels=["a", "b", "a "]), ["a"])
 
 

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("task", "text"),
     [
         ({}, "<bos>answer en what does the picture show?\n"),
-        ({"kind": "vqa"}, "<bos>answer en why?\n"),
+        ({"type": "text"}, "<bos>answer en why?\n"),
         ({"user_prompt": "caption en"}, "<bos>caption en\n"),
         ({"system_prompt": "Choose from:\n{labels}"},
          "<bos>Choose from:\ncat\nsea lion\nanswer en what does the picture show?\n"),
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )  # fmt: skip
 def test_a_prompt_is_the_image_then_bos_then_one_text_and_a_newline(task: dict[str, str], text: str) -> None:
     builder = PromptBuilder(TOKENIZER, TaskSection.model_validate(task), LABELS)
-    question = "why?" if task.get("kind") == "vqa" else None
+    question = "why?" if task.get("type") == "text" else None
     assert builder.text(question, IMAGE) == IMAGE + text
     assert builder.system == ""  # there is no such turn: it stands above the user prompt
     assert builder.shared_prefix() == []
@@ -96,7 +96,7 @@ def test_special_tokens_of_other_people_and_a_image_that_comes_last_are_refused(
     with pytest.raises(ConfigError, match=r"image_position.*image first"):
         PromptBuilder(TOKENIZER, TaskSection(image_position="last"), None)
     with pytest.raises(DataError, match="<image>"):
-        PromptBuilder(TOKENIZER, TaskSection(kind="vqa"), None).build("<image> what?", IMAGE)
+        PromptBuilder(TOKENIZER, TaskSection(type="text"), None).build("<image> what?", IMAGE)
 
 
 def test_a_saved_tokenizer_has_no_template_and_opens_as_before(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_the_parts_are_whole_and_everything_is_all(part: str) -> None:
 
 
 def test_a_question_task_needs_no_label_set(folder: Path) -> None:
-    predictor = Predictor(open_model(str(folder)), TaskSection(kind="vqa"))
+    predictor = Predictor(open_model(str(folder)), TaskSection(type="text"))
     assert predictor.prefix == []
     assert predictor.prompt.user == "answer en {question}"
 

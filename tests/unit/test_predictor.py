@@ -33,7 +33,7 @@ ASKED = [Query(RED, "what?"), Query(RED, "why?"), Query(BROKEN, "what?"), Query(
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     folder = write_tiny_folder(tmp_path_factory.mktemp("base"))
-    return Predictor(open_model(str(folder)), TaskSection(kind="vqa"))
+    return Predictor(open_model(str(folder)), TaskSection(type="text"))
 
 
 def test_questions_in_a_row_about_one_image_prepare_it_once_and_are_answered_as_one_by_one(

@@ -84,7 +84,7 @@ def test_classification_is_learned_in_the_words_of_the_default_prompt(tiny) -> N
 def test_questions_are_learned_in_the_words_of_the_default_prompt(tiny) -> None:  # type: ignore[no-untyped-def]
     image = tiny.processor.process(draw("digit", 0)[0])
     learned = head(defaults.VQA_SYSTEM_PROMPT) + "<image>" * 16 + branch("What color is it?")
-    builder = PromptBuilder(tiny.tokenizer, TaskSection(kind="vqa"), None)
+    builder = PromptBuilder(tiny.tokenizer, TaskSection(type="text"), None)
     assert builder.build("What color is it?", image.text).ids == tiny.tokenizer.encode(learned)
 
 

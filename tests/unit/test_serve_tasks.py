@@ -34,7 +34,7 @@ def test_classification_is_asked_as_it_was_trained_also_with_other_labels(opened
 def test_a_model_trained_on_questions_keeps_its_prompt_with_and_without_given_answers(
     opened: OpenedModel,
 ) -> None:
-    tasks = shelf(opened, TaskSection(kind="vqa", system_prompt="Be brief.", user_prompt="answer en {question}"))
+    tasks = shelf(opened, TaskSection(type="text", system_prompt="Be brief.", user_prompt="answer en {question}"))
     assert "Be brief." in prompt_of(opened, tasks.open_question(None))
     assert "Be brief." in prompt_of(opened, tasks.closed_question(["yes", "no"], None))
     assert "Be long." in prompt_of(opened, tasks.open_question("Be long."))

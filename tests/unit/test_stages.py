@@ -36,7 +36,7 @@ def test_first_the_connector_alone_then_with_lora_from_where_it_came_to(tmp_path
     assert align.model.connector is not None and align.model.connector.start is None
     assert instruct.model.connector is not None
     assert instruct.model.connector.start == str(tmp_path / "stages-align")
-    assert (align.task.kind, instruct.task.kind, instruct.train.max_steps) == ("vqa", "vqa", 7)
+    assert (align.task.type, instruct.task.type, instruct.train.max_steps) == ("text", "text", 7)
     decided = recipes.apply(instruct, num_train=100_000, num_labels=0)
     assert decided.adapter.parts == ["connector"] and "mlp" in (decided.adapter.targets or [])
     assert decided.adapter.learning_rate_factors == {"connector": 0.1}

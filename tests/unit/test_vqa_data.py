@@ -22,7 +22,7 @@ from vlmtune.records import Example
 pytestmark = pytest.mark.unit
 
 SETS = {"train2014": 8, "val2014": 4, "test2015": 2}
-VQA = TaskSection(kind="vqa")
+VQA = TaskSection(type="text")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,9 @@ def test_images_may_be_elsewhere_and_named_by_number_alone(official: Path, tmp_p
     for path in (official / "train2014").iterdir():
         (folder / path.name.removeprefix("COCO_train2014_")).write_bytes(path.read_bytes())
     questions = official / "v2_OpenEnded_mscoco_train2014_questions.json"
-    rows = open_source(DataSection(source=str(questions), image_folder=str(tmp_path / "coco")), "vqa").splits["train"]()
+    rows = open_source(DataSection(source=str(questions), image_folder=str(tmp_path / "coco")), ask=True).splits[
+        "train"
+    ]()
     assert rows[0].image.path == folder / "000000001000.jpg" and all(row.has_image for row in rows)
 
 
@@ -104,7 +106,7 @@ def test_images_without_ids_are_told_apart_by_their_content(tmp_path: Path) -> N
     }
     table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     table.map(lambda row: row).to_parquet(tmp_path / "own.parquet")
-    rows = open_source(DataSection(source=str(tmp_path / "own.parquet")), "vqa").splits["train"]()
+    rows = open_source(DataSection(source=str(tmp_path / "own.parquet")), ask=True).splits["train"]()
     assert [row.image_id for row in rows] == ["train/0", "train/0", "train/2", "train/2"]
     assert rows[0].image is rows[1].image and rows[0].answers == ("red",) * 10
 
@@ -113,7 +115,7 @@ def test_a_table_of_questions_needs_a_image_a_question_and_an_answer(tmp_path: P
     for name in ("a", "b"):
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "asked.csv").write_text("image,question,answer\na.png,What?,red\na.png,How many?,2\nb.png,What?,red\n")
-    source = open_source(DataSection(source=str(tmp_path / "asked.csv")), "vqa")
+    source = open_source(DataSection(source=str(tmp_path / "asked.csv")), ask=True)
     rows = source.splits["all"]()
     assert [(row.id, row.answers[0], len(row.answers)) for row in rows] == [
         ("a.png", "red", 10), ("a.png#2", "2", 10), ("b.png", "red", 10),
@@ -124,7 +126,7 @@ def test_a_table_of_questions_needs_a_image_a_question_and_an_answer(tmp_path: P
     lines = [{"image": "a.png", "query": "What?", "replies": ["red", "scarlet"], "question_id": 7}]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
     keys = {"question_column": "query", "answer_column": "replies"}
-    (row,) = open_source(DataSection(source=str(tmp_path / "asked.jsonl"), **keys), "vqa").splits["all"]()
+    (row,) = open_source(DataSection(source=str(tmp_path / "asked.jsonl"), **keys), ask=True).splits["all"]()
     assert (row.id, row.answers) == ("7", ("red", "scarlet"))
 
 
@@ -226,9 +228,9 @@ def test_bad_rows_of_tables_are_named(tmp_path: Path) -> None:
 
 
 def test_sets_of_labels_and_of_questions_are_not_taken_for_each_other(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"builtin:digits is made for task\.kind: classify.*builtin:drawn-vqa"):
+    with pytest.raises(DataError, match=r"builtin:digits is made for task\.question_from: prompt.*builtin:drawn-vqa"):
         load("builtin:digits")
-    with pytest.raises(DataError, match=r"made for task\.kind: vqa"):
+    with pytest.raises(DataError, match=r"made for task\.question_from: data"):
         load("builtin:drawn-vqa", TaskSection())
     (tmp_path / "cats").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "cats" / "a.png")
@@ -287,7 +289,7 @@ def test_a_share_of_questions_is_taken_by_whole_images_and_lies_in_a_larger_shar
 
 
 def test_a_closed_list_keeps_only_training_questions_that_it_can_answer(official: Path) -> None:
-    task = TaskSection(kind="vqa", labels=["yes", "no"])
+    task = TaskSection(question_from="data", labels=["yes", "no"])
     splits, every = load(official, task), load(official)
     assert splits.labels is not None and splits.labels.stored == ("yes", "no")
     assert {e.answers[0] for e in splits.train} <= {"yes", "no"} and splits.train

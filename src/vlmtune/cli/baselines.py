@@ -57,8 +57,8 @@ def measure_baselines(experiment: Experiment, splits: Splits, run: Path, base: P
     from vlmtune.report.files import write_json
     from vlmtune.runs.prepare import open_base, open_checkpoint
 
-    if experiment.task.kind != "classify":
-        raise UserError("Baselines are for classification, not for questions (task.kind: classify).")
+    if experiment.task.asks_from_data or not experiment.task.is_closed:
+        raise UserError("Baselines are for classification, not for questions (task.type: choice).")
     opened = open_base(experiment.model)
     examples = measured_examples(experiment.evaluate, splits)
     folder = base or run / "evaluation" / f"{experiment.evaluate.split}-base"

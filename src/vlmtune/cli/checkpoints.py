@@ -46,7 +46,7 @@ def checkpoints(
         raise RunFolderError(f"{run} is not a run folder: it has no config.yaml. Give one that `vlmtune train` wrote.")
     changes = [f"evaluate.split={split}", "evaluate.mode=full", *([f"evaluate.limit={limit}"] if limit else [])]
     experiment, splits = load_data(load_experiment(run, changes))
-    if experiment.task.kind != "classify":
+    if experiment.task.asks_from_data or not experiment.task.is_closed:
         raise UserError(
             f"{run} answers questions; checkpoint_curve compares label accuracy, so it is for classification."
         )

@@ -80,8 +80,8 @@ def run_learning_curve(
     console = stderr_console()
     folder = Path(experiment.output_dir) / f"{experiment.name}-learning-curve"
     resolved, splits = load_data(experiment)
-    if experiment.task.kind != "classify":
-        raise UserError("A learning curve compares label accuracy, so it is for classification (task.kind: classify).")
+    if experiment.task.asks_from_data or not experiment.task.is_closed:
+        raise UserError("A learning curve compares label accuracy, so it is for classification (task.type: choice).")
     if not splits.test:
         raise UserError("A learning curve needs test images. Check data.test_split and data.test_fraction.")
     measured = fingerprint(measured_examples(resolved.evaluate, splits))

@@ -63,14 +63,13 @@ def predict(
     predictor = open_predictor(
         model, labels=read_labels(labels), is_question=question is not None, batch_size=batch_size
     )
-    if predictor.task.kind == "vqa" and question is None:
+    if predictor.task.asks_from_data and question is None:
         raise UserError(f"{model}: trained to answer questions. Ask one: --question 'What is it?'")
     if predictor.labels is None and (top or abstain_below is not None):
         raise UserError("--question: an open answer has no --top or --abstain-below.")
     found = image_inputs(images, allow_urls=allow_urls)
     stored = None if predictor.labels is None else predictor.labels.stored
     if predictor.labels is None:
-        assert question is not None
         results = _answers(predictor, found, question)
     else:
         shown = top if json_ or csv_ else top or _LABELS_SHOWN
@@ -123,7 +122,7 @@ def _labels(
         }
 
 
-def _answers(predictor: Predictor, found: Iterable[ImageSource], question: str) -> Iterator[Result]:
+def _answers(predictor: Predictor, found: Iterable[ImageSource], question: str | None) -> Iterator[Result]:
     from vlmtune.inference.predictor import Query
 
     names: deque[str] = deque()

@@ -62,7 +62,7 @@ def run_search(experiment: Experiment, *, num_trials: int, num_jobs: int = 1) ->
     from vlmtune.workflows.trials import Search
 
     check_installed(experiment.tracking)
-    folder = Path(experiment.output_dir) / f"{experiment.name}-search"
+    folder, task = Path(experiment.output_dir) / f"{experiment.name}-search", experiment.task
     resolved, splits = load_data(experiment)
     if not splits.validation:
         raise DataError("A search needs validation images. Check data.validation_split and data.validation_fraction.")
@@ -74,7 +74,7 @@ def run_search(experiment: Experiment, *, num_trials: int, num_jobs: int = 1) ->
         ):
             bar.start_at(studied.num_done)
             _Session(studied, processes, bar, num_trials, num_jobs, len(splits.validation)).run()
-        against = _against_runner_up(studied, splits) if experiment.task.kind == "classify" else None
+        against = _against_runner_up(studied, splits) if task.is_closed and not task.asks_from_data else None
         return _write(studied, num_trials, len(splits.validation), against), folder
     finally:
         studied.close()

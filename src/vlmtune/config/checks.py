@@ -11,6 +11,7 @@ from vlmtune.config import search_space
 from vlmtune.config.augmentation import find_mistakes
 from vlmtune.config.schema import PARTS, ROLES, Experiment
 from vlmtune.errors import unknown_name
+from vlmtune.records import clean_label
 
 Finding = tuple[tuple[str | int, ...], str]
 
@@ -20,6 +21,7 @@ def find_contradictions(experiment: Experiment) -> Iterator[Finding]:
     yield from _name(experiment)
     yield from _image_tokens(experiment)
     yield from _connector(experiment)
+    yield from _task(experiment)
     yield from _labels(experiment)
     yield from _label_names(experiment)
     yield from _adapter(experiment)
@@ -79,35 +81,53 @@ def _connector(experiment: Experiment) -> Iterator[Finding]:
         )
 
 
+def _task(experiment: Experiment) -> Iterator[Finding]:
+    """Keys of another type than the task's."""
+    task = experiment.task
+    if task.labels is not None and task.type != "choice":
+        instead = {"bool": "The labels of a bool are no and yes.", "score": "Name the levels in task.levels."}
+        advice = instead.get(task.type, "Set task.type: choice, or leave the labels out.")
+        yield ("task", "labels"), f"found with task.type: {task.type}, expected none. {advice}"
+    if task.levels is not None and not task.is_ordered:
+        yield ("task", "levels"), f"found with task.type: {task.type}, expected task.type: score."
+    if task.label_names is not None and not task.is_closed:
+        yield ("task", "label_names"), f"found with task.type: {task.type}, which has no labels to name. Remove it."
+    if task.is_bool and not task.asks_from_data and not (task.user_prompt or "").strip():
+        yield ("task", "user_prompt"), "found none, and nothing else says what is asked: write the yes-or-no question."
+
+
 def _labels(experiment: Experiment) -> Iterator[Finding]:
-    labels = experiment.task.labels
-    if labels is None:
-        return
-    if len(labels) < 2:
-        many = "an empty list" if not labels else "one label"
-        yield ("task", "labels"), f"found {many}, expected at least two to choose from (or none, to take the data's)."
-    first: dict[str, int] = {}
-    for index, label in enumerate(labels):
-        if not label.strip():
-            yield ("task", "labels", index), "found an empty label, expected text."
-        elif label in first:
-            yield ("task", "labels", index), f"found '{label}' again (first as item {first[label] + 1}). Remove one."
-        else:
-            first[label] = index
+    for key, labels in (("labels", experiment.task.labels), ("levels", experiment.task.levels)):
+        if labels is None:
+            continue
+        if len(labels) < 2:
+            many = "an empty list" if not labels else f"one {key[:-1]}"
+            yield ("task", key), f"found {many}, expected at least two to choose from (or none, to take the data's)."
+        first: dict[str, int] = {}
+        for index, label in enumerate(labels):
+            cleaned = clean_label(label)
+            if not cleaned:
+                yield ("task", key, index), f"found an empty {key[:-1]}, expected text."
+            elif cleaned in first:
+                yield ("task", key, index), f"found '{label}' again (first as item {first[cleaned] + 1}). Remove one."
+            else:
+                first[cleaned] = index
 
 
 def _label_names(experiment: Experiment) -> Iterator[Finding]:
-    names = experiment.task.label_names
-    if names is None:
+    task, names = experiment.task, experiment.task.label_names
+    if names is None or not task.is_closed:
         return
-    labels = experiment.task.labels
+    known = "the labels of a bool" if task.is_bool else "task.levels" if task.is_ordered else "task.labels"
+    given = task.fixed_labels
+    labels = None if given is None else [clean_label(label) for label in given]
     owner: dict[str, str] = {}
-    for stored, shown in names.items():
+    for stored, shown in ((clean_label(stored), shown) for stored, shown in names.items()):
         path = ("task", "label_names", stored)
         if labels is not None and stored not in labels:
-            yield path, "not among task.labels. " + unknown_name("label", stored, labels)
-        forms = [shown] if isinstance(shown, str) else shown
-        if not forms or not all(form.strip() for form in forms):
+            yield path, f"not among {known}. " + unknown_name("label", stored, labels)
+        forms = [clean_label(form) for form in ([shown] if isinstance(shown, str) else shown)]
+        if not forms or not all(forms):
             yield path, "found an empty name, expected the text the model is shown."
         for form in forms:
             if owner.setdefault(form, stored) != stored:
@@ -115,7 +135,7 @@ def _label_names(experiment: Experiment) -> Iterator[Finding]:
     if labels is not None:
         for stored in (label for label in labels if label not in names and owner.get(label, label) != label):
             path = ("task", "label_names", owner[stored])
-            yield path, f"'{stored}' is the name of another label in task.labels: two labels cannot share a name."
+            yield path, f"'{stored}' is the name of another label in {known}: two labels cannot share a name."
 
 
 def _adapter(experiment: Experiment) -> Iterator[Finding]:
@@ -152,15 +172,15 @@ def _train(experiment: Experiment) -> Iterator[Finding]:
             ("train", "class_weights"),
             "found 'balanced' beside train.sampling: balanced: rare labels would count twice. Choose one of the two.",
         )
-    if task.kind == "classify":
+    if task.is_closed and not task.asks_from_data:
         return
     # Two questions cannot be asked of one mixed image at once, and open answers have no set to spread a target over.
     for key in ("mixup", "cutmix", "label_smoothing"):
         if getattr(train, key):
-            yield ("train", key), f"found {getattr(train, key):g} with task.kind: {task.kind}, expected 0."
+            yield ("train", key), f"found {getattr(train, key):g} with task.type: {task.type}, expected 0."
     for key, default in (("sampling", "natural"), ("class_weights", "none")):
         if getattr(train, key) != default:
-            yield ("train", key), f"found 'balanced' with task.kind: {task.kind}, which has no labels to balance."
+            yield ("train", key), f"found 'balanced' with task.type: {task.type}, which has no labels to balance."
 
 
 def _evaluate(experiment: Experiment) -> Iterator[Finding]:

@@ -82,7 +82,7 @@ WHOLE_PARTS: tuple[Choice, ...] = (
            "whole weights learn images by heart; crops and light keep any label true, flips would not keep text"),
 )
 
-# Where images are asked about (task.kind: vqa), before the tables above.
+# Where each example has a question of its own (task.question_from: data), before the tables above.
 QUESTIONS: tuple[Choice, ...] = (
     Choice("train.augment", "none", "none",
            "a crop may cut off what a question is about, and other light change the color it asks for"),
@@ -132,7 +132,7 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
     is_beside_lora = bool(decided.adapter.targets) and "connector" in (decided.adapter.parts or [])
     if is_beside_lora and _is_aligned(decided.model.connector):
         decided.adapter.learning_rate_factors.setdefault("connector", ALIGNED_FACTOR)
-    questions = QUESTIONS if decided.task.kind == "vqa" else ()
+    questions = QUESTIONS if decided.task.asks_from_data else ()
     for choice in (*questions, *(() if decided.adapter.targets else WHOLE_PARTS), *TABLE):
         _decide(decided, choice, column, counts)
     assert decided.adapter.rank is not None

@@ -123,7 +123,7 @@ class Stage(Section):
     """What one stage learns from, and how. Keys left out are decided as for `vlmtune train`."""
 
     data: DataSection = Field(default_factory=DataSection)
-    task: TaskSection = Field(default_factory=lambda: TaskSection(kind="vqa"))
+    task: TaskSection = Field(default_factory=lambda: TaskSection(type="text"))
     adapter: AdapterSection = Field(default_factory=AdapterSection)
     train: TrainSection = Field(default_factory=TrainSection)
 
@@ -177,8 +177,8 @@ class Stages(Section):
 
     def _experiment(self, stage: Stage, model: ModelSection, name: str) -> Experiment:
         task = stage.task
-        if "kind" not in task.model_fields_set:
-            task = task.model_copy(update={"kind": "vqa"})
+        if "type" not in task.model_fields_set:
+            task = task.model_copy(update={"type": "text"})
         return Experiment(
             name=name,
             seed=self.seed,

@@ -25,6 +25,10 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 ListLabels = Literal["prompt", "never", "drop-after-first-epoch"]
 ImagePosition = Literal["first", "last"]
+TaskType = Literal["choice", "bool", "score", "text"]
+
+BOOL_LABELS = ("no", "yes")
+"""The stored labels of a bool, in this order."""
 
 ROLES = ("attention", "mlp", "conv", "connector", "vision_attention", "vision_mlp")
 """What LoRA targets may name besides raw layer names; a role covers the right layers in every model family."""
@@ -78,8 +82,8 @@ class DataSection(Section):
     source: str = "builtin:digits"
     """A folder of class folders, a CSV/JSONL/parquet file, a `datasets` folder, a hub id, or `builtin:digits`.
 
-    For questions (`task.kind: vqa`) a table or data set with questions and answers, a folder with VQA's official JSON
-    files, or `builtin:drawn-vqa`.
+    For an image with a question of its own (`task.question_from: data`) a table or data set with questions and answers,
+    a folder with VQA's official JSON files, or `builtin:drawn-vqa`.
     """
     revision: str | None = None
     subset: str | None = None
@@ -118,9 +122,16 @@ class DataSection(Section):
 class TaskSection(Section):
     """What is asked of an image."""
 
-    kind: Literal["classify", "vqa"] = "classify"
+    type: TaskType = "choice"
+    """The answer space: `choice` among a closed set of labels, `bool` (no or yes), `score` (ordered levels), or `text`
+    (any words)."""
+    question_from: Literal["prompt", "data"] | None = None
+    """`prompt`: every image is asked the same words, those of the prompt. `data`: each example has words of its own (a
+    question column, VQA's official files, conversations, captions). Default: data for text, prompt for the others."""
     labels: list[str] | None = None
-    """The closed set of stored labels, in the order they are listed. Default: from the data."""
+    """Of a choice: the stored labels, in the order they are listed. Default: from the data."""
+    levels: list[str] | None = None
+    """Of a score: the stored labels from low to high. Default: as the data declares them, or numbers in their order."""
     label_names: dict[str, str | list[str]] | None = None
     """Stored label -> the name the model is shown (or several surface forms, the first of which is trained on)."""
     system_prompt: str | None = None
@@ -131,6 +142,33 @@ class TaskSection(Section):
     image_position: ImagePosition = "first"
     max_answer_tokens: int = Field(default=32, ge=1)
     """An open answer is cut there."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the answer is one of a known set, so that every answer has a probability."""
+        return self.type != "text"
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the answers lie on a scale, so that a near miss is better than a far one."""
+        return self.type == "score"
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether the answers are no and yes."""
+        return self.type == "bool"
+
+    @property
+    def asks_from_data(self) -> bool:
+        """Whether each example has a question of its own."""
+        return (self.question_from or ("prompt" if self.is_closed else "data")) == "data"
+
+    @property
+    def fixed_labels(self) -> list[str] | None:
+        """The stored labels where the task itself says them; None where the data does, or answers are open."""
+        if self.is_bool:
+            return list(BOOL_LABELS)
+        return self.levels if self.is_ordered else self.labels
 
     def after_first_epoch(self) -> TaskSection:
         """The task as every epoch but the first, and everything after training, asks it."""

@@ -18,7 +18,9 @@ from vlmtune.errors import unknown_name
 ALPHA_PER_RANK = "adapter.alpha_per_rank"
 """Not a key of the experiment: α / r, the factor on LoRA's update, which is what a search over ranks should vary."""
 
-_MEASURES_ANOTHER_THING = {"task.kind", "task.labels", "task.label_names", "task.max_answer_tokens"}
+_MEASURES_ANOTHER_THING = {
+    f"task.{key}" for key in ("type", "question_from", "labels", "levels", "label_names", "max_answer_tokens")
+}
 """Accuracies of trials that differ in these would not be of the same question."""
 _DECIDES_NOTHING = {
     "train.save_every",

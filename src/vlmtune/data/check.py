@@ -175,10 +175,10 @@ def check_data(
     looks = list(_look_at_all([example.image for _, example in members], num_threads, on_advance))
 
     described = splits.description["splits"]
-    key = "per_label" if task.kind == "classify" else "per_answer_type"
+    key = "per_answer_type" if splits.labels is None or task.asks_from_data else "per_label"
     labels = list(dict.fromkeys(label for role in ROLES for label in described[role][key]))
     per_label = {label: {str(role): described[role][key].get(label, 0) for role in ROLES} for label in labels}
-    num_questions = sum(len(splits.split(role)) for role in ROLES) if task.kind == "vqa" else 0
+    num_questions = sum(len(splits.split(role)) for role in ROLES) if task.asks_from_data else 0
     readable = [i for i, look in enumerate(looks) if look.problem is None]
     groups, group_counts = _exact_duplicates(members, looks, readable)
     near, near_counts = _near_duplicates(members, looks, readable)

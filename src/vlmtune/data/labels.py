@@ -7,47 +7,83 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vlmtune.config.schema import TaskSection
-from vlmtune.data.read.rows import Row, clean_label
+from vlmtune.data.read.rows import Row, some
 from vlmtune.errors import DataError, unknown_name
-from vlmtune.records import LabelSet
+from vlmtune.records import LabelSet, clean_label
 
 
 def build_label_set(
     task: TaskSection, rows: Sequence[Row], class_names: Sequence[str] | None, where: str
 ) -> tuple[LabelSet, str]:
-    """The label set of a classification task, and where it comes from.
+    """The label set of a closed task, and where it comes from.
 
-    `task.labels` decides, in its order; else the source's ClassLabel names, in theirs; else, where the data hold
-    numbers and `task.label_names` names them, its keys; else the labels found in the data, sorted.
-    With ClassLabel names, a number in `task.labels` or `task.label_names` means the class of that index.
+    The task's own labels (`TaskSection.fixed_labels`) decide, in their order; else the source's ClassLabel names, in
+    theirs; else, where the data hold numbers and `task.label_names` names them, its keys; else the labels found in the
+    data, sorted. With ClassLabel names, a number in `task.labels`, `task.levels` or `task.label_names` means the class
+    of that index.
 
-    Raises DataError: a row whose label is not in the set (with file and row), a name for a label that is not
-    there, two labels shown alike, fewer than two labels.
+    Where examples have questions of their own, annotators may give answers outside the set; those teach nothing.
+
+    Raises DataError: a row whose label is not in the set (with file and row), a name for a label that is not there,
+    two labels shown alike, fewer than two labels, levels that are not numbers and that nobody has put in order.
     """
-    names = _shown_names(task)
-    given = None if task.labels is None else [clean_label(label) for label in task.labels]
-    if given is not None and (twice := _twice(given)):
-        raise DataError(f"task.labels holds '{twice[0]}' twice. List every label once.")
+    key = "task.levels" if task.is_ordered else "task.labels"
+    names = {clean_label(label): _as_tuple(name) for label, name in (task.label_names or {}).items()}
+    given = None if task.fixed_labels is None else [clean_label(label) for label in task.fixed_labels]
+    class_names = None if task.is_bool or class_names is None else [clean_label(name) for name in class_names]
     if class_names is not None:
-        twice = _twice(class_names)
-        if twice:
+        if twice := _twice(class_names):
             raise DataError(f"{where}: ClassLabel has the name '{twice[0]}' twice. Every class needs its own name.")
         names = _indices_to_names(names, class_names, "task.label_names")
         if given is not None:
-            given = list(_indices_to_names(dict.fromkeys(given, ()), class_names, "task.labels"))
+            given = list(_indices_to_names(dict.fromkeys(given, ()), class_names, key))
 
-    found = {row.answers[0]: row for row in reversed(rows)}  # label -> its first row
-    are_numbers = bool(found) and all(re.fullmatch(r"-?\d+", label) for label in found)
+    found = {clean_label(answer): row for row in reversed(rows) for answer in row.answers if answer.strip()}
+    are_numbers = bool(found) and all(map(_is_number, found))
     if given is not None:
-        stored, origin, set_name = given, "task.labels", "task.labels"
+        stored, origin = given, "the task's type" if task.is_bool else key
     elif class_names is not None:
-        stored, origin, set_name = list(class_names), "the source's class names", "the source's class names"
+        stored, origin = class_names, "the source's class names"
     elif are_numbers and names:
-        stored, origin, set_name = list(names), "task.label_names", "task.label_names"
+        stored, origin = list(names), "task.label_names"
+    elif task.is_ordered and not are_numbers:
+        raise DataError(
+            f"{where}: the levels of a score are not numbers ({some(sorted(found))}), so nothing says which is higher. "
+            "List them from low to high in task.levels."
+        )
     else:
-        stored = sorted(found, key=int) if are_numbers else sorted(found)
-        origin, set_name = "the data", "the data"
+        stored, origin = sorted(found, key=float) if are_numbers else sorted(found), "the data"
+    if task.is_ordered and origin == "task.label_names":
+        stored = sorted(stored, key=float)
 
+    known = set(stored)
+    if not task.asks_from_data:
+        _refuse_strays(rows, stored, "no or yes" if task.is_bool else "the data" if origin == "the data" else origin)
+    for label in names:
+        if label not in known:
+            raise DataError(
+                f"task.label_names names a label that is not there. {unknown_name('label', label, stored)} "
+                f"If images of it may come later, list all labels in {key}."
+            )
+    if len(stored) < 2:
+        raise DataError(
+            f"{where}: there {'is only one label (' + stored[0] + ')' if stored else 'are no labels'}. "
+            f"A classifier needs at least two. Check data.label_column and the folders."
+        )
+    return LabelSet.build(stored, names), origin
+
+
+_TRUE, _FALSE = frozenset(("1", "true", "yes", "y", "t")), frozenset(("0", "false", "no", "n", "f"))
+
+
+def normalize_bool(text: str) -> str:
+    """ "no" or "yes" for the usual ways to write them (0/1, true/false, y/n, any case); other text as it is."""
+    word = text.strip().casefold()
+    return "yes" if word in _TRUE else "no" if word in _FALSE else text
+
+
+def _refuse_strays(rows: Sequence[Row], stored: Sequence[str], set_name: str) -> None:
+    """Raise DataError for rows whose label is not in the set."""
     known = set(stored)
     strays = [row for row in rows if row.answers[0] not in known]
     if strays:
@@ -57,47 +93,14 @@ def build_label_set(
             f"{strays[0].origin}: a label is not in {set_name}{more}. "
             f"{unknown_name('label', strays[0].answers[0], stored)} Correct the data, or add the label to {set_name}."
         )
-    for label in names:
-        if label not in known:
-            raise DataError(
-                f"task.label_names names a label that is not there. {unknown_name('label', label, stored)} "
-                f"If images of it may come later, list all labels in task.labels."
-            )
-    if len(stored) < 2:
-        raise DataError(
-            f"{where}: there {'is only one label (' + stored[0] + ')' if stored else 'are no labels'}. "
-            f"A classifier needs at least two. Check data.label_column and the folders."
-        )
-    shown = tuple(names.get(label) or (label,) for label in stored)
-    _check_told_apart(stored, shown)
-    return LabelSet(tuple(stored), shown), origin
 
 
-def build_answer_list(task: TaskSection) -> LabelSet | None:
-    """The closed list of answers of a question task, from `task.labels`; None where answers are open.
-
-    White space inside an answer counts as one space, as in the targets that are learned. Raises DataError for an answer
-    that stands twice or is shown as another one is.
-    """
-    if task.labels is None:
-        return None
-    stored = tuple(" ".join(clean_label(label).split()) for label in task.labels)
-    if twice := _twice(stored):
-        raise DataError(f"task.labels holds '{twice[0]}' twice. List every answer once.")
-    names = _shown_names(task)
-    shown = tuple(names.get(answer) or (answer,) for answer in stored)
-    _check_told_apart(stored, shown)
-    return LabelSet(stored, shown)
+def _as_tuple(name: str | Sequence[str]) -> tuple[str, ...]:
+    return (name,) if isinstance(name, str) else tuple(name)
 
 
-def _shown_names(task: TaskSection) -> dict[str, tuple[str, ...]]:
-    names: dict[str, tuple[str, ...]] = {}
-    for label, forms in (task.label_names or {}).items():
-        texts = tuple(clean_label(form) for form in ([forms] if isinstance(forms, str) else forms))
-        if not texts or not all(texts):
-            raise DataError(f"task.label_names: the name of '{label}' is empty. Write the words the model is shown.")
-        names[clean_label(label)] = texts
-    return names
+def _is_number(label: str) -> bool:
+    return re.fullmatch(r"[-+]?\d+(\.\d+)?", label) is not None
 
 
 def _indices_to_names(
@@ -115,17 +118,6 @@ def _indices_to_names(
             f"0 ({class_names[0]}) to {len(class_names) - 1} ({class_names[-1]})."
         )
     return {class_names[int(value)]: forms for value, forms in values.items()}
-
-
-def _check_told_apart(stored: Sequence[str], shown: Sequence[tuple[str, ...]]) -> None:
-    owner: dict[str, str] = {}
-    for label, forms in zip(stored, shown, strict=True):
-        for form in forms:
-            if owner.setdefault(form, label) != label:
-                raise DataError(
-                    f"The labels '{owner[form]}' and '{label}' are both shown as '{form}', so no answer could tell "
-                    f"them apart. Give them different names in task.label_names, or merge them in the data."
-                )
 
 
 def _twice(values: Sequence[str]) -> list[str]:

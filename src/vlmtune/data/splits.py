@@ -9,12 +9,12 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.duplicates import group_identical_files
-from vlmtune.data.labels import build_answer_list, build_label_set
+from vlmtune.data.labels import build_label_set, normalize_bool
 from vlmtune.data.read.rows import Row, Source
 from vlmtune.data.read.sources import open_source
 from vlmtune.data.split_names import ROLES, Role, assign_roles, parse_split
@@ -58,16 +58,14 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
 
     Raises DataError, naming file and row or key, for anything in the source or the label set that cannot be used.
     """
-    source = open_source(data, task.kind)
+    source = open_source(data, task.asks_from_data)
     roles = assign_roles(data, source.splits, source.name)
-    rows = _read_roles(source, roles)
+    rows = {role: [_row_of_task(row, task) for row in members] for role, members in _read_roles(source, roles).items()}
     every = [row for role in ROLES for row in rows.get(role, [])]
     if not every:
         raise DataError(f"{source.name}: there are no images in it.")
-    labels: LabelSet | None
-    if task.kind == "vqa":
-        labels, labels_from = build_answer_list(task), "answers are open" if task.labels is None else "task.labels"
-    else:
+    labels, labels_from = None, "answers are open"
+    if task.is_closed:
         labels, labels_from = build_label_set(task, every, source.class_names, source.name)
 
     notes = list(source.notes)
@@ -81,11 +79,10 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     origins = {role: f"split '{name}'" if len(source.splits) > 1 else "the source" for role, name in roles.items()}
     if rows.get("train"):
         _hold_out_missing(rows, origins, data, seed, notes)
-    if task.kind == "vqa":
+    if labels is None or task.asks_from_data:
         left_out += [asdict(item) for item in leave_out_unlearnable(rows, labels, source.name)]
     examples = {role: [_example(row) for row in rows.get(role, [])] for role in ROLES}
-    if task.kind == "classify":
-        assert labels is not None
+    if labels is not None and not task.asks_from_data:
         _note_labels_without_images(labels, examples, notes)
 
     described: dict[str, Any] = {}
@@ -123,7 +120,7 @@ def subset(examples: Sequence[Example], num: int, seed: int, purpose: str = "sub
     """
     if num >= len(examples):
         return list(examples)
-    if examples[0].question is not None:
+    if examples[0].image_id is not None:
         return take_images(examples, num, seed, purpose)
     order = stratified_order(
         [example.id for example in examples],
@@ -167,7 +164,7 @@ def hold_out(rows: Sequence[Row], share: float, seed: int, purpose: str) -> tupl
     image stay together, and the share is not stratified.
     Returns the rows kept, the rows held out (both in their order) and how many rows have an identical twin.
     """
-    if rows[0].question is not None:
+    if rows[0].image_id is not None:
         return *hold_out_images(rows, share, seed, purpose), 0
     groups: dict[int, list[int]] = defaultdict(list)
     for position, first in enumerate(group_identical_files([row.image for row in rows])):
@@ -237,7 +234,7 @@ def _hold_out_missing(
         if role in rows:
             continue
         rows["train"], rows[role], num_twins = hold_out(rows["train"], share, its_seed, role)
-        how = "stratified" if not rows["train"] or rows["train"][0].question is None else "by image"
+        how = "stratified" if not rows["train"] or rows["train"][0].image_id is None else "by image"
         origins[role] = f"held out of {whole} (data.{role}_fraction {share:g}, {how}, seed {its_seed})"
         origins["train"] += f", less the {role} images"
         if num_twins:
@@ -266,6 +263,13 @@ def _limited(examples: list[Example], role: Role, data: DataSection, seed: int) 
     return subset(examples, num, TEST_SEED if role == "test" else seed), " and ".join(reasons)
 
 
+def _row_of_task(row: Row, task: TaskSection) -> Row:
+    """The row with the answers of a bool as no and yes; one with an open answer has no label to stratify by."""
+    if task.is_bool:
+        return replace(row, answers=tuple(map(normalize_bool, row.answers)))
+    return row if task.is_closed or row.image_id is not None else replace(row, image_id=row.id)
+
+
 def _example(row: Row) -> Example:
     return Example(
         row.id, row.image, row.answers, row.question, row.question_type, row.answer_type, row.image_id, row.history
@@ -274,11 +278,10 @@ def _example(row: Row) -> Example:
 
 def _counts(examples: Sequence[Example], labels: LabelSet | None, task: TaskSection) -> dict[str, Any]:
     """What a split's description counts: its labels, or of questions their images and types of answer."""
-    if task.kind == "vqa":
+    if labels is None or task.asks_from_data:
         types = Counter(example.answer_type or "" for example in examples)
         images = len({example.image_id for example in examples})
         return {"per_label": {}, "images": images, "per_answer_type": dict(types)}
-    assert labels is not None
     counts = Counter(example.label for example in examples)
     return {"per_label": {label: counts[label] for label in labels.stored}}
 

@@ -68,7 +68,7 @@ def describe(experiment: Experiment, num_samples: int | None, image_size: tuple[
     if not images:
         size = image_size or (512, 512)
         images = [processor.process(Image.new("RGB", size))]
-        questions = ["What is shown?" if resolved.task.kind == "vqa" else None]
+        questions = ["What is shown?" if resolved.task.asks_from_data else None]
         answers = [forms[0] for forms in labels.shown] if labels else []
         origin += f"; images of {size[0]} × {size[1]} pixels assumed"
     largest = max(images, key=lambda image: image.num_tokens)

@@ -71,7 +71,7 @@ def evaluate_checkpoint(
     target = RunLayout(folder).evaluation(section.split, name)
     if is_evaluation(target) and (before := int(read_facts(target)["data"].get("num_examples", 0))) > len(examples):
         say(f"This replaces {target}, which was measured on {before} examples, by one of {len(examples)}.")
-    if task.kind == "vqa":
+    if task.asks_from_data or not task.is_closed:
         return evaluate_vqa(predictor, examples, target, name=name, section=section, facts=facts, watch=watch, say=say)
     return evaluate(
         predictor, examples, target, name=name, section=section, splits=splits, facts=facts, watch=watch, say=say

@@ -25,8 +25,8 @@ _NUM_DIFFERENCES = 10
 _NUM_LABELS = 50
 _LIBRARIES = {"peft": "peft", "merged": "transformers", "gguf": "llama.cpp"}
 _RELATIONS = {"peft": "adapter", "merged": "finetune", "gguf": "quantized"}
+_HUB_TASKS = {"classify": "image-classification", "vqa": "visual-question-answering"}
 _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1", "vqa_accuracy": "VQA accuracy"}
-_TASKS = {"classify": "image-classification", "vqa": "visual-question-answering"}
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 
 
 def _metadata(facts: CardFacts, has_license: bool) -> ModelCardData:
-    manifest, base = facts.manifest, str(facts.manifest.origin["base"])
+    manifest, task, base = facts.manifest, facts.manifest.task, str(facts.manifest.origin["base"])
     is_hub_id = "/" in base  # the hub looks it up; a folder or a built-in model is named in the text only
     return ModelCardData(
         library_name=_LIBRARIES[manifest.format],
         pipeline_tag="image-text-to-text",
         base_model=base if is_hub_id else None,
         base_model_relation=_RELATIONS[manifest.format] if is_hub_id else None,
-        tags=["vlmtune", "lora", _TASKS[manifest.task.kind]],
+        tags=["vlmtune", "lora", _HUB_TASKS["classify" if task.is_closed and not task.asks_from_data else "vqa"]],
         model_name=str(manifest.origin["run"]),
         eval_results=_results(facts) or None,
         license="other" if has_license else None,
@@ -86,7 +86,7 @@ def _results(facts: CardFacts) -> list[EvalResult]:
         for key, figure in _figures(evaluation).items():
             results.append(
                 EvalResult(
-                    task_type=_TASKS[evaluation["task"]],
+                    task_type=_HUB_TASKS[evaluation["task"]],
                     dataset_type=source,
                     dataset_name=source,
                     dataset_split=data.get("split"),
@@ -185,7 +185,7 @@ def _python_usage(facts: CardFacts) -> str:
         lines.append(f"model = PeftModel.from_pretrained(base, {PLACE!r})")
     else:
         lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({PLACE!r}{options})"]
-    question = " --question '…'" if facts.manifest.task.kind == "vqa" else ""
+    question = " --question '…'" if facts.manifest.task.asks_from_data else ""
     own = f"```bash\nvlmtune predict {PLACE} image.jpg{question}\nvlmtune serve {PLACE}\n```"
     theirs = "```python\n" + "\n".join(lines) + "\n```"
     parts = [f"With its prompt and labels:\n\n{own}", f"With transformers:\n\n{theirs}"]

@@ -32,11 +32,11 @@ def open_predictor(
         UserError: nothing says which labels there are.
     """
     task, stored = read_task(model)
-    if is_question and task.kind != "vqa":
-        task, stored = TaskSection(kind="vqa"), None
+    if is_question and not task.asks_from_data:
+        task, stored = TaskSection(type="text"), None
     if labels is None:
         labels = stored
-    if labels is None and task.kind == "classify":
+    if labels is None and task.is_closed:
         raise UserError(f"{model}: no run folder, so nothing says which labels there are. Name them: --labels a,b,c")
     opened: OpenedModel = open_adapted(model)
     return Predictor(opened, task, None if labels is None else label_set(labels, task), batch_size)
@@ -54,7 +54,5 @@ def read_task(model: str) -> tuple[TaskSection, tuple[str, ...] | None]:
 
 
 def label_set(stored: Sequence[str], task: TaskSection) -> LabelSet:
-    """Stored labels with the names the task shows for them."""
-    names = task.label_names or {}
-    shown = [names.get(label, label) for label in stored]
-    return LabelSet(tuple(stored), tuple((name,) if isinstance(name, str) else tuple(name) for name in shown))
+    """Stored labels with the names the task shows for them. Raises DataError as `LabelSet.build` does."""
+    return LabelSet.build(stored, task.label_names)

@@ -100,7 +100,7 @@ def create_app(service: Service, examples: Sequence[str] = ()) -> App:
             "created": created,
             "owned_by": "vlmtune",
             "labels": tasks.labels,
-            "task": tasks.section.kind,
+            "task": tasks.section.type,
         }
         return _json({"object": "list", "data": [card]})
 

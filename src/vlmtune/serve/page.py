@@ -24,7 +24,7 @@ def render_page(service: Service, examples: Sequence[str] = ()) -> str:
     facts = {
         "model": service.name,
         "labels": tasks.labels,
-        "task": tasks.section.kind,
+        "asks_question": tasks.section.asks_from_data,
         "examples": list(examples),
         "max_bytes": settings.max_body_bytes,
         "max_pixels": settings.max_pixels,

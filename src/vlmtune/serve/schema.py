@@ -224,7 +224,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str
     labels: list[str] | None = Field(description="What it learned to tell apart; null where nothing says so.")
-    task: Literal["classify", "vqa"]
+    task: Literal["choice", "bool", "score", "text"]
 
 
 class ModelList(BaseModel):

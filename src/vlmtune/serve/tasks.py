@@ -127,9 +127,9 @@ class TaskShelf:
 
     def _section(self, kind: _Kind, system: str | None, labels: Sequence[str] | None) -> TaskSection:
         # A model that was trained on questions is asked in its own words also where the answers are given.
-        is_question = kind == "open" or (kind == "closed" and self.section.kind == "vqa")
-        wanted: Literal["vqa", "classify"] = "vqa" if is_question else "classify"
-        section = self.section if self.section.kind == wanted else TaskSection(kind=wanted)
+        is_question = kind == "open" or (kind == "closed" and self.section.asks_from_data)
+        other = TaskSection(type="text" if is_question else "choice")
+        section = self.section if self.section.asks_from_data == is_question else other
         if kind == "closed" and not is_question:
             section = section.model_copy(update={"user_prompt": "{question}"})
         if system is not None:

@@ -66,7 +66,9 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.task = task
         style = tokenizer.prompt_format
-        default_system, default_user = style.classify if task.kind == "classify" else style.vqa
+        is_listed = task.is_closed and not task.asks_from_data and not task.is_bool
+        default_system = (style.classify if is_listed else style.vqa)[0]
+        default_user = (style.vqa if task.asks_from_data else style.classify)[1]
         system = default_system if task.system_prompt is None else task.system_prompt
         user = default_user if task.user_prompt is None else task.user_prompt
         self.lists_labels = LABELS_PLACEHOLDER in system + user and task.list_labels != "never"
@@ -76,9 +78,9 @@ class PromptBuilder:
                 f"The prompt lists the labels ({LABELS_PLACEHOLDER}), but the task has none. Give task.labels, "
                 "or set task.list_labels: never."
             )
-        if task.kind == "vqa" and QUESTION_PLACEHOLDER not in user:
+        if task.asks_from_data and QUESTION_PLACEHOLDER not in user:
             raise ConfigError(
-                f"task.user_prompt: a question task needs {QUESTION_PLACEHOLDER} in it; found {user!r}. "
+                f"task.user_prompt: with task.question_from: data it needs {QUESTION_PLACEHOLDER}; found {user!r}. "
                 f"For example: 'Answer briefly: {QUESTION_PLACEHOLDER}'."
             )
         if style.is_image_first and task.image_position == "last":
@@ -190,7 +192,7 @@ class PromptBuilder:
         if question is not None and not self.asks_question:
             raise DataError(
                 f"The question {question!r} has no place in the prompt {self.user!r}. Put {QUESTION_PLACEHOLDER} into "
-                "task.user_prompt, or set task.kind: vqa."
+                "task.user_prompt, or set task.question_from: data."
             )
         if question is not None and (found := self._control_token(question)):
             raise DataError(f"The question {question!r} holds the special token '{found}'. Write it in another way.")

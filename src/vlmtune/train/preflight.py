@@ -195,7 +195,7 @@ def _read_some(trainer: Trainer) -> Any:
 def _labels(trainer: Trainer) -> list[Finding]:
     splits, labels = trainer.splits, trainer.splits.labels
     sizes = f"{len(splits.train)} training, {len(splits.validation)} validation and {len(splits.test)} test images"
-    if trainer.experiment.task.kind == "vqa":
+    if labels is None or trainer.experiment.task.asks_from_data:
         return _questions(trainer)
     assert labels is not None
     counts = Counter(example.label for example in splits.train)

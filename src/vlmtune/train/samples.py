@@ -139,7 +139,7 @@ class SampleReader:
             len(examples),
             experiment.seed,
             strata=[example.label for example in examples] if train.sampling == "balanced" else None,
-            groups=[example.image_id or example.id for example in examples] if experiment.task.kind == "vqa" else None,
+            groups=[example.image_id or example.id for example in examples] if experiment.task.asks_from_data else None,
         )
         self.targets: Targets = choose_targets(experiment, labels, examples)
         self.augmentation = Augmentation(train.augment or [])

@@ -96,7 +96,7 @@ class AnnotatorTargets:
 def choose_targets(experiment: Experiment, labels: LabelSet | None, examples: Sequence[Example]) -> Targets:
     """The targets of a run, by its task. Raises UserError for options that only labels have."""
     train = experiment.train
-    if experiment.task.kind == "vqa":
+    if experiment.task.asks_from_data or not experiment.task.is_closed:
         asked = {
             "mixup": train.mixup > 0,
             "cutmix": train.cutmix > 0,
@@ -105,7 +105,7 @@ def choose_targets(experiment: Experiment, labels: LabelSet | None, examples: Se
             "sampling: balanced": train.sampling == "balanced",
         }
         if wrong := [f"train.{key}" for key, is_set in asked.items() if is_set]:
-            raise UserError(f"{', '.join(wrong)}: made for labels, and task.kind is vqa. Leave it away.")
+            raise UserError(f"{', '.join(wrong)}: made for labels that every image has one of. Leave it away.")
         return AnnotatorTargets(train.answer, experiment.seed, labels)
     assert labels is not None
     weights = balanced_weights(examples) if train.class_weights == "balanced" else None

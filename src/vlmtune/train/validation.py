@@ -92,5 +92,5 @@ def choose_validator(predictor: Predictor, examples: Sequence[Example]) -> Valid
     """The validator of a run; None without validation images."""
     if not examples:
         return None
-    is_vqa = predictor.task.kind == "vqa"
-    return QuestionValidator(predictor, examples) if is_vqa else LabelValidator(predictor, examples)
+    is_label = predictor.task.is_closed and not predictor.task.asks_from_data
+    return LabelValidator(predictor, examples) if is_label else QuestionValidator(predictor, examples)

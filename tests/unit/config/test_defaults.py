@@ -129,8 +129,8 @@ def test_a_fine_tuned_tiny_model_can_be_said_to_be_tiny() -> None:
 
 
 def test_images_that_are_asked_about_are_not_changed_at_random() -> None:
-    asked = Experiment.model_validate({"task": {"kind": "vqa"}, "adapter": {"parts": ["everything"]}})
+    asked = Experiment.model_validate({"task": {"type": "text"}, "adapter": {"parts": ["everything"]}})
     decided = recipes.apply(asked, num_train=20_000, num_labels=0)
     assert decided.train.augment == [] and decided.train.batch_size == 96
-    named = Experiment.model_validate({**asked.model_dump(), "task": {"kind": "classify"}})
+    named = Experiment.model_validate({**asked.model_dump(), "task": {"type": "choice"}})
     assert recipes.apply(named, num_train=20_000, num_labels=10).train.augment != []

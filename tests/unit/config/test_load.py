@@ -198,7 +198,7 @@ def test_a_missing_file_is_refused(tmp_path) -> None:
         ("data: {source: {a: 1}}\n", "data.source: found keys with values, expected text."),
         ("adapter: {targets: attention}\n", "found 'attention', expected a list, such as [first, second]."),
         ("adapter: {rslora: maybe}\n", "found 'maybe', expected true or false."),
-        ("task: {kind: clasify}\n", "expected one of classify, vqa (did you mean 'classify'?)."),
+        ("task: {type: choise}\n", "expected one of choice, bool, score, text (did you mean 'choice'?)."),
         ("task: {labels: [a, null]}\n", "task.labels[1]: found 'null', which YAML reads as no value"),
         ("task: {labels: [a, b, a]}\n", "task.labels[2]: found 'a' again (first as item 1)"),
         ("task: {labels: [a, '']}\n", "task.labels[1]: found an empty label"),

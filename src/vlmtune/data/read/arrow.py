@@ -18,10 +18,10 @@ from vlmtune.config.schema import DataSection
 from vlmtune.data.duplicates import group_identical_files, num_bytes
 from vlmtune.data.read.columns import find_column
 from vlmtune.data.read.conversations import CaptionColumns, ConversationColumns, choose_columns
-from vlmtune.data.read.rows import Row, Source, clean_label, refuse_problems
+from vlmtune.data.read.rows import Row, Source, refuse_problems
 from vlmtune.data.read.vqa_rows import QuestionColumns
 from vlmtune.errors import DataError
-from vlmtune.records import ImageSource
+from vlmtune.records import ImageSource, clean_label
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data.read.columns import find_column
-from vlmtune.data.read.rows import Row, Source, clean_label
+from vlmtune.data.read.rows import Row, Source
 from vlmtune.errors import DataError, UnreadableImageError
-from vlmtune.records import ImageSource
+from vlmtune.records import ImageSource, clean_label
 
 SIDE = 32
 LABEL_COLUMNS = ("coarse_label", "fine_label")

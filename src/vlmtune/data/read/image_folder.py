@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-from vlmtune.data.read.rows import LeftOut, Row, Source, clean_label, some
+from vlmtune.data.read.rows import LeftOut, Row, Source, some
 from vlmtune.data.split_names import SPLIT_ROLES
 from vlmtune.errors import DataError
-from vlmtune.records import ImageSource
+from vlmtune.records import ImageSource, clean_label
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff",

@@ -5,7 +5,6 @@ A new kind of source is one more function that returns a `Source`; `splits.py` m
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -56,11 +55,6 @@ class Source:
     revision: str | None = None
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def clean_label(text: str) -> str:
-    """A label without outer white space, in composed Unicode (NFC): macOS writes 'é' in folder names decomposed."""
-    return unicodedata.normalize("NFC", text.strip())
 
 
 def some(names: list[str], most: int = 5) -> str:

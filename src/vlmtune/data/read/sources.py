@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import re
 from pathlib import Path
-from typing import Literal
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data.read import text_table
@@ -16,11 +15,8 @@ from vlmtune.data.read.vqa_json import question_files, read_official_files
 from vlmtune.data.split_names import SPLIT_ROLES, split_names
 from vlmtune.errors import DataError, unknown_name
 
-BUILT_IN: dict[str, Literal["classify", "vqa"]] = {
-    "builtin:digits": "classify",
-    "builtin:drawn-vqa": "vqa",
-    "builtin:drawn-captions": "vqa",
-}
+BUILT_IN = {"builtin:digits": False, "builtin:drawn-vqa": True, "builtin:drawn-captions": True}
+"""Name -> whether each image comes with questions of its own (`task.question_from: data`)."""
 KINDS = (
     "a folder of class folders, a .csv, .tsv, .jsonl or .parquet file, a `datasets` folder, CIFAR-100's binary "
     "version, a hub id (owner/name), or builtin:digits; for questions also a folder with VQA's official JSON files, "
@@ -28,22 +24,21 @@ KINDS = (
 )
 
 
-def open_source(data: DataSection, task: Literal["classify", "vqa"] = "classify") -> Source:
+def open_source(data: DataSection, ask: bool = False) -> Source:
     """Find the reader for ``data.source`` and open it. Relative paths are relative to the working directory.
 
     Args:
         data: the experiment's section.
-        task: whether a row is an image with its label, or a question about an image with its answers.
+        ask: whether a row is a question about an image with its answers, or an image with its label.
 
     Raises DataError: nothing there, a kind of file that no reader knows, or what the reader found wrong.
     """
     name = data.source.strip()
     if name.startswith("builtin:"):
-        return _open_built_in(name, task, data)
+        return _open_built_in(name, ask, data)
     if not name:
         raise DataError(f"data.source is empty. Expected {KINDS}.")
     path = Path(name).expanduser()
-    ask = task == "vqa"
     if path.is_dir():
         return _open_folder(path, data, ask)
     if path.is_file():
@@ -68,20 +63,21 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
 
 
-def _open_built_in(name: str, task: str, data: DataSection) -> Source:
+def _open_built_in(name: str, ask: bool, data: DataSection) -> Source:
     if name not in BUILT_IN:
         raise DataError(unknown_name("built-in data set", name, BUILT_IN))
-    if BUILT_IN[name] != task:
-        fitting = ", ".join(known for known, its_task in BUILT_IN.items() if its_task == task)
+    if BUILT_IN[name] != ask:
+        fitting = ", ".join(known for known, has_questions in BUILT_IN.items() if has_questions == ask)
+        needed, given = ("data", "prompt") if BUILT_IN[name] else ("prompt", "data")
         raise DataError(
-            f"data.source: {name} is made for task.kind: {BUILT_IN[name]}, and the task is {task}. "
-            f"Set task.kind: {BUILT_IN[name]}, or use {fitting}."
+            f"data.source: {name} is made for task.question_from: {needed}, found {given} (the "
+            f"default of text is data, of the other types prompt). Set task.question_from: {needed}, or use {fitting}."
         )
     if name == "builtin:drawn-captions":
         from vlmtune.data.read.drawn_captions import read_drawn_captions
 
         return read_drawn_captions(data.caption_question)
-    if task == "vqa":
+    if ask:
         from vlmtune.data.read.drawn_vqa import read_drawn_vqa
 
         return read_drawn_vqa()

@@ -17,9 +17,9 @@ from typing import Any
 from vlmtune.config.schema import DataSection
 from vlmtune.data.read.columns import SPLIT_NAMES, find_column
 from vlmtune.data.read.conversations import choose_columns
-from vlmtune.data.read.rows import Row, Source, clean_label, refuse_problems
+from vlmtune.data.read.rows import Row, Source, refuse_problems
 from vlmtune.errors import DataError
-from vlmtune.records import ImageSource
+from vlmtune.records import ImageSource, clean_label
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 LIST_SUFFIX = ".json"
