@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from measure import Clock, add_options, apply_options, progress, record, table, write_json
 
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.schema import ROLES, Experiment
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.evaluate.statistics import bootstrap_means, percentile_interval
@@ -82,7 +82,7 @@ def run(arm: int, seed: int, splits: Splits, options: argparse.Namespace) -> dic
     assert splits.labels is not None
     experiment = experiment_of(arm, options)
     experiment.seed = seed
-    experiment = recipes.apply(experiment, num_train=len(splits.train), num_labels=len(splits.labels))
+    experiment = defaults.apply(experiment, num_train=len(splits.train), num_labels=len(splits.labels))
     experiment.train.eval_every = experiment.train.save_every = 10**9
     opened = open_model("builtin:tiny", device=options.device)
     losses: list[float] = []

@@ -67,7 +67,7 @@ def stages_of(arm: Arm, seed: int, folder: Path, options: argparse.Namespace) ->
                 "limit_validation": options.validation,
                 "limit_test": options.test,
             },
-            # One rate for all, whether aligned or not; the recipes' own default is a tenth for an aligned one.
+            # One rate for all, whether aligned or not; the default is a tenth for an aligned one.
             "adapter": {"learning_rate_factors": {"connector": options.connector_factor}},
             "train": {
                 "max_steps": options.steps,

@@ -5,7 +5,7 @@
 Both start from `builtin:tiny`, whose folder transformers loads, and learn the same training images under the same
 prompt. The older recipe: transformers' Trainer, batch 4, activation checkpointing, labels on every token, LoRA r=16 on
 the names of which q, k and v match; and, since labels on every token harm a base that never learned to write prompts,
-the same with labels on answers only. Ours: `train.loop.Trainer` with what `config/recipes.py` decides. Each side runs
+the same with labels on answers only. Ours: `train.loop.Trainer` with what `config/defaults.py` decides. Each side runs
 at several learning rates, all shown; the one that ends best on validation images races. The clock stops while either
 side is measured, and both are measured by the same label scorer, so that only what was learned differs.
 """
@@ -25,7 +25,7 @@ from measure import Clock, add_options, apply_options, progress, ratio_table, re
 from peers import OLDER_TARGETS
 from torch import Tensor
 
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.schema import DataSection, Experiment
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.inference.predictor import Predictor, Query
@@ -257,7 +257,7 @@ def race(source: str, options: argparse.Namespace) -> dict[str, Any]:
     experiment = Experiment(name="race", data=DataSection(source=source, **limits))
     splits = load_splits(experiment.data, experiment.task, experiment.seed)
     assert splits.labels is not None
-    experiment = recipes.apply(experiment, num_train=len(splits.train), num_labels=len(splits.labels))
+    experiment = defaults.apply(experiment, num_train=len(splits.train), num_labels=len(splits.labels))
     epochs = options.epochs or (3.0 if options.quick else 5.0)
     default = experiment.train.learning_rate
     assert default is not None

@@ -16,7 +16,7 @@ from tests.tiny_paligemma import write_tiny_paligemma
 from vlmtune.adapters.connector_swap import connector_is_exportable, wanted_shape
 from vlmtune.adapters.peft_files import load_adapter, save_adapter
 from vlmtune.adapters.plan import apply_adapter, count_trainable
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import AdapterSection, ConnectorSection, Experiment
 from vlmtune.errors import AdapterError, ConfigError
@@ -324,12 +324,12 @@ def test_wrong_connectors_are_refused_with_the_layers_there_are(folder: Path) ->
 
 def test_a_new_connector_learns_unless_the_file_says_otherwise() -> None:
     wanted = Experiment.model_validate({"model": {"connector": {"kind": "dense"}}})
-    decided = recipes.apply(wanted, num_train=100, num_labels=3)
+    decided = defaults.apply(wanted, num_train=100, num_labels=3)
     assert decided.adapter.parts == ["connector"] and "connector" not in (decided.adapter.targets or [])
     assert decided.adapter.targets
     wanted.adapter.targets = ["mlp"]
-    assert recipes.apply(wanted, num_train=100, num_labels=3).adapter.parts == ["connector"]
-    assert recipes.apply(decided, num_train=100, num_labels=3) == decided
+    assert defaults.apply(wanted, num_train=100, num_labels=3).adapter.parts == ["connector"]
+    assert defaults.apply(decided, num_train=100, num_labels=3) == decided
 
 
 def test_the_file_says_a_connector_in_a_word_or_in_keys(tmp_path: Path) -> None:

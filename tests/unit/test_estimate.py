@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.schema import AdapterSection, Experiment, ModelSection, TrainSection
 from vlmtune.estimate.costs import SampleShape
 from vlmtune.estimate.estimate import Estimate, estimate
@@ -23,7 +23,7 @@ def of(base: str, targets: list[str], **train: object) -> Estimate:
         adapter=AdapterSection(targets=targets, rank=16),
         train=TrainSection(**{"epochs": 3, "batch_size": 16, **train}),  # type: ignore[arg-type]
     )
-    resolved = recipes.apply(experiment, num_train=45_000, num_labels=100)
+    resolved = defaults.apply(experiment, num_train=45_000, num_labels=100)
     return estimate(resolved, KNOWN_CONFIGS[base], SHAPE, 45_000, measure=False)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
 from vlmtune.report.search import findings, trial_table, write_search
@@ -24,7 +24,7 @@ def experiment(**search: Any) -> Experiment:
 
 def open_search(folder: Path, wanted: Experiment | None = None) -> Search:
     wanted = wanted or experiment()
-    return Search(folder, wanted, recipes.apply(wanted, num_train=129, num_labels=10))
+    return Search(folder, wanted, defaults.apply(wanted, num_train=129, num_labels=10))
 
 
 def run_trial(search: Search, accuracy: float) -> dict[str, Any]:

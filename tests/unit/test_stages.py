@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.load import is_staged, load_experiment, load_stages
 from vlmtune.errors import ConfigError
 
@@ -37,10 +37,10 @@ def test_first_the_connector_alone_then_with_lora_from_where_it_came_to(tmp_path
     assert instruct.model.connector is not None
     assert instruct.model.connector.start == str(tmp_path / "stages-align")
     assert (align.task.type, instruct.task.type, instruct.train.max_steps) == ("text", "text", 7)
-    decided = recipes.apply(instruct, num_train=100_000, num_labels=0)
+    decided = defaults.apply(instruct, num_train=100_000, num_labels=0)
     assert decided.adapter.parts == ["connector"] and "mlp" in (decided.adapter.targets or [])
     assert decided.adapter.learning_rate_factors == {"connector": 0.1}
-    assert recipes.apply(align, num_train=100_000, num_labels=0).train.augment == []
+    assert defaults.apply(align, num_train=100_000, num_labels=0).train.augment == []
 
 
 def test_a_stage_is_an_experiment_whose_file_reads_back(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetOption, open_experiment
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.load import InvalidExperimentError, dump, is_staged, load_experiment, load_stages
 from vlmtune.errors import ConfigError
 
@@ -35,7 +35,7 @@ def show(
         from vlmtune.data.splits import load_splits
 
         splits = load_splits(experiment.data, experiment.task, experiment.seed)
-        experiment = recipes.apply(
+        experiment = defaults.apply(
             experiment, num_train=len(splits.train), num_labels=len(splits.labels) if splits.labels else 0
         )
     if json_:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vlmtune.config.schema import ConnectorSection, Experiment
+from vlmtune.config.schema import ConnectorSection, Experiment, ResolvedExperiment
 
 Kind = Literal["tiny", "lora"]
 """Of the base model: `tiny` learns in a few hundred steps at a high rate, the real ones (`lora`) need a low one."""
@@ -105,7 +105,7 @@ def kind_of(base: str) -> Kind:
     return "tiny" if base.startswith("builtin:") else "lora"
 
 
-def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind | None = None) -> Experiment:
+def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind | None = None) -> ResolvedExperiment:
     """Decide every key that was left out.
 
     Args:
@@ -138,12 +138,13 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
     assert decided.adapter.rank is not None
     _fill(decided, "adapter.alpha", float(ALPHA_PER_RANK * decided.adapter.rank))
     if experiment.train.epochs is None and decided.train.max_steps is not None:
-        # Asked for in steps: as many passes as those take.
+        # Given in steps: as many passes as those take.
         decided.train.epochs = float(math.ceil(decided.train.max_steps / steps_per_epoch(decided, num_train)))
     every = min(max(1, num_steps(decided, num_train) // VALIDATIONS_PER_RUN), steps_per_epoch(decided, num_train))
     _fill(decided, "train.eval_every", every)
     _fill(decided, "train.save_every", decided.train.eval_every)
-    return decided
+    decided.name = decided.name or "experiment"
+    return ResolvedExperiment.model_validate(decided.model_dump())
 
 
 def _let_connector_learn(decided: Experiment) -> None:

@@ -139,7 +139,7 @@ class Stages(Section):
     align: Stage | None = None
     """First, by default: the connector alone (`adapter.parts: [connector]`) at 1e-3, without augmentation."""
     instruct: Stage | None = None
-    """Then, by default: LoRA on the decoder, and the first stage's connector whole (`recipes` decides its rate)."""
+    """Then, by default: LoRA on the decoder, and the first stage's connector whole (`defaults` decides its rate)."""
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
 
     def experiments(self) -> dict[str, Experiment]:

@@ -1,6 +1,6 @@
 """The experiment file as typed values. One YAML file is one `Experiment`; every key is documented here once.
 
-`None` means "decided from the base model and the data" (see `recipes.py`); the resolved file in a run folder has no
+`None` means "decided from the base model and the data" (see `defaults.py`); the resolved file in a run folder has no
 `None` left where a decision was made.
 """
 
@@ -336,3 +336,45 @@ class Experiment(Section):
     tracking: TrackingSection | None = None
     """Default: the run folder alone."""
     search: SearchSection | None = None
+
+
+class ResolvedAdapter(AdapterSection):
+    """`adapter` with every decision made."""
+
+    targets: list[str]
+    parts: list[str]
+    rank: int = Field(ge=1)
+    alpha: Positive
+
+
+class ResolvedTask(TaskSection):
+    """`task` with every decision made."""
+
+    list_labels: ListLabels
+
+
+class ResolvedTrain(TrainSection):
+    """`train` with every decision made."""
+
+    epochs: Positive
+    batch_size: int = Field(ge=1)
+    learning_rate: Positive
+    eval_every: int = Field(ge=1)
+    save_every: int = Field(ge=1)
+    augment: AugmentSteps
+
+
+class ResolvedEvaluate(EvaluateSection):
+    """`evaluate` with every decision made."""
+
+    batch_size: int = Field(ge=1)
+
+
+class ResolvedExperiment(Experiment):
+    """An experiment in which nothing is left to decide: what `defaults.apply` returns and a run folder records."""
+
+    name: str
+    task: ResolvedTask
+    adapter: ResolvedAdapter
+    train: ResolvedTrain
+    evaluate: ResolvedEvaluate

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import DataError, UserError
@@ -57,7 +57,7 @@ def describe(experiment: Experiment, num_samples: int | None, image_size: tuple[
     splits = _splits(experiment, assumed)
     labels = splits.labels if splits else _labels(experiment)
     count = num_samples or (len(splits.train) if splits else assumed or 0)
-    resolved = recipes.apply(experiment, num_train=count, num_labels=len(labels) if labels else 0)
+    resolved = defaults.apply(experiment, num_train=count, num_labels=len(labels) if labels else 0)
     config, tokenizer, processor, origin = _base(resolved)
 
     images, answers, questions = [], [], []

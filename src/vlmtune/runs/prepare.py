@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmtune.config import defaults
-from vlmtune.config.schema import Experiment, ModelSection
+from vlmtune.config.schema import Experiment, ModelSection, ResolvedExperiment
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.runs.open import open_adapted
 
 
-def load_data(experiment: Experiment) -> tuple[Experiment, Splits]:
+def load_data(experiment: Experiment) -> tuple[ResolvedExperiment, Splits]:
     """The splits, and the experiment with every left-out key decided. Raises DataError."""
     splits = load_splits(experiment.data, experiment.task, experiment.seed)
     num_labels = len(splits.labels) if splits.labels else 0

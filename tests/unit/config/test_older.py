@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests import older_files
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.load import InvalidExperimentError, dump, load_experiment
 from vlmtune.config.older.class_lists import find_list
 from vlmtune.config.older.schema import OlderEvaluation, OlderFineTuning
@@ -76,8 +76,8 @@ def test_faithfully_it_keeps_the_loss_the_layers_the_batch_and_the_prompt(tmp_pa
     assert (found.train.loss, found.train.batch_size, found.train.gradient_accumulation) == ("all", 4, 4)
     assert found.task.system_prompt == yaml.safe_load(text)["system_prompt"]
     assert "Kept as it was: q_proj, k_proj, v_proj" in notes
-    decided = recipes.apply(found, num_train=45_000, num_labels=100)
-    assert recipes.num_steps(decided, 45_000) == 8_439
+    decided = defaults.apply(found, num_train=45_000, num_labels=100)
+    assert defaults.num_steps(decided, 45_000) == 8_439
 
 
 def test_a_list_that_agrees_is_shown_to_the_model_as_it_was(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune.config import defaults as recipes
+from vlmtune.config import defaults
 from vlmtune.config.load import InvalidExperimentError, dump, load_experiment
 from vlmtune.config.schema import Experiment, RangeSection
 from vlmtune.config.search_space import (
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unit
 
 
 def resolved(**sections: dict) -> Experiment:
-    return recipes.apply(Experiment.model_validate(sections), num_train=129, num_labels=10)
+    return defaults.apply(Experiment.model_validate(sections), num_train=129, num_labels=10)
 
 
 def load(tmp_path: Path, text: str) -> Experiment:
@@ -66,13 +66,13 @@ def test_given_entries_are_laid_over_the_default_and_nothing_takes_one_away(tmp_
     text = (
         "search:\n  space:\n    adapter.rank: [2, 64]\n    adapter.dropout: null\n    train.mixup: {low: 0, high: 1}\n"
     )
-    space = whole_space(recipes.apply(load(tmp_path, text), num_train=129, num_labels=10))
+    space = whole_space(defaults.apply(load(tmp_path, text), num_train=129, num_labels=10))
     assert space["adapter.rank"] == [2, 64]
     assert "adapter.dropout" not in space
     assert space["train.mixup"] == RangeSection(low=0, high=1)
     assert "train.learning_rate" in space
     absolute = load(tmp_path, "search:\n  space:\n    adapter.alpha: [8, 16]\n")
-    assert ALPHA_PER_RANK not in whole_space(recipes.apply(absolute, num_train=129, num_labels=10))
+    assert ALPHA_PER_RANK not in whole_space(defaults.apply(absolute, num_train=129, num_labels=10))
 
 
 def test_a_point_becomes_an_experiment_in_which_alpha_follows_the_rank() -> None:
