@@ -110,9 +110,8 @@ def test_the_base_s_own_connector_trained_whole_beside_lora_takes_a_tenth_too_an
 
 
 def test_a_long_class_list_is_left_out_of_the_prompt_and_open_answers_have_none() -> None:
-    listed = [
-        defaults.apply(Experiment(model=REAL), num_train=100, num_labels=num).task.list_labels for num in (0, 100, 1_000)
-    ]
+    decided = [defaults.apply(Experiment(model=REAL), num_train=100, num_labels=num) for num in (0, 100, 1_000)]
+    listed = [one.task.list_labels for one in decided]
     assert listed == ["never", "prompt", "never"]
 
 
