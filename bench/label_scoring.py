@@ -47,7 +47,7 @@ from torch import Tensor
 from vlmtune.inference.batch import Question
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.malloc import hold_memory
 from vlmtune.models.tree import Level
 from vlmtune.text.trie import LabelTrie

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.known import KNOWN_CONFIGS
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
+from vlmtune.models.registry import KNOWN_CONFIGS
 
 IMAGE_TOKEN = 396
 END_TOKEN = 7

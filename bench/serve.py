@@ -111,8 +111,9 @@ def write_450m(folder: Path) -> Path:
     """LFM2-VL-450M's sizes with random weights in bfloat16, and the tiny model's tokenizer (its tokens are enough)."""
     import peers
 
+    from vlmtune.models.lfm2_vl import Lfm2Vl
+    from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
     from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor
-    from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
     from vlmtune.models.source import locate
     from vlmtune.models.weights import save_hf
     from vlmtune.text.tokenizer import Tokenizer

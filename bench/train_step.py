@@ -58,7 +58,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmtune.adapters.plan import apply_adapter, trainable_parameters
 from vlmtune.config.schema import AdapterSection
-from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.malloc import hold_memory
 from vlmtune.train.precision import autocast
 from vlmtune.train.step import Answer, Sample, sample_loss

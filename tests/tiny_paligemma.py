@@ -12,8 +12,9 @@ import tokenizers
 import torch
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from vlmtune.models.paligemma import PaliGemma
+from vlmtune.models.paligemma.config import PaliGemmaConfig
 from vlmtune.models.paligemma.images import PaliGemmaImageProcessor, PaliGemmaImageSettings
-from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
 from vlmtune.models.weights import save_hf
 from vlmtune.text.formats import PALIGEMMA
 from vlmtune.text.tokenizer import Tokenizer

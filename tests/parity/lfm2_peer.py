@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 
 IMAGE_TOKEN = 5
 VOCABULARY = 97

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
+from vlmtune.models.paligemma import PaliGemma
+from vlmtune.models.paligemma.config import PaliGemmaConfig
 
 IMAGE_TOKEN = 96
 VOCABULARY = 97

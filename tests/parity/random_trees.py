@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.parity.lfm2_peer import IMAGE_TOKEN, VOCABULARY, peer_pixels, random_image
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.train.step import Answer
 
 END = 3

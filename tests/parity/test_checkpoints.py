@@ -15,7 +15,8 @@ from tests.tiny_model import write_tiny_folder
 from vlmtune.adapters.merging import base_parameters, merged
 from vlmtune.adapters.plan import apply_adapter
 from vlmtune.config.schema import AdapterSection
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.registry import LFM2_VL, open_model, read_config
 from vlmtune.models.weights import load_strict, read_checkpoint, save_hf
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from tests.parity.tolerances import FULL_SIZE_GRADIENT, LOSS, MODEL
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.parity

@@ -16,7 +16,7 @@ from tests.parity.lfm2_peer import (
     tiny_config,
 )
 from tests.parity.tolerances import GRADIENT, LAYER, LOSS, MODEL
-from vlmtune.models.lfm2_vl.model import Lfm2VlConfig
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.parity

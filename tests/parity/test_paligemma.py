@@ -22,7 +22,8 @@ from tests.parity.paligemma_peer import (
 from tests.parity.tolerances import LAYER, MODEL
 from vlmtune.inference.batch import Question
 from vlmtune.inference.generation import Sampling, generate
-from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
+from vlmtune.models.paligemma import PaliGemma
+from vlmtune.models.paligemma.config import PaliGemmaConfig
 from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.parity

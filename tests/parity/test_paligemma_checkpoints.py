@@ -19,7 +19,7 @@ from vlmtune.adapters.merging import base_parameters, merged
 from vlmtune.adapters.plan import apply_adapter
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import WeightsError
-from vlmtune.models.paligemma.model import PaliGemma
+from vlmtune.models.paligemma import PaliGemma
 from vlmtune.models.registry import PALIGEMMA, build_on_meta, open_model, read_config
 from vlmtune.models.weights import load_strict, read_checkpoint, save_hf
 

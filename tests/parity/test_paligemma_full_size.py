@@ -9,7 +9,7 @@ import torch
 
 from tests.parity.tolerances import LOSS, MODEL
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.paligemma.model import PaliGemma
+from vlmtune.models.paligemma import PaliGemma
 from vlmtune.models.registry import build_on_meta
 from vlmtune.models.tree import Level
 from vlmtune.train.step import Answer, Sample, sample_loss

@@ -31,7 +31,7 @@ from vlmtune.adapters.plan import apply_adapter
 from vlmtune.config.schema import AdapterSection
 from vlmtune.inference.batch import Question
 from vlmtune.inference.label_scorer import LabelScorer
-from vlmtune.models.paligemma.model import PaliGemma
+from vlmtune.models.paligemma import PaliGemma
 from vlmtune.text.trie import LabelTrie
 from vlmtune.train.step import Answer, Sample, sample_loss
 

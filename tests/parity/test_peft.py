@@ -18,7 +18,7 @@ from vlmtune.adapters.connector_swap import install_connector, wanted_shape
 from vlmtune.adapters.peft_files import load_adapter, save_adapter
 from vlmtune.adapters.plan import AdapterPlan, apply_adapter
 from vlmtune.config.schema import AdapterSection, ConnectorSection
-from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.tree import Level
 from vlmtune.train.step import Sample, sample_loss
 

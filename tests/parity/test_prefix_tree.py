@@ -19,7 +19,7 @@ from vlmtune.inference.batch import Question
 from vlmtune.inference.generation import generate
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.text.trie import LabelTrie
 from vlmtune.train.step import Answer, Sample, loss_weight, sample_loss
 

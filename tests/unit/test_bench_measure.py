@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 from measure import interleave, ratio, ratio_table, record, table, write_json
 from peers import IMAGE_TOKEN, NUM_IMAGE_TOKENS, config_450m, make_batch
 
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")

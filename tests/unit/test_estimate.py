@@ -8,8 +8,7 @@ from vlmtune.config import defaults
 from vlmtune.config.schema import AdapterSection, Experiment, ModelSection, TrainSection
 from vlmtune.estimate.costs import SampleShape
 from vlmtune.estimate.estimate import Estimate, estimate
-from vlmtune.models.known import KNOWN_CONFIGS
-from vlmtune.models.registry import build_on_meta
+from vlmtune.models.registry import KNOWN_CONFIGS, build_on_meta
 
 pytestmark = pytest.mark.unit
 

@@ -22,8 +22,9 @@ from vlmtune.export.gguf_names import LANGUAGE_MODEL, PROJECTOR, gguf_place
 from vlmtune.export.gguf_vocabulary import CONTROL, NORMAL, UNUSED, read_vocabulary
 from vlmtune.export.run import export
 from vlmtune.export.subject import open_subject
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
 from vlmtune.models.registry import build_on_meta, open_model
 from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.text.tokenizer import Tokenizer

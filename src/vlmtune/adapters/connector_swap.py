@@ -26,8 +26,8 @@ from vlmtune.models.connectors import (
     respell,
 )
 from vlmtune.models.images import Grid, ProcessedImage
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import ImageProcessor, OpenedModel
+from vlmtune.models.vlm import VisionLanguageModel
 
 CONFIG_KEY = "vlmtune_connector"
 """Key of adapter_config.json under which a connector's shape stands."""

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmtune.models.kernels import lora_linear
+from vlmtune.models.layers import Linear
+from vlmtune.models.products import Gelu
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(Linear):
     """Takes the place of a linear layer: its own `weight` and `bias`, frozen, plus `lora_A` and `lora_B`.
 
     The two are float32 whatever the weight's type. A starts uniform (Kaiming, a = √5), B at zero, so that the layer
@@ -47,15 +49,16 @@ class LoraLinear(nn.Linear):
     def is_merged(self) -> bool:
         return self._frozen is not None
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, gelu: Gelu | None = None) -> Tensor:
         if self.is_merged:
-            return F.linear(input, self.weight, self.bias)
+            return super().forward(input, gelu)
         mask, scale = None, self.scale
         if self.training and self.dropout > 0:
             keep = 1 - self.dropout
             mask = torch.empty(input.shape, dtype=torch.bool, device=input.device).bernoulli_(keep)
             scale /= keep
-        return lora_linear(input, self.weight, self.bias, self.lora_A, self.lora_B, scale, mask)
+        out = lora_linear(input, self.weight, self.bias, self.lora_A, self.lora_B, scale, mask)
+        return out if gelu is None else F.gelu(out, approximate=gelu)
 
     def merge(self) -> None:
         """Put the update into the weight; the frozen one is set aside until `unmerge`."""
@@ -72,9 +75,9 @@ class LoraLinear(nn.Linear):
         self.weight.data = self._frozen
         self._frozen = None
 
-    def plain(self) -> nn.Linear:
+    def plain(self) -> Linear:
         """A linear layer that holds this one's weight as it is now."""
-        linear = nn.Linear(1, 1, bias=self.bias is not None)
+        linear = Linear(1, 1, bias=self.bias is not None)
         linear.in_features, linear.out_features = self.in_features, self.out_features
         linear.weight, linear.bias = self.weight, self.bias
         return linear.train(self.training)

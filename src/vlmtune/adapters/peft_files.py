@@ -31,8 +31,8 @@ from vlmtune.adapters.targets import anatomy_of, is_suffix, is_within, linear_la
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
 from vlmtune.models.connectors import Connector, ConnectorShape
-from vlmtune.models.interface import CONNECTOR, VisionLanguageModel
 from vlmtune.models.registry import FAMILIES
+from vlmtune.models.vlm import CONNECTOR, VisionLanguageModel
 from vlmtune.models.weights import NameTable, explain_write_errors, read_safetensors
 
 CONFIG_FILE = "adapter_config.json"

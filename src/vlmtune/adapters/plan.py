@@ -28,8 +28,8 @@ from vlmtune.adapters.targets import (
 )
 from vlmtune.config.schema import ROLES, AdapterSection, ConnectorSection
 from vlmtune.errors import AdapterError, unknown_name
-from vlmtune.models.interface import CONNECTOR, VisionLanguageModel
 from vlmtune.models.registry import build_on_meta, family_of
+from vlmtune.models.vlm import CONNECTOR, VisionLanguageModel
 
 DEFAULT_RANK = 16
 

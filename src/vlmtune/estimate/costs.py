@@ -14,8 +14,8 @@ from torch import nn
 from vlmtune.adapters.connector_swap import install_connector, wanted_shape
 from vlmtune.adapters.plan import AdapterPlan, apply_adapter
 from vlmtune.config.schema import Experiment
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import build_on_meta, choose_device, choose_dtype, family_of
+from vlmtune.models.vlm import VisionLanguageModel
 
 _ADAM_BYTES = 16  # a learning float32 parameter, its gradient and AdamW's two moments
 _WORKSPACE = 0.75 * 2**30  # the runtime's own, and buffers of single operations
@@ -136,7 +136,7 @@ class Costs:
         element_size = 4 if is_wide else self.element_size
         total = sum(part.total for part in self.parts) * element_size
         learning = sum(part.trainable for part in self.parts) * _ADAM_BYTES
-        per_row = self.model.activation_bytes_per_row() * element_size // self.element_size
+        per_row = self.model.activation_bytes_per_token() * element_size // self.element_size
         if self.checkpointed:
             per_row = self.num_layers * self.width * element_size + per_row // self.num_layers
         patches = self.shape.num_patches * batch

@@ -15,10 +15,9 @@ from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import DataError, UserError
 from vlmtune.estimate.costs import SampleShape
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.known import KNOWN_CONFIGS
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
 from vlmtune.models.paligemma.images import PaliGemmaImageProcessor, PaliGemmaImageSettings
-from vlmtune.models.registry import ImageProcessor, family_of, read_config
+from vlmtune.models.registry import KNOWN_CONFIGS, ImageProcessor, family_of, read_config
 from vlmtune.models.source import locate
 from vlmtune.records import LabelSet
 from vlmtune.runs.prepare import image_overrides

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings, smart_resize
-from vlmtune.models.lfm2_vl.model import Lfm2Vl
 
 # The values in llama.cpp's source, by the names of our settings.
 _FIXED_ALWAYS: Mapping[str, object] = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vlmtune.models.cache import Cache
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.tree import Level
+from vlmtune.models.vlm import VisionLanguageModel
 
 
 @dataclass

@@ -14,8 +14,9 @@ from torch import Tensor
 from vlmtune.inference.batch import Question, prompt_levels
 from vlmtune.inference.token_log_probs import refuse_nan
 from vlmtune.models.cache import Cache
-from vlmtune.models.interface import Decoded, VisionLanguageModel
+from vlmtune.models.decoder import Decoded
 from vlmtune.models.tree import Level
+from vlmtune.models.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 from vlmtune.inference.batch import Question, prompt_levels, run_prefix
 from vlmtune.inference.token_log_probs import refuse_nan, token_log_probs
 from vlmtune.models.cache import Cache
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.tree import Level
+from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.text.trie import LabelTrie
 
 # Nodes that the first wave of the best-first search expands: below this a decoder call costs little more than reading

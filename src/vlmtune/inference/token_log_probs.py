@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vlmtune.errors import WeightsError
-from vlmtune.models.interface import VisionLanguageModel
+from vlmtune.models.vlm import VisionLanguageModel
 
 # float32 logits held at once: 64 MiB, whatever the vocabulary's size.
 _MAX_LOGITS = 2**24

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmtune.models.images import Grid, ProcessedImage
+from vlmtune.models.layers import Linear
 
 Trunk = Literal["linear", "mlp"]
 Variant = Literal["sti", "sci", "dci"]
@@ -116,9 +117,7 @@ class Connector(nn.Module):
         """The shape of the base's own connector, in whose place this one was put; None for the base's own."""
         is_wider = shape.variant in ("sci", "dci")
         self.dense = (
-            nn.Linear(shape.channels * shape.factor**2 * len(shape.groups), first_width, bias=False)
-            if is_wider
-            else None
+            Linear(shape.channels * shape.factor**2 * len(shape.groups), first_width, bias=False) if is_wider else None
         )
 
     def num_tokens(self, grid: Grid) -> int:
@@ -154,7 +153,7 @@ class LinearConnector(Connector):
 
     def __init__(self, shape: ConnectorShape) -> None:
         super().__init__(shape, shape.width)
-        self.linear = nn.Linear(shape.channels * shape.factor**2, shape.width)
+        self.linear = Linear(shape.channels * shape.factor**2, shape.width)
 
     def _project(self, x: Tensor, dense: Tensor | None) -> Tensor:
         out: Tensor = self.linear(x)
@@ -168,8 +167,8 @@ class MlpConnector(Connector):
         super().__init__(shape, shape.hidden_size)
         channels = shape.channels * shape.factor**2
         self.layer_norm = nn.LayerNorm(channels) if shape.layer_norm else None
-        self.linear_1 = nn.Linear(channels, shape.hidden_size, bias=shape.bias)
-        self.linear_2 = nn.Linear(shape.hidden_size, shape.width, bias=shape.bias)
+        self.linear_1 = Linear(channels, shape.hidden_size, bias=shape.bias)
+        self.linear_2 = Linear(shape.hidden_size, shape.width, bias=shape.bias)
 
     def _project(self, x: Tensor, dense: Tensor | None) -> Tensor:
         hidden = self.linear_1(x if self.layer_norm is None else self.layer_norm(x))

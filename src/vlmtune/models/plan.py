@@ -1,55 +1,78 @@
-"""The index arithmetic of one decoder call: from the levels of a prefix tree (`rows.py`) on a cache (`cache.py`) to
-what each layer needs.
+"""The index arithmetic of one decoder call: from the levels of a prefix tree on a cache to what each layer needs.
 
-In packed order (level by level, segment by segment, no padding) all tokens go through every linear layer as one
-matrix; only attention pads, level by level. The decoders make one `DecodePlan` a call; their layers read its row sets.
+All tokens go through every linear layer as one packed matrix float[R, D]. Attention alone pads, level by level, and a
+short convolution gathers each token's predecessors. The decoder makes one `DecodePlan` per call; all layers share it.
+The example is that of `tree.py`, run on an empty cache.
+
+*Attention.* A level's queries are a rectangle of segments × slots. Their keys are the columns of the path that the
+segment continues (the cache's first, then each level's, padded to its width), then the segment's own slots. Level 2
+has two segments of up to three tokens; 1 marks what a query sees, and a padding slot sees itself against NaN:
+
+    segment 0   p0  p1  p2  a0  a1  x0  x1  x2        segment 1   p0  p1  p2  b0   .  y0  y1   .
+    x0           1   1   1   1   1   1   .   .        y0           1   1   1   1   .   1   .   .
+    x1           1   1   1   1   1   1   1   .        y1           1   1   1   1   .   1   1   .
+    x2           1   1   1   1   1   1   .   1        .            1   1   1   1   .   .   .   1
+
+*Convolution.* With kernel size K = 3 a token is convolved with the two tokens before it *on its own path*. The inputs
+are the cache's K-1 for each of its segments (z0 and z1, here zero) and then the packed tokens; `previous` gathers from
+them. x2 looks back at x0, not at x1, and y0 at b0 and p2. `ends` are the last K-1 inputs of each path, for the cache.
+
+    input      z0  z1  p0  p1  p2  a0  a1  b0  x0  x1  x2  y0  y1
+    index       0   1   2   3   4   5   6   7   8   9  10  11  12
+    one back            1   2   3   4   5   4   6   8   8   7  11
+    two back            0   1   2   3   4   3   5   6   6   4   7
+
+*Needed tokens.* Above the last attention layer, most tokens of prompts feed nothing. There only the tokens are computed
+that are read or that a convolution above looks back at; with one convolution layer above the last attention layer:
+
+    needed      .   .  p2  a0  a1  b0  x0  x1  x2  y0  y1
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmtune.models.cache import Cache
+from vlmtune.models.layers import Rope
+from vlmtune.models.packing import gather
 from vlmtune.models.tree import Level
 
 
-@dataclass
+@dataclass(frozen=True)
 class LevelQueries:
     """The queries of one level, as attention needs them.
 
     Attributes:
-        rows: where the level lies in the packed order.
-        cells: int64[rows], the padded cell (segment * Q + slot) of each packed row; None where the rectangle is full.
+        tokens: where the level lies among the tokens of its set.
+        slots: int64[n], the padded slot (segment * Q + index) of each of them; None where the rectangle is full.
         shape: (G, Q) of the padded rectangle.
         visible: bool[G, Q, A + W], the columns each query attends to; W is the level's width in keys.
-        together: bool[G, Q, W], the columns of each query's own bidirectional prompt; None where there is none.
+        prompt: bool[G, Q, W], the columns of each query's own bidirectional prompt; None where there is none.
         positions: int64[G, Q], each query's position on its path.
     """
 
-    rows: slice
-    cells: Tensor | None
+    tokens: slice
+    slots: Tensor | None
     shape: tuple[int, int]
     visible: Tensor
-    together: Tensor | None
+    prompt: Tensor | None
     positions: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenSet:
-    """Level that a stretch of decoder layers computes: all rows of the tree, or only those that something reads.
+    """The tokens that a stretch of decoder layers computes: all of the tree, or only those that something needs.
 
-    `previous` and `ends` index the concatenation of the cache's convolution inputs, flattened to [G0 * (K-1)], and
-    these rows.
+    `previous` and `ends` index the convolution inputs: the cache's, flattened to [G0 * (K-1)], then these tokens.
 
     Attributes:
-        levels: one entry a level.
-        positions: int64[R], each row's position on its path (what RoPE needs).
-        previous: K-1 times int64[R], the rows before each row on its path, nearest first.
+        levels: one entry per level.
+        positions: int64[R], each token's position on its path.
+        previous: K-1 times int64[R], the input one, two, … steps before each token on its path.
         ends: int64[G, K-1], the last inputs of each path of the last level, oldest first.
     """
 
@@ -58,18 +81,63 @@ class TokenSet:
     previous: list[Tensor]
     ends: Tensor
 
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """What the segments of the next level continue: first the cache's segments, then those of the level before.
+
+    Attributes:
+        last_input: int64[G], the index of each path's last convolution input.
+        valid, positions, lengths: as in `Cache`.
+    """
+
+    last_input: Tensor
+    valid: Tensor
+    positions: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class _LinkedLevel:
+    """A level on its paths.
+
+    Attributes:
+        slots: int64[n], the padded slot of each token.
+        previous: int64[n], the convolution input before each token.
+        positions: int64[n].
+        visible: bool[G, Q, A + Q], the columns each slot attends to.
+        column_positions: int64[G, A + Q].
+    """
+
+    slots: Tensor
+    previous: Tensor
+    positions: Tensor
+    visible: Tensor
+    column_positions: Tensor
+
 
 class DecodePlan:
     """All index arithmetic of one decoder call, done once on the CPU and shared by every layer.
 
     Args:
-        levels: the new rows, level by level.
-        cache: what the first level hangs on.
+        levels: the new tokens, level by level.
+        cache: what the first level continues.
         num_inputs: K-1, how many earlier inputs a short convolution reads (0 for a decoder without one).
         num_convs_above: short-convolution layers above the last attention layer: they decide how far back from a
-            read row the rows must be computed there.
-        want_cache: whether the ends of the last level will be continued later.
+            read token the tokens must be computed there.
+        want_cache: whether the paths of the last level will be continued later.
         device: where indices go.
+
+    Attributes:
+        all: the tokens that layers below the last attention layer compute.
+        needed: those that it and the layers above compute; `all` itself where all are needed.
+        needed_index: int64[R'], the needed tokens among all; None where all are needed.
+        read: int64[N], the read tokens among the needed ones.
+        key_slots: for each level the padded slots of its tokens; None where the rectangle is full.
+        end_valid, end_positions, end_lengths: the fields of the cache after the last level.
     """
 
     def __init__(
@@ -82,154 +150,149 @@ class DecodePlan:
         want_cache: bool,
         device: torch.device,
     ) -> None:
-        self.levels = list(levels)
-        self.num_inputs = num_inputs
-        self.device = device
-        self._masks: dict[tuple[int, bool, torch.dtype, int | None], Tensor | None] = {}
-        bank = cache.num_segments * num_inputs
-        num_rows = sum(int(rows.lengths.sum()) for rows in self.levels)
+        self.levels, self.device = list(levels), device
+        self._num_inputs, self._num_cached = num_inputs, cache.num_segments * num_inputs
+        self._masks: dict[tuple[int, bool, torch.dtype, int, int | None], Tensor | None] = {}
+        self._angles: dict[tuple[Rope, bool, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-        # One chain of indices over [the cache's K-1 inputs a segment, oldest first][rows]: previous[i] lies before i.
-        # The oldest input has nothing before it and points to itself: no read row's convolution reaches past it.
-        previous = torch.arange(bank + num_rows) - 1
-        if num_inputs:
-            previous[0:bank:num_inputs] = torch.arange(0, bank, num_inputs)
-        end = torch.arange(1, cache.num_segments + 1) * num_inputs - 1
-        valid, lengths, column_positions = cache.valid, cache.lengths, cache.positions
-        positions: list[Tensor] = []
-        read: list[Tensor] = []
-        cells: list[Tensor] = []
-        self._visible: list[Tensor] = []
-        self._column_positions: list[Tensor] = []
-        start = bank
-        for rows in self.levels:
-            cell = rows.present.flatten().nonzero().squeeze(1)
-            packed = torch.full((rows.num_segments * rows.width,), -1)
-            packed[cell] = torch.arange(start, start + len(cell))
-            packed = packed.view(rows.num_segments, rows.width)
-            inside = packed.gather(1, rows.previous.clamp(min=0))
-            before = torch.where(rows.previous >= 0, inside, end[rows.parent][:, None])
-            previous[packed[rows.present]] = before[rows.present]
+        ends = self._link(cache)
+        self.end_valid, self.end_positions, self.end_lengths = ends.valid, ends.positions, ends.lengths
+        self._last_input = ends.last_input
+        is_read = torch.cat([level.read[level.present] for level in self.levels])
+        needed = self._find_needed(is_read, num_convs_above, want_cache)
 
-            position = lengths[rows.parent][:, None] + rows.depth
-            path = valid[rows.parent]
-            positions.append(position[rows.present])
-            read.append(rows.read[rows.present])
-            cells.append(cell)
-            column_positions = torch.cat([column_positions[rows.parent], position], dim=1)
-            self._column_positions.append(column_positions)
-            self._visible.append(torch.cat([path[:, None, :].expand(-1, rows.width, -1), rows.visible], dim=2))
-
-            last = (rows.lengths - 1).clamp(min=0)[:, None]
-            is_empty = rows.lengths == 0
-            on_path = rows.visible.gather(1, last[:, :, None].expand(-1, -1, rows.width)).squeeze(1)
-            valid = torch.cat([path, on_path & rows.present & ~is_empty[:, None]], dim=1)
-            end = torch.where(is_empty, end[rows.parent], packed.gather(1, last).squeeze(1))
-            grown = torch.where(is_empty, 0, rows.depth.gather(1, last).squeeze(1) + 1)
-            lengths = lengths[rows.parent] + grown
-            start += len(cell)
-
-        self.end_valid, self.end_positions, self.end_lengths = valid, column_positions, lengths
-        self.key_cells = [
-            None if len(cell) == rows.read.numel() else cell.to(device)
-            for cell, rows in zip(cells, self.levels, strict=True)
+        self.all = self.needed = self._token_set(torch.arange(len(is_read)))
+        self.needed_index: Tensor | None = None
+        if len(needed) < len(is_read):
+            self.needed, self.needed_index = self._token_set(needed), needed.to(device)
+        self.read = is_read[needed].nonzero().squeeze(1).to(device)
+        self.key_slots = [
+            None if len(linked.slots) == level.read.numel() else linked.slots.to(device)
+            for linked, level in zip(self._linked, self.levels, strict=True)
         ]
 
-        is_read = torch.cat(read)
-        reach = torch.zeros(bank + num_rows, dtype=torch.bool)
-        reach[bank:] = is_read
-        if want_cache:
-            reach[end[end >= 0]] = True
-        for _ in range(num_convs_above * num_inputs):
-            reach[previous[reach.nonzero().squeeze(1)]] = True
-        kept = reach[bank:].nonzero().squeeze(1)
+    def _link(self, cache: Cache) -> _Paths:
+        """Put each level on the paths that it continues; returns the paths of the last one."""
+        paths = _Paths(
+            last_input=torch.arange(1, cache.num_segments + 1) * self._num_inputs - 1,
+            valid=cache.valid,
+            positions=cache.positions,
+            lengths=cache.lengths,
+        )
+        # The inputs of one cached segment stand in a row. Its oldest has nothing before it and points to itself: the
+        # convolution of no token reaches past it.
+        previous = torch.arange(self._num_cached) - 1
+        if self._num_inputs:
+            previous[:: self._num_inputs] += 1
+        chain, num_linked = [previous], self._num_cached
+        self._linked: list[_LinkedLevel] = []
+        for level in self.levels:
+            linked, paths = _link_level(level, paths, num_linked)
+            self._linked.append(linked)
+            chain.append(linked.previous)
+            num_linked += len(linked.slots)
+        self._previous = torch.cat(chain)
+        return paths
 
-        position = torch.cat(positions)
-        self.full = self._row_set(torch.arange(num_rows), cells, position, previous, end, bank)
-        is_narrow = len(kept) < num_rows
-        self.narrow = self._row_set(kept, cells, position, previous, end, bank) if is_narrow else self.full
-        self.kept: Tensor | None = kept.to(device) if is_narrow else None
-        self.read = is_read[kept].nonzero().squeeze(1).to(device)
+    def _find_needed(self, is_read: Tensor, num_convs_above: int, want_cache: bool) -> Tensor:
+        """int64[R'], ascending: the tokens that must be computed above the last attention layer."""
+        is_needed = torch.cat([torch.zeros(self._num_cached, dtype=torch.bool), is_read])
+        if want_cache and num_convs_above:
+            is_needed[self._last_input] = True
+        for _ in range(num_convs_above * self._num_inputs):
+            is_needed[self._previous[is_needed]] = True
+        return is_needed[self._num_cached :].nonzero().squeeze(1)
 
-    def _row_set(
-        self, kept: Tensor, cells: list[Tensor], positions: Tensor, previous: Tensor, end: Tensor, bank: int
-    ) -> TokenSet:
-        """The indices for a part of the rows: ``kept`` int64[R'], ascending packed row numbers."""
-        renumber = torch.zeros(len(previous), dtype=torch.int64)
-        renumber[:bank] = torch.arange(bank)
-        renumber[bank + kept] = torch.arange(bank, bank + len(kept))
-        before: list[Tensor] = []
+    def _token_set(self, tokens: Tensor) -> TokenSet:
+        """The indices for some of the tokens: ``tokens`` int64[R'], ascending packed indices."""
+        renumbered = torch.zeros(len(self._previous), dtype=torch.int64)
+        renumbered[: self._num_cached] = torch.arange(self._num_cached)
+        renumbered[self._num_cached + tokens] = torch.arange(self._num_cached, self._num_cached + len(tokens))
+        previous: list[Tensor] = []
         ends: list[Tensor] = []
-        source, tail = bank + kept, end
-        for _ in range(self.num_inputs):
-            source = previous[source]
-            before.append(renumber[source])
-            ends.insert(0, renumber[tail])
-            tail = previous[tail]
+        step_back, tail = self._num_cached + tokens, self._last_input
+        for _ in range(self._num_inputs):
+            step_back = self._previous[step_back]
+            previous.append(renumbered[step_back].to(self.device))
+            ends.insert(0, renumbered[tail])
+            tail = self._previous[tail]
 
-        levels, first = [], 0
-        for level, cell in enumerate(cells):
-            inside = kept[(kept >= first) & (kept < first + len(cell))] - first
-            offset = int((kept < first).sum())
-            levels.append(self._level_rows(level, cell[inside], slice(offset, offset + len(inside))))
-            first += len(cell)
+        levels: list[LevelQueries] = []
+        first = start = 0
+        for level, linked in zip(self.levels, self._linked, strict=True):
+            inside = tokens[(tokens >= first) & (tokens < first + len(linked.slots))] - first
+            stop = start + len(inside)
+            levels.append(self._queries(level, linked, linked.slots[inside], slice(start, stop)))
+            first, start = first + len(linked.slots), stop
+        positions = torch.cat([linked.positions for linked in self._linked])[tokens]
         return TokenSet(
             levels=levels,
-            positions=positions[kept].to(self.device),
-            previous=[rows.to(self.device) for rows in before],
-            ends=(torch.stack(ends, dim=1) if ends else end.new_empty(len(end), 0)).to(self.device),
+            positions=positions.to(self.device),
+            previous=previous,
+            ends=(torch.stack(ends, dim=1) if ends else tail.new_empty(len(tail), 0)).to(self.device),
         )
 
-    def _level_rows(self, level: int, cell: Tensor, where: slice) -> LevelQueries:
-        """Squeeze a level's kept cells to the left of each segment, so that the padded rectangle is small."""
-        rows, visible = self.levels[level], self._visible[level]
-        num_segments, width = rows.num_segments, rows.width
-        cells = torch.arange(num_segments * width)
-        if len(cell) < int(rows.lengths.sum()):
-            segment = cell // max(width, 1)
-            count = torch.bincount(segment, minlength=num_segments)
-            slot = torch.arange(len(cell)) - (count.cumsum(0) - count)[segment]
-            width = int(count.max()) if len(cell) else 0
-            # A padding query stands in for its segment's first row: every query must see at least one column.
-            cells = (torch.arange(num_segments) * rows.width)[:, None].repeat(1, width)
-            cells[segment, slot] = cell
-            cells, cell = cells.flatten(), segment * width + slot
-        row = cells % max(rows.width, 1)
-        segment = cells // max(rows.width, 1)
+    def _queries(self, level: Level, linked: _LinkedLevel, slots: Tensor, tokens: slice) -> LevelQueries:
+        """The queries at some of a level's slots, moved to the left of each segment: a rectangle as small as may be."""
+        shape = (level.num_segments, level.width)
+        sources = torch.arange(level.num_segments * level.width)  # the slot that each slot of the rectangle stands for
+        if len(slots) < len(linked.slots):
+            segment = slots // level.width
+            count = torch.bincount(segment, minlength=level.num_segments)
+            index = torch.arange(len(slots)) - (count.cumsum(0) - count)[segment]
+            shape = (level.num_segments, int(count.max()) if len(slots) else 0)
+            # A padding query stands in for its segment's first token: every query must see at least one column.
+            squeezed = (torch.arange(level.num_segments) * level.width)[:, None].repeat(1, shape[1])
+            squeezed[segment, index] = slots
+            sources, slots = squeezed.flatten(), segment * shape[1] + index
+        segment, token = sources // level.width, sources % level.width
+        num_columns = linked.visible.shape[2]
         return LevelQueries(
-            rows=where,
-            cells=None if len(cell) == num_segments * width else cell.to(self.device),
-            shape=(num_segments, width),
-            visible=visible[segment, row].view(num_segments, width, visible.shape[2]),
-            together=None
-            if rows.together is None
-            else rows.together[segment, row].view(num_segments, width, rows.width),
-            positions=(self._column_positions[level][segment, visible.shape[2] - rows.width + row]).view(
-                num_segments, width
-            ),
+            tokens=tokens,
+            slots=None if len(slots) == shape[0] * shape[1] else slots.to(self.device),
+            shape=shape,
+            visible=linked.visible[segment, token].view(*shape, num_columns),
+            prompt=None if level.prompt is None else level.prompt[segment, token].view(*shape, level.width),
+            positions=linked.column_positions[segment, num_columns - level.width + token].view(shape),
         )
+
+    def narrow(self, x: Tensor, tokens: TokenSet) -> Tensor:
+        """x float[R, D] of all tokens -> that of the set's; x itself where it has just these."""
+        return x if len(x) == len(tokens) else gather(x, self.needed_index)
+
+    def angles(self, rope: Rope, tokens: TokenSet, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a rotary embedding at the set's positions: float[R, 1, d] each."""
+        key = (rope, tokens is self.all, dtype)
+        if key not in self._angles:
+            self._angles[key] = rope.angles(tokens.positions, dtype)
+        return self._angles[key]
 
     def mask(
-        self, level: int, row_set: TokenSet, dtype: torch.dtype, repeat: int, window: int | None = None
+        self, level: int, tokens: TokenSet, dtype: torch.dtype, *, repeat: int, window: int | None = None
     ) -> Tensor | None:
         """The additive attention mask of one level: float[G, 1, repeat * Q, A + W], 0 or -inf.
 
-        None where every row sees every column, as in a batch of equally long bidirectional prompts: without a mask
+        None where every query sees every column, as in a batch of equally long bidirectional prompts: without a mask
         attention takes its fastest kernel, and 4,096 image tokens need no gigabyte of zeros.
 
-        ``repeat`` is the number of query heads that share a key head: they are folded into the query rows, so that
-        keys and values are never repeated. ``window`` limits a sliding-attention layer to that many positions, except
-        inside a bidirectional prompt, which sees itself whole (as in transformers).
+        Args:
+            level: its number.
+            tokens: whose queries: `all` or `needed`.
+            dtype: of the queries.
+            repeat: query heads that share a key head: they are folded into the queries, so that keys and values are
+                never repeated.
+            window: how many positions back a sliding-attention layer sees, except inside a bidirectional prompt, which
+                sees itself whole (as in transformers); None sees all.
         """
-        key = (level, row_set is self.full, dtype, window)
+        key = (level, tokens is self.all, dtype, repeat, window)
         if key not in self._masks:
-            queries = row_set.levels[level]
+            queries = tokens.levels[level]
             visible = queries.visible
             if window is not None:
-                distance = queries.positions[:, :, None] - self._column_positions[level][:, None, :]
+                distance = queries.positions[:, :, None] - self._linked[level].column_positions[:, None, :]
                 is_near = distance < window
-                if queries.together is not None:
-                    is_near[:, :, -queries.together.shape[2] :] |= queries.together
+                if queries.prompt is not None:
+                    is_near[:, :, -queries.prompt.shape[2] :] |= queries.prompt
                 visible = visible & is_near
             if visible.all():
                 self._masks[key] = None
@@ -239,38 +302,33 @@ class DecodePlan:
         return self._masks[key]
 
 
-class _Scatter(torch.autograd.Function):
-    """Packed rows into a zeroed padded rectangle. Each cell is written once, so the gradient is a plain gather."""
+def _link_level(level: Level, paths: _Paths, first_input: int) -> tuple[_LinkedLevel, _Paths]:
+    """A level on the paths it continues, and the paths of its segments; its first token is input ``first_input``."""
+    slots = level.present.flatten().nonzero().squeeze(1)
+    inputs = torch.full((level.num_segments * level.width,), -1)
+    inputs[slots] = torch.arange(first_input, first_input + len(slots))
+    inputs = inputs.view(level.num_segments, level.width)
+    parent_input = paths.last_input[level.parent]
+    inside = inputs.gather(1, level.previous.clamp(min=0))
+    previous = torch.where(level.previous >= 0, inside, parent_input[:, None])
 
-    @staticmethod
-    def forward(ctx: Any, packed: Tensor, cells: Tensor, num_cells: int) -> Tensor:
-        ctx.save_for_backward(cells)
-        return packed.new_zeros(num_cells, packed.shape[1]).index_copy_(0, cells, packed)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None
-
-
-class _Gather(torch.autograd.Function):
-    """The inverse of _Scatter: distinct rows of a matrix, whose gradient is written rather than accumulated."""
-
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.num_rows = source.shape[0]
-        return source.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.new_zeros(ctx.num_rows, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
-
-
-def pad(packed: Tensor, cells: Tensor | None, num_cells: int) -> Tensor:
-    """float[R, D] -> float[num_cells, D], zero where no row lies."""
-    return packed if cells is None else _Scatter.apply(packed, cells, num_cells)  # type: ignore[no-untyped-call]
-
-
-def gather_rows(source: Tensor, rows: Tensor | None) -> Tensor:
-    """float[N, D], int64[R] distinct -> float[R, D]; the source itself for None."""
-    return source if rows is None else _Gather.apply(source, rows)  # type: ignore[no-untyped-call]
+    positions = paths.lengths[level.parent][:, None] + level.depth
+    column_positions = torch.cat([paths.positions[level.parent], positions], dim=1)
+    path = paths.valid[level.parent]
+    linked = _LinkedLevel(
+        slots=slots,
+        previous=previous[level.present],
+        positions=positions[level.present],
+        visible=torch.cat([path[:, None, :].expand(-1, level.width, -1), level.visible], dim=2),
+        column_positions=column_positions,
+    )
+    is_empty = level.lengths == 0
+    last = (level.lengths - 1).clamp(min=0)[:, None]
+    on_path = level.visible.gather(1, last[:, :, None].expand(-1, -1, level.width)).squeeze(1)
+    grown = torch.where(is_empty, 0, level.depth.gather(1, last).squeeze(1) + 1)
+    return linked, _Paths(
+        last_input=torch.where(is_empty, parent_input, inputs.gather(1, last).squeeze(1)),
+        valid=torch.cat([path, on_path & level.present & ~is_empty[:, None]], dim=1),
+        positions=column_positions,
+        lengths=paths.lengths[level.parent] + grown,
+    )

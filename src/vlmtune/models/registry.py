@@ -18,14 +18,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vlmtune.errors import UserError, WeightsError, unknown_name
-from vlmtune.models.configuration import ModelConfig
+from vlmtune.models import lfm2_vl, paligemma
+from vlmtune.models.config import ModelConfig
 from vlmtune.models.images import Grid, ProcessedImage
-from vlmtune.models.interface import VisionLanguageModel
+from vlmtune.models.lfm2_vl.config import PUBLISHED as LFM2_VL_PUBLISHED
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.paligemma.config import PUBLISHED as PALIGEMMA_PUBLISHED
+from vlmtune.models.paligemma.config import PaliGemmaConfig
 from vlmtune.models.paligemma.images import PaliGemmaImageProcessor
-from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
 from vlmtune.models.source import locate
+from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.models.weights import NameTable, load_strict, read_checkpoint
 from vlmtune.text import formats
 from vlmtune.text.tokenizer import Tokenizer
@@ -96,7 +99,7 @@ _NAMES = NameTable(
 LFM2_VL = Family(
     name="lfm2_vl",
     read_config=Lfm2VlConfig.from_dict,
-    build=Lfm2Vl,
+    build=lfm2_vl.Lfm2Vl,
     open_processor=Lfm2VlImageProcessor.from_folder,
     names=_NAMES,
 )
@@ -104,7 +107,7 @@ LFM2_VL = Family(
 PALIGEMMA = Family(
     name="paligemma",
     read_config=PaliGemmaConfig.from_dict,
-    build=PaliGemma,
+    build=paligemma.PaliGemma,
     open_processor=PaliGemmaImageProcessor.from_folder,
     # Besides: what the first files hold, and every decoder computes.
     names=replace(_NAMES, dropped=(*_NAMES.dropped, r"model\.language_model\..*\.rotary_emb\.inv_freq")),
@@ -113,6 +116,13 @@ PALIGEMMA = Family(
 
 FAMILIES: Mapping[str, Family] = {"lfm2_vl": LFM2_VL, "lfm2-vl": LFM2_VL, "paligemma": PALIGEMMA}
 """`model_type` of a config.json -> family; the spelling with a hyphen is that of older checkpoints."""
+
+KNOWN_CONFIGS: Mapping[str, dict[str, Any]] = {**LFM2_VL_PUBLISHED, **PALIGEMMA_PUBLISHED}
+"""Hub id -> its config.json as far as it decides sizes.
+
+`estimate` reads them where a checkpoint is not at hand, and the benchmarks and tests build models of real size from
+them. Opening a model never does: its own file decides.
+"""
 
 
 def open_model(

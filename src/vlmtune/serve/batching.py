@@ -20,7 +20,7 @@ import torch
 from vlmtune.inference.batch import Question
 from vlmtune.inference.generation import Generation, Sampling, Step
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.interface import VisionLanguageModel
+from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.serve.metrics import Metrics
 from vlmtune.serve.settings import ServeSettings
 from vlmtune.serve.tasks import Task

@@ -25,8 +25,8 @@ from vlmtune.adapters.plan import AdapterPlan
 from vlmtune.data.augment.pipeline import Augmentation
 from vlmtune.errors import UnreadableImageError
 from vlmtune.models.images import ProcessedImage, VisionFeatures
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import OpenedModel
+from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.records import ImageSource
 from vlmtune.train.feature_files import FORMAT, CachedImage, FeatureCache, Level
 from vlmtune.train.precision import autocast

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.malloc import held_bytes
+from vlmtune.models.vlm import VisionLanguageModel
 
 # Of the free memory, what the decoder's activations may take: the rest is for images, logits and other processes.
 _SHARE = 0.6
@@ -32,4 +32,4 @@ def free_bytes(device: torch.device) -> int:
 
 def needs_checkpointing(model: VisionLanguageModel, num_rows: int) -> bool:
     """Whether a tree of so many rows would keep more for its backward pass than there is room for."""
-    return num_rows * model.activation_bytes_per_row() > _SHARE * free_bytes(model.device)
+    return num_rows * model.activation_bytes_per_token() > _SHARE * free_bytes(model.device)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vlmtune.config.pretrain_schema import ModelSize
 from vlmtune.data.drawn.facts import Facts
 from vlmtune.data.drawn.vocabulary import CLASSES, COLORS
-from vlmtune.models.lfm2_vl.decoder import DepthwiseConv, Lfm2Config
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
-from vlmtune.models.lfm2_vl.vision import Siglip2Config
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.config import Lfm2Config, Lfm2VlConfig, Siglip2Config
+from vlmtune.models.lfm2_vl.decoder import DepthwiseConv
 from vlmtune.models.tree import Level
 from vlmtune.text.tokenizer import Tokenizer
 from vlmtune.train.pretrain_text import Lesson
@@ -67,7 +67,6 @@ def build_model(size: ModelSize, tokenizer: Tokenizer) -> Lfm2Vl:
 
 
 def _initialize(model: Lfm2Vl, side: int) -> None:
-    tower, decoder = model.model.vision_tower, model.model.language_model
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             if "language_model" in name:
@@ -81,8 +80,9 @@ def _initialize(model: Lfm2Vl, side: int) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, DepthwiseConv):
             nn.init.normal_(module.weight, std=0.5)
-    nn.init.normal_(decoder.embed_tokens.weight, std=decoder.config.hidden_size**-0.5)
-    tower.embeddings.position_embedding.weight.data = 0.5 * _sine_positions(side, tower.config.hidden_size)
+    nn.init.normal_(model.model.language_model.embed_tokens.weight, std=model.config.text_config.hidden_size**-0.5)
+    positions = model.get_parameter("model.vision_tower.embeddings.position_embedding.weight")
+    positions.data = 0.5 * _sine_positions(side, model.config.vision_config.hidden_size)
 
 
 def _sine_positions(side: int, width: int) -> Tensor:

@@ -22,8 +22,8 @@ from vlmtune.data.loading import read_ahead
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.images import ProcessedImage
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import ImageProcessor, OpenedModel
+from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.records import Example, ImageSource, LabelSet
 from vlmtune.train.feature_cache import connect, encode
 from vlmtune.train.feature_files import CachedImage, FeatureCache

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vlmtune.inference.batch import PromptTree, Question
 from vlmtune.inference.token_log_probs import token_log_probs
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.tree import Level
+from vlmtune.models.vlm import VisionLanguageModel
 
 
 @dataclass

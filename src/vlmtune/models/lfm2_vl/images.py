@@ -18,8 +18,17 @@ from PIL import Image
 from torch import Tensor
 
 from vlmtune.errors import UserError
-from vlmtune.models.images import Grid, ProcessedImage
-from vlmtune.models.pixels import RESAMPLING, normalization, read_settings, resize, to_image, to_pixels, write_json
+from vlmtune.models.images import (
+    RESAMPLING,
+    Grid,
+    ProcessedImage,
+    normalization,
+    read_settings,
+    resize,
+    to_image,
+    to_pixels,
+    write_json,
+)
 
 _IMAGE, _START, _END = "<image>", "<|image_start|>", "<|image_end|>"
 _THUMBNAIL = "<|img_thumbnail|>"

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from vlmtune.errors import UserError, WeightsError
-from vlmtune.models.images import Grid, ProcessedImage
-from vlmtune.models.pixels import (
+from vlmtune.models.images import (
     RESAMPLING,
+    Grid,
+    ProcessedImage,
     normalization,
     read_json,
     read_settings,

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import write_tiny_folder
-from tests.unit.test_lora import ROLES, disturb, random_model, run
+from tests.unit.adapters.test_plan import ROLES, disturb, random_model, run
 from vlmtune.adapters.layer import LoraLinear
 from vlmtune.adapters.merging import merged
 from vlmtune.adapters.peft_files import load_adapter, save_adapter
@@ -20,7 +20,7 @@ from vlmtune.adapters.plan import AdapterPlan, apply_adapter, parameter_groups
 from vlmtune.config.load import dump
 from vlmtune.config.schema import AdapterSection, Experiment, ModelSection
 from vlmtune.errors import AdapterError, RunFolderError, UserError, WeightsError
-from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.registry import open_model
 from vlmtune.runs.open import find_run, open_adapted
 

@@ -19,8 +19,9 @@ from vlmtune.adapters.targets import linear_layers
 from vlmtune.config.schema import AdapterSection, Experiment, TaskSection
 from vlmtune.errors import AdapterError, ConfigError, DataError, UserError, WeightsError
 from vlmtune.inference.predictor import Predictor
+from vlmtune.models.paligemma import PaliGemma
+from vlmtune.models.paligemma.config import PaliGemmaConfig
 from vlmtune.models.paligemma.images import PaliGemmaImageProcessor, PaliGemmaImageSettings
-from vlmtune.models.paligemma.model import PaliGemma, PaliGemmaConfig
 from vlmtune.models.plan import DecodePlan
 from vlmtune.models.registry import build_on_meta, open_model
 from vlmtune.models.tree import Level
@@ -234,7 +235,7 @@ def test_equally_long_prompts_need_no_mask_and_a_window_leaves_them_whole() -> N
 
     def mask(rows: Level, window: int | None) -> torch.Tensor | None:
         tree = DecodePlan([rows], cache, num_inputs=0, num_convs_above=0, want_cache=False, device=torch.device("cpu"))
-        return tree.mask(0, tree.full, torch.float32, 1, window)
+        return tree.mask(0, tree.all, torch.float32, repeat=1, window=window)
 
     assert mask(Level.chains([5, 5], bidirectional=[5, 5]), None) is None
     assert mask(Level.chains([5, 5], bidirectional=[5, 5]), 2) is None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tests.tiny_model import random_model
 from vlmtune.errors import UserError, WeightsError
-from vlmtune.models.lfm2_vl.model import Lfm2Vl, Lfm2VlConfig
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.registry import LFM2_VL
 from vlmtune.models.weights import NameTable, load_strict, read_checkpoint, save_hf
 

@@ -21,9 +21,9 @@ from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import AdapterSection, ConnectorSection, Experiment
 from vlmtune.errors import AdapterError, ConfigError
 from vlmtune.models.connectors import STI_POOL, Connector, ConnectorShape, build_connector, default_groups
-from vlmtune.models.interface import VisionLanguageModel
 from vlmtune.models.registry import OpenedModel, build_on_meta, open_model
 from vlmtune.models.tree import Level
+from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.runs.open import open_adapted, put_connector
 
 pytestmark = pytest.mark.unit

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmtune.models.kernels import fused_linear, geglu, lora_linear, rms_norm, swiglu
+from vlmtune.models.kernels import GluActivation, glu, lora_linear, rms_norm
 
 pytestmark = pytest.mark.unit
 
@@ -65,16 +64,16 @@ def test_gradcheck_rms_norm_with_one_offset() -> None:
     assert torch.allclose(norm(x, weight), _plain_rms_norm(x, weight + 1, 1e-5))
 
 
-@pytest.mark.parametrize("glu", [swiglu, geglu])
-def test_gradcheck_gated_units(glu: Callable[[Tensor, Tensor], Tensor]) -> None:
-    assert torch.autograd.gradcheck(glu, (_random(4, 6), _random(4, 6)))
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gradcheck_gated_units(activation: GluActivation) -> None:
+    assert torch.autograd.gradcheck(lambda gate, up: glu(gate, up, activation), (_random(4, 6), _random(4, 6)))
 
 
-def test_geglu_equals_autograd() -> None:
+def test_gelu_gate_equals_autograd() -> None:
     gate, up = _random(4, 6), _random(4, 6)
     plain = F.gelu(gate, approximate="tanh") * up
-    assert torch.allclose(geglu(gate, up), plain)
-    ours = torch.autograd.grad(geglu(gate, up).pow(2).sum(), (gate, up))
+    assert torch.allclose(glu(gate, up, "gelu_tanh"), plain)
+    ours = torch.autograd.grad(glu(gate, up, "gelu_tanh").pow(2).sum(), (gate, up))
     theirs = torch.autograd.grad(plain.pow(2).sum(), (gate, up))
     assert all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
 
@@ -200,9 +199,9 @@ def test_no_grad_runs_plain_operations_with_the_same_values() -> None:
         without = (
             lora_linear(x, weight, None, a, b, 2.0),
             rms_norm(x, norm_weight, 1e-6),
-            swiglu(x, x),
+            glu(x, x, "silu"),
         )
-    with_grad = (lora_linear(x, weight, None, a, b, 2.0), rms_norm(x, norm_weight, 1e-6), swiglu(x, x))
+    with_grad = (lora_linear(x, weight, None, a, b, 2.0), rms_norm(x, norm_weight, 1e-6), glu(x, x, "silu"))
     for plain, hand in zip(without, with_grad, strict=True):
         assert not plain.requires_grad and hand.requires_grad
         assert torch.equal(plain, hand)
@@ -211,7 +210,7 @@ def test_no_grad_runs_plain_operations_with_the_same_values() -> None:
 def test_inputs_are_left_as_they_were() -> None:
     x, weight, a, b = _random(3, 8), _random(8, 8, grad=False), _random(2, 8), _random(8, 2)
     before = [tensor.detach().clone() for tensor in (x, weight, a, b)]
-    out = swiglu(rms_norm(x, weight[0], 1e-6), lora_linear(x, weight, None, a, b, 2.0))
+    out = glu(rms_norm(x, weight[0], 1e-6), lora_linear(x, weight, None, a, b, 2.0), "silu")
     out.sum().backward(retain_graph=True)
     first = x.grad
     assert first is not None
@@ -229,8 +228,8 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_docstrings_say() -> None
     a, b = _random(rank, wide, dtype=torch.float32), _random(wide, rank, dtype=torch.float32)
     assert _saved_bytes(lambda: rms_norm(x, weight[0], 1e-6), [x, weight]) == rows * 4
     assert _saved_bytes(lambda: rms_norm(x, weight[0], 1e-6, one_offset=True), [x, weight]) == rows * 4
-    assert _saved_bytes(lambda: swiglu(x, up), [x, up]) == 0
-    assert _saved_bytes(lambda: geglu(x, up), [x, up]) == 0
+    assert _saved_bytes(lambda: glu(x, up, "silu"), [x, up]) == 0
+    assert _saved_bytes(lambda: glu(x, up, "gelu_tanh"), [x, up]) == 0
     assert _saved_bytes(lambda: lora_linear(x, weight, None, a, b, 1.0), [x, weight, a, b]) == rows * rank * 4
 
 
@@ -240,51 +239,3 @@ def test_lora_linear_under_autocast_keeps_no_copy_of_its_input_or_weight() -> No
     a, b = _random(rank, wide, dtype=torch.float32), _random(wide, rank, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert _saved_bytes(lambda: lora_linear(x, weight, None, a, b, 1.0), [x, weight, a, b]) == rows * rank * 2
-
-
-@pytest.mark.parametrize("gelu", [None, "none", "tanh"])
-def test_a_fused_linear_is_no_further_from_float32_than_its_steps_are(gelu: Literal["none", "tanh"] | None) -> None:
-    torch.manual_seed(0)
-    linear = torch.nn.Linear(96, 200).bfloat16()
-    x = torch.randn(7, 5, 96).bfloat16()
-
-    def activate(y: Tensor) -> Tensor:
-        return y if gelu is None else F.gelu(y, approximate=gelu)
-
-    exact = activate(F.linear(x.float(), linear.weight.float(), linear.bias.float()))
-    with torch.inference_mode():
-        fused, stepwise = fused_linear(linear, x, gelu), activate(linear(x))
-    assert fused.dtype == torch.bfloat16 and fused.shape == (7, 5, 200)
-    assert (fused.float() - exact).abs().max() <= (stepwise.float() - exact).abs().max() + 1e-6
-
-
-@pytest.mark.parametrize("num_rows", [3, 200])
-def test_a_fused_linear_in_float32_is_the_plain_one(num_rows: int) -> None:
-    torch.manual_seed(0)
-    linear, x = torch.nn.Linear(96, 200), torch.randn(num_rows, 96)
-    with torch.inference_mode():
-        torch.testing.assert_close(fused_linear(linear, x), linear(x), rtol=0, atol=2e-6)
-        torch.testing.assert_close(
-            fused_linear(linear, x, gelu="tanh"), F.gelu(linear(x), approximate="tanh"), rtol=0, atol=2e-6
-        )
-        with torch.autocast("cpu", torch.bfloat16):  # asks for bfloat16 products, which are the faster ones
-            assert fused_linear(linear, x).dtype == torch.bfloat16
-
-
-def test_a_learning_linear_is_run_in_steps_and_has_gradients() -> None:
-    linear = torch.nn.Linear(8, 8).bfloat16()
-    x = torch.randn(3, 8).bfloat16()
-    torch.testing.assert_close(fused_linear(linear, x, gelu="none"), F.gelu(linear(x)), rtol=0, atol=0)
-    fused_linear(linear, x, gelu="none").sum().backward()
-    assert linear.weight.grad is not None and linear.weight.grad.abs().sum() > 0
-
-
-def test_a_frozen_linear_gives_in_training_what_it_gives_in_evaluation() -> None:
-    linear = torch.nn.Linear(96, 200).bfloat16().requires_grad_(False)
-    x = torch.randn(7, 96).bfloat16()
-    in_training = fused_linear(linear, x, gelu="tanh")
-    with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = fused_linear(linear, x, gelu="tanh")
-    with torch.inference_mode():
-        expected = fused_linear(linear, x, gelu="tanh")
-    assert torch.equal(in_training, expected) and torch.equal(under_autocast, expected)

@@ -15,8 +15,8 @@ from vlmtune.adapters.merging import base_parameters, fold, merge, merged, unmer
 from vlmtune.adapters.plan import apply_adapter, count_trainable, parameter_groups, plan_of, trainable_parameters
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
-from vlmtune.models.known import KNOWN_CONFIGS
-from vlmtune.models.lfm2_vl.model import Lfm2Vl
+from vlmtune.models.lfm2_vl import Lfm2Vl
+from vlmtune.models.registry import KNOWN_CONFIGS
 from vlmtune.models.tree import Level
 
 pytestmark = pytest.mark.unit
