@@ -115,5 +115,5 @@ def test_the_real_size_equals_transformers(models: tuple[Any, Lfm2Vl]) -> None:
         for _ in range(4):
             tokens.append(int(ours.logits(decoded.hidden).argmax()))
             step = ours.embed_tokens(torch.tensor(tokens[-1:]))
-            decoded = ours.decode(step, [Level.chains([1])], decoded.state, want_cache=True)
+            decoded = ours.decode(step, [Level.chains([1])], decoded.cache, want_cache=True)
     assert tokens == generated

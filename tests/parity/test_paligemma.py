@@ -53,7 +53,7 @@ def test_tower_layer_by_layer_and_connector_match_at_several_image_sizes(side: i
         theirs = peer.get_image_features(torch.cat([pixels for _, pixels in images]))
         steps: list[Tensor] = []
         patches = torch.stack([image.tiles[0][0] for image, _ in images])
-        towered = ours.model.vision_tower(patches, steps)
+        towered = ours.model.vision_tower(patches, images[0][0].tiles[0][1], steps)
         features = ours.encode_images([image for image, _ in images])
     for step, expected in zip(steps[1:], captured, strict=True):
         assert relative_error(step, expected) < LAYER
