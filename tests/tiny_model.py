@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from tests.parity.lfm2_peer import IMAGE_TOKEN, tiny_config
+from tiny.tokenizer import train_tokenizer
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
 from vlmtune.models.weights import save_hf
-from vlmtune.text.build_tokenizer import train_tokenizer
 
 
 def random_model(seed: int = 0, **changes: Any) -> Lfm2Vl:

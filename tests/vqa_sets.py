@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlmtune.data.drawn.plain_scenes import plain_scene
-from vlmtune.data.drawn.questions import questions
+from tiny.drawn.questions import questions
+from vlmtune.data.drawn.scenes import compose_scene
 
 NUM_QUESTIONS = 3
 """About each image."""
@@ -23,7 +23,7 @@ def annotations(image_set: str, num_images: int) -> list[tuple[Image.Image, list
     found = []
     for number in range(num_images):
         image_id = first + number
-        scene = plain_scene(Random(f"test {image_id}"))
+        scene = compose_scene(Random(f"test {image_id}"))
         asked = [q for q in questions(scene.facts, image_id) if q.type != "caption"][:NUM_QUESTIONS]
         items = []
         for place, question in enumerate(asked):

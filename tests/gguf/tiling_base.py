@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from tiny.tokenizer import train_tokenizer
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
 from vlmtune.models.weights import save_hf
-from vlmtune.text.build_tokenizer import train_tokenizer
 
 COLORS = ("red", "amber", "lime", "green", "cyan", "blue", "violet", "pink")
 

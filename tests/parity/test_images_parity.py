@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.parity.images_peer import PEERS, cases, make_image
+from tiny.tokenizer import train_tokenizer
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
-from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.text.tokenizer import Tokenizer
 
 pytestmark = [

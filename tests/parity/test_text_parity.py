@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tiny.tokenizer import train_tokenizer
 from vlmtune.config.schema import TaskSection
 from vlmtune.records import LabelSet
-from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.text.defaults import CHAT_TEMPLATE
 from vlmtune.text.prompt import PromptBuilder
 from vlmtune.text.tokenizer import Tokenizer

@@ -12,6 +12,7 @@ import torch
 
 from tests.export_runs import write_run
 from tests.parity.lfm2_peer import tiny_config
+from tiny.tokenizer import train_tokenizer
 from vlmtune.errors import UserError
 from vlmtune.export import llama_runtime, transformers_runtime
 from vlmtune.export.formats import find_format
@@ -26,7 +27,6 @@ from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
 from vlmtune.models.registry import build_on_meta, open_model
-from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.unit

@@ -103,4 +103,4 @@ def test_overrides_reach_into_short_forms(tmp_path: Path) -> None:
 
 def test_the_shipped_files_are_told_apart() -> None:
     assert set(load_stages(ROOT / "configs" / "connector_stages.yaml")) == {"align", "instruct"}
-    assert is_staged(ROOT / "configs" / "connector_stages.yaml") and not is_staged(ROOT / "configs" / "tiny.yaml")
+    assert is_staged(ROOT / "configs" / "connector_stages.yaml") and not is_staged(ROOT / "configs" / "digits.yaml")

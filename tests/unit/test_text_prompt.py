@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiny.tokenizer import train_tokenizer
 from vlmtune.config.schema import TaskSection
 from vlmtune.errors import ConfigError, DataError, TokenizerError
 from vlmtune.records import LabelSet
-from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.text.defaults import CHAT_TEMPLATE, CLASSIFY_SYSTEM_PROMPT, fill_labels
 from vlmtune.text.prompt import PromptBuilder
 from vlmtune.text.tokenizer import Tokenizer

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiny.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from vlmtune.errors import TokenizerError
-from vlmtune.text.build_tokenizer import SPECIAL_TOKENS, train_tokenizer
 from vlmtune.text.defaults import CHAT_TEMPLATE
 from vlmtune.text.tokenizer import Tokenizer
 

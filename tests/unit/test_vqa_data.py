@@ -12,7 +12,6 @@ from PIL import Image
 
 from tests.vqa_sets import NUM_QUESTIONS, write_hub, write_official
 from vlmtune.config.schema import DataSection, TaskSection
-from vlmtune.data.read.drawn_vqa import NUM_IMAGES, read_drawn_vqa
 from vlmtune.data.read.sources import open_source
 from vlmtune.data.split_names import SplitPart, assign_roles, parse_split
 from vlmtune.data.splits import Splits, load_splits, subset
@@ -296,22 +295,3 @@ def test_a_closed_list_keeps_only_training_questions_that_it_can_answer(official
     assert len(splits.validation) == len(every.validation), "what cannot be answered counts as wrong"
     (item,) = [i for i in splits.description["left_out"] if "task.labels" in i["reason"]]
     assert item["count"] == len(every.train) - len(splits.train)
-
-
-# --- the built-in set
-
-
-def test_drawn_questions_are_the_same_everywhere_and_splits_share_no_image() -> None:
-    source = read_drawn_vqa()
-    splits = {name: source.splits[name]() for name in NUM_IMAGES}
-    digest = splits["test"][0].image.digest()
-    assert digest == read_drawn_vqa().splits["test"]()[0].image.digest()
-    assert {row.question_type for row in splits["test"]} == {"color", "count", "position", "yes/no", "letter", "shape"}
-    images = [{row.image.digest() for row in splits[name][:400]} for name in ("train", "test")]
-    assert not images[0] & images[1]
-    assert all(len(set(row.answers)) == 1 and len(row.answers) == 10 for row in splits["validation"])
-
-
-def test_yes_and_no_are_equally_often_right_in_the_drawn_questions() -> None:
-    answers = Counter(r.answers[0] for r in read_drawn_vqa().splits["train"]() if r.answer_type == "yes/no")
-    assert set(answers) == {"yes", "no"} and abs(answers["yes"] / answers.total() - 0.5) < 0.03

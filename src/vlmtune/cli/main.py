@@ -45,7 +45,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("preflight", "vlmtune.cli.preflight:preflight", "Everything train checks before its first step."),
     Command("estimate", "vlmtune.cli.estimate:estimate", "Parameters, memory and time, without loading weights."),
     Command("train", "vlmtune.cli.train:train", "Fine-tune a model on your images; writes a run folder."),
-    Command("pretrain", "vlmtune.cli.pretrain:pretrain", "Train a connector in two stages, or a tiny model."),
+    Command("pretrain", "vlmtune.cli.pretrain:pretrain", "Train a connector in two stages."),
     Command("evaluate", "vlmtune.cli.evaluate:evaluate", "Score a whole split; writes an evaluation folder."),
     Command("compare", "vlmtune.cli.compare:compare", "Evaluations side by side, with intervals and paired tests."),
     Command("checkpoints", "vlmtune.cli.checkpoints:checkpoints", "Every checkpoint of a run: accuracy against step."),

@@ -22,8 +22,8 @@ from vlmtune.config.checks import find_contradictions
 from vlmtune.config.messages import KeyPath, type_errors
 from vlmtune.config.older import convert as legacy
 from vlmtune.config.older.schema import REQUIRED, OlderEvaluation, OlderFineTuning, kind_of
-from vlmtune.config.pretrain_schema import Stage, Stages
 from vlmtune.config.schema import Experiment, Section
+from vlmtune.config.stages import Stage, Stages
 from vlmtune.config.yaml_loader import Problem, Reader
 from vlmtune.errors import ConfigError
 
@@ -80,7 +80,7 @@ def load_experiment(
 
 
 def is_staged(path: Path | str) -> bool:
-    """Whether a pretraining file has stages (`load_stages`), or is of a model from scratch. Raises ConfigError."""
+    """Whether a file has stages (`load_stages`), or is one experiment. Raises ConfigError."""
     return bool({key.value for key, _ in yaml_loader.entries(yaml_loader.read_mapping(Path(path)))} & set(_STAGES))
 
 
@@ -102,7 +102,7 @@ def load_stages(path: Path | str, overrides: Sequence[str] = (), *, must_exist: 
 
 
 def load_section(path: Path | str, schema: type[S], overrides: Sequence[str] = ()) -> S:
-    """Read and check a file of another schema (pretraining) in the same way. Raises ConfigError."""
+    """Read and check a file of another schema in the same way. Raises ConfigError."""
     values, reader = _read(Path(path), schema, overrides)
     _raise_problems(Path(path), reader)
     return values

@@ -1,4 +1,4 @@
-"""Images to try on the page: digits where the model reads digits, else what the tiny model was raised on."""
+"""Images to try on the page: digits where the model reads digits, else scenes of the built-in question set."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
-from vlmtune.data.drawn import draw
+from vlmtune.data.drawn.scenes import compose_scene
 from vlmtune.data.read.digits import LABELS as DIGITS
 from vlmtune.data.read.digits import read_digits
 from vlmtune.data.read.image_folder import is_image_name
@@ -15,8 +16,6 @@ from vlmtune.errors import UserError
 
 _NUM = 6
 _MAX_FILE_BYTES = 2**20
-_DRAWN = (("shapes", 3), ("shapes", 8), ("thing", 1), ("thing", 4), ("letter", 2), ("digit", 5))
-_SIDE = 64
 
 
 def example_images(labels: Sequence[str] | None, folder: Path | None = None) -> list[str]:
@@ -32,12 +31,12 @@ def example_images(labels: Sequence[str] | None, folder: Path | None = None) -> 
         rows = read_digits().splits["all"]()
         return [_data_uri(next(row.image.read() for row in rows[number * 40 :] if row.answers[0] == label))
                 for number, label in enumerate(labels[:_NUM])]  # fmt: skip
-    drawn = []
-    for kind, seed in _DRAWN:
+    scenes = []
+    for number in range(_NUM):
         file = io.BytesIO()
-        draw(kind, seed, _SIDE)[0].save(file, "PNG")
-        drawn.append(_data_uri(file.getvalue()))
-    return drawn
+        compose_scene(Random(f"example {number}")).draw().save(file, "PNG")
+        scenes.append(_data_uri(file.getvalue()))
+    return scenes
 
 
 def _from_folder(folder: Path) -> list[str]:

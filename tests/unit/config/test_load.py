@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tiny.config import Pretraining, WholeStage
 from vlmtune.config.load import InvalidExperimentError, dump, load_experiment, load_section
-from vlmtune.config.pretrain_schema import Pretraining, WholeStage
 from vlmtune.config.schema import AdapterSection, Experiment, TaskSection
 from vlmtune.errors import ConfigError
 

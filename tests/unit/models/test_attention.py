@@ -46,3 +46,18 @@ def test_capped_attention_in_blocks_gives_the_same_values_and_gradients(monkeypa
     assert torch.allclose(blocked, whole, atol=1e-6)
     found = torch.autograd.grad(blocked.pow(2).sum(), (q, k, v))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+def test_plain_attention_equals_the_fused_one_with_its_gradients() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, rows, 8, dtype=torch.float64, requires_grad=True) for rows in (5, 7, 7))
+    mask = torch.zeros(2, 1, 5, 7, dtype=torch.float64).masked_fill_(torch.rand(2, 1, 5, 7) < 0.3, float("-inf"))
+    mask[..., 0] = 0
+    plain = attention(q, k, v, mask)
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(plain, fused)
+    probe = torch.randn_like(plain)
+    ours = torch.autograd.grad((plain * probe).sum(), (q, k, v))
+    theirs = torch.autograd.grad((fused * probe).sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,212 +1,113 @@
-"""What one can ask of a drawn image: facts in, questions with their answers out. No torch, no images."""
+"""Questions about plain scenes (color, shape, count, left or right, letter, yes or no), and their captions.
+
+Mostly what a tiny model can see at once (how many, which letter, what is on the left), and of two or three shapes what
+it learns late: which color belongs to which, and on which side of the other one is.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
 
-from vlmtune.data.drawn.facts import Facts, Thing
-from vlmtune.data.drawn.silhouettes import THINGS
-from vlmtune.data.drawn.vocabulary import CLASSES, COLORS, DIGITS, INVENTED, LETTERS, PLACES, SHAPES, TEXTURES
+from vlmtune.data.drawn.scenes import FOREGROUNDS, LETTERS, MAX_SHAPES, SHAPES, Facts, Thing
 
-_NUMBERS = ("0", "1", "2", "3", "4")
-_POOLS = {
-    "digit": DIGITS,
-    "letter": LETTERS,
-    "shapes": SHAPES,
-    "thing": tuple(THINGS),
-    "texture": TEXTURES,
-    "invented": INVENTED,
-}
-_KIND_NAMES = {
-    "digit": "digit",
-    "letter": "letter",
-    "shapes": "shape",
-    "thing": "photo",
-    "texture": "pattern",
-    "invented": "object",
-}
+_CLEARLY_APART = 0.2
+"""Of the side: things nearer than this are neither left nor right of each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`type` says what is asked about: kind, writing, color, count, position, yes/no, place, caption or name."""
+    """`type` says what is asked about: `color`, `count`, `yes/no`…"""
 
     question: str
     answer: str
     type: str
 
 
-def questions(facts: Facts, seed: int) -> list[Question]:
-    """Everything worth asking about an image, in a random order that the seed decides (and which yes/no is asked)."""
-    rng = Random(f"questions {seed}")
-    makers = {
-        "digit": _about_glyph,
-        "letter": _about_glyph,
-        "shapes": _about_shapes,
-        "thing": _about_thing,
-        "texture": _about_texture,
-        "invented": _about_invented,
-    }
-    asked = makers[facts.kind](facts, rng)
-    asked.append(Question("Describe the picture.", caption(facts), "caption"))
+def scene_questions(facts: Facts, rng: Random) -> list[Question]:
+    """All questions about a scene in a random order. `type` is color, shape, count, position, letter or yes/no."""
+    asked = [Question("What color is the background?", facts.background, "color")]
+    asked += _about_letter(facts, rng) if facts.kind == "letter" else _about_shapes(facts, rng)
     rng.shuffle(asked)
     return asked
 
 
 def caption(facts: Facts) -> str:
-    """One short line that says what the image shows."""
-    if facts.kind in ("digit", "letter"):
-        return f"a {facts.writing} {facts.kind} {facts.label}, {facts.color} on {facts.place}"
-    if facts.kind == "texture":
-        return f"{facts.color} {facts.label} on {facts.place}"
-    if facts.kind == "invented":
-        return f"{_article(facts.label or '')}, {facts.place}"
-    if facts.kind == "thing":
-        return f"{_article(f'{facts.color} {facts.label}')}, {facts.place}"
-    names = [f"{thing.color} {thing.name}" for thing in facts.things]
-    if len(names) > 1 and len(set(names)) == 1:
-        return f"{len(names)} {names[0]}s on {facts.place}"
-    return " and ".join(_article(name) for name in names) + f" on {facts.place}"
+    """One short line that says what a scene shows: a character, or shapes."""
+    if facts.writing:
+        return f"a {facts.writing} {facts.kind} {facts.label}, {facts.color} on {facts.background}"
+    return " and ".join(with_article(f"{s.color} {s.name}") for s in facts.things) + f" on {facts.background}"
 
 
-def class_list(facts: Facts, rng: Random, most: int = 12) -> tuple[list[str], str] | None:
-    """A closed set of labels in a random order, the right one among them: (labels, answer).
-
-    Most lists hold names of the image's kind, some are mixed with unrelated words, some ask for a color, a place or
-    the kind of image. None where the image has no single name.
-    """
-    choice = rng.random()
-    if choice < 0.06:
-        return _shuffled(list(_KIND_NAMES.values()), _KIND_NAMES[facts.kind], rng)
-    if facts.color and choice < 0.16:
-        return _listed(tuple(COLORS), facts.color, rng, rng.randint(2, len(COLORS)))
-    if facts.kind in ("thing", "invented") and choice < 0.22:
-        return _listed(PLACES, facts.place, rng, rng.randint(2, len(PLACES)))
-    if facts.label is None:
-        return None
-    if facts.kind == "digit" and choice < 0.75:
-        # The whole set in its usual order is what people ask for most.
-        return list(DIGITS), facts.label
-    pool = _POOLS[facts.kind]
-    if choice > 0.85:
-        pool = CLASSES
-    elif facts.kind in ("thing", "invented") and choice > 0.6:
-        pool = (*THINGS, *INVENTED)
-    return _listed(pool, facts.label, rng, rng.randint(2, most))
-
-
-def _listed(pool: tuple[str, ...], answer: str, rng: Random, count: int) -> tuple[list[str], str]:
-    others = [word for word in rng.sample(pool, min(count, len(pool))) if word != answer][: count - 1]
-    return _shuffled([*others, answer], answer, rng)
-
-
-def _shuffled(labels: list[str], answer: str, rng: Random) -> tuple[list[str], str]:
-    rng.shuffle(labels)
-    return labels, answer
-
-
-def _article(words: str) -> str:
-    return f"{'an' if words[:1] in 'aeiou' else 'a'} {words}"
-
-
-def _yes_no(question: str, is_true: bool) -> Question:
-    return Question(question, "yes" if is_true else "no", "yes/no")
-
-
-def _other(pool: tuple[str, ...], word: str, rng: Random) -> str:
-    """The word itself half of the time, else another one: what a yes/no question asks about."""
-    return word if rng.random() < 0.5 else rng.choice([other for other in pool if other != word])
-
-
-def _about_glyph(facts: Facts, rng: Random) -> list[Question]:
-    kind, label = facts.kind, facts.label or ""
-    guess = _other(_POOLS[kind], label, rng)
+def _about_letter(facts: Facts, rng: Random) -> list[Question]:
+    (thing,) = facts.things
+    guess = _guess(LETTERS, [thing.name], rng)
     return [
-        Question(f"Which {kind} is this?", label, "name"),
-        Question("What is written here?", label, "name"),
-        _yes_no(f"Is this the {kind} {guess}?", guess == label),
-        Question("Is this a letter or a digit?", kind, "kind"),
-        Question("Is it printed or handwritten?", facts.writing, "writing"),
-        Question(f"What color is the {kind}?", facts.color, "color"),
-        Question("What color is the background?", facts.place, "color"),
+        Question("Which letter is this?", thing.name, "letter"),
+        Question("What color is the letter?", thing.color, "color"),
+        yes_no(f"Is this the letter {guess}?", guess == thing.name),
     ]
 
 
 def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
-    things = facts.things
-    count = str(len(things))
+    names, colors = [thing.name for thing in facts.things], [thing.color for thing in facts.things]
+    guess, color = _guess(SHAPES, names, rng), _guess(FOREGROUNDS, colors, rng)
+    number = _guess(tuple(str(i + 1) for i in range(MAX_SHAPES)), [str(len(names))], rng)
     asked = [
-        Question("How many shapes are there?", count, "count"),
-        Question("What color is the background?", facts.place, "color"),
+        Question("How many shapes are there?", str(len(names)), "count"),
+        yes_no("Is there one shape?" if number == "1" else f"Are there {number} shapes?", number == str(len(names))),
+        yes_no(f"Is there a {guess}?", guess in names),
+        yes_no(f"Is there {with_article(color)} shape?", color in colors),
     ]
-    guess = _other(_NUMBERS[1:], count, rng)
-    asked.append(_yes_no(f"Are there {guess} shapes?" if guess != "1" else "Is there one shape?", guess == count))
-    names = [thing.name for thing in things]
-    one = rng.choice(things)
-    guess = _other(SHAPES, one.name, rng)
-    asked.append(_yes_no(f"Is there {_article(guess)}?", guess in names))
-    if len(set(names)) == 1:
-        plural = "s are" if len(names) > 1 else " is"
-        asked.append(Question("What shape is this?" if len(names) == 1 else "What shapes are these?", names[0], "name"))
-        asked.append(
-            Question(
-                f"What color {plural.strip() if len(names) == 1 else 'are'} the shape{'s' if len(names) > 1 else ''}?",
-                one.color,
-                "color",
-            )
-        )
-        if len(names) > 1:
-            asked.append(Question(f"How many {one.name}s are there?", count, "count"))
-        return asked
-    asked.append(Question(f"What color is the {one.name}?", one.color, "color"))
-    asked.append(Question(f"Which shape is {one.color}?", one.name, "name"))
-    first, second = rng.sample(things, 2)
-    asked.extend(_where(first, second))
+    if len(names) == 1:
+        asked.append(Question("What shape is this?", names[0], "shape"))
+        asked.append(Question("What color is the shape?", colors[0], "color"))
+    else:
+        # The hard one: which color belongs to which shape.
+        thing = rng.choice(facts.things)
+        asked.append(Question(f"What color is the {thing.name}?", thing.color, "color"))
+    if len(names) == 2:
+        first, second = rng.sample(facts.things, 2)
+        asked += _where(first, second, rng)
     return asked
 
 
-def _where(first: Thing, second: Thing) -> list[Question]:
-    """How two things lie to each other, where it is clear."""
+def _where(first: Thing, second: Thing, rng: Random) -> list[Question]:
+    """Of two things: what is on which side, and on which side of the other one is."""
     asked = []
-    if abs(first.x - second.x) > 0.2:
-        asked.append(_yes_no(f"Is the {first.name} left of the {second.name}?", first.x < second.x))
-        side = "left" if first.x < second.x else "right"
-        asked.append(Question(f"Is the {first.name} left or right of the {second.name}?", side, "position"))
-    if abs(first.y - second.y) > 0.2:
-        asked.append(_yes_no(f"Is the {first.name} above the {second.name}?", first.y < second.y))
-        side = "above" if first.y < second.y else "below"
-        asked.append(Question(f"Is the {first.name} above or below the {second.name}?", side, "position"))
+    if abs(first.x - second.x) > _CLEARLY_APART:
+        side, thing = rng.choice((("left", min(first, second, key=_x)), ("right", max(first, second, key=_x))))
+        asked.append(Question(f"What color is the shape on the {side}?", thing.color, "color"))
+        asked.append(Question(f"Which shape is on the {side}?", thing.name, "shape"))
+        answer = "left" if first.x < second.x else "right"
+        words = f"Is the {first.name} left or right of the {second.name}?"
+        asked.append(Question(words, answer, "position"))
+        side = rng.choice(("left", "right"))
+        asked.append(yes_no(f"Is the {first.name} {side} of the {second.name}?", side == answer))
+    if abs(first.y - second.y) > _CLEARLY_APART:
+        side, thing = rng.choice((("top", min(first, second, key=_y)), ("bottom", max(first, second, key=_y))))
+        asked.append(Question(f"What color is the shape at the {side}?", thing.color, "color"))
+        asked.append(Question(f"Which shape is at the {side}?", thing.name, "shape"))
     return asked
 
 
-def _about_thing(facts: Facts, rng: Random) -> list[Question]:
-    label = facts.label or ""
-    guess = _other(tuple(THINGS), label, rng)
-    return [
-        Question("What is in the picture?", label, "name"),
-        Question("What is this?", label, "name"),
-        _yes_no(f"Is this {_article(guess)}?", guess == label),
-        Question(f"What color is the {label}?", facts.color, "color"),
-        Question("Where is it?", facts.place, "place"),
-    ]
+def _x(thing: Thing) -> float:
+    return thing.x
 
 
-def _about_texture(facts: Facts, rng: Random) -> list[Question]:
-    label = facts.label or ""
-    guess = _other(TEXTURES, label, rng)
-    return [
-        Question("What pattern is this?", label, "name"),
-        _yes_no(f"Is the pattern {guess}?", guess == label),
-    ]
+def _y(thing: Thing) -> float:
+    return thing.y
 
 
-def _about_invented(facts: Facts, rng: Random) -> list[Question]:
-    label = facts.label or ""
-    guess = _other(INVENTED, label, rng)
-    return [
-        Question("What is in the picture?", label, "name"),
-        Question("What is this?", label, "name"),
-        _yes_no(f"Is this {_article(guess)}?", guess == label),
-        Question("Where is it?", facts.place, "place"),
-    ]
+def with_article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def _guess(pool: tuple[str, ...], true: list[str], rng: Random) -> str:
+    """What a yes/no question asks about: something true half of the time."""
+    others = [word for word in pool if word not in true]
+    return rng.choice(true) if rng.random() < 0.5 or not others else rng.choice(others)
+
+
+def yes_no(question: str, is_true: bool) -> Question:
+    return Question(question, "yes" if is_true else "no", "yes/no")

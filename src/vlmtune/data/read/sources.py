@@ -74,11 +74,11 @@ def _open_built_in(name: str, ask: bool, data: DataSection) -> Source:
             f"default of text is data, of the other types prompt). Set task.question_from: {needed}, or use {fitting}."
         )
     if name == "builtin:drawn-captions":
-        from vlmtune.data.read.drawn_captions import read_drawn_captions
+        from vlmtune.data.read.drawn import read_drawn_captions
 
         return read_drawn_captions(data.caption_question)
     if ask:
-        from vlmtune.data.read.drawn_vqa import read_drawn_vqa
+        from vlmtune.data.read.drawn import read_drawn_vqa
 
         return read_drawn_vqa()
     from vlmtune.data.read.digits import read_digits

@@ -7,23 +7,13 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageFilter
 
-from vlmtune.data.drawn.facts import Facts, Thing
-from vlmtune.data.drawn.finish import coarse_mask, finish
-from vlmtune.data.drawn.fonts import character_mask, font_files
-from vlmtune.data.drawn.ink import (
-    Array,
-    any_color,
-    blend,
-    color_pair,
-    contrast,
-    noise_field,
-    pen_mask,
-    place,
-    plain,
-    vary,
-)
-from vlmtune.data.drawn.strokes import strokes
-from vlmtune.data.drawn.vocabulary import COLORS, DIGITS, LETTERS
+from tiny.drawn.finish import coarse_mask, finish
+from tiny.drawn.fonts import character_mask, font_files
+from tiny.drawn.ink import any_color, color_pair, contrast, noise_field, place
+from tiny.drawn.strokes import strokes
+from tiny.drawn.vocabulary import DIGITS, LETTERS
+from vlmtune.data.drawn.ink import COLORS, Array, blend, pen_mask, plain, vary
+from vlmtune.data.drawn.scenes import Facts, Thing
 
 
 def draw_glyph(kind: str, rng: Random, size: int) -> tuple[Image.Image, Facts]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from vlmtune.data.drawn.facts import Facts
-from vlmtune.data.drawn.questions import class_list, questions
+from tiny.drawn.questions import class_list, questions
+from vlmtune.data.drawn.scenes import Facts
 from vlmtune.text import defaults
 
 
@@ -43,22 +43,22 @@ END = "<|im_end|>"
 def lessons(facts: Facts, seed: int, num_questions: int) -> list[Lesson]:
     """A classification with a class list (where the image has a name), and some questions about the image."""
     rng = Random(f"lessons {seed}")
-    found = []
+    result = []
     listed = class_list(facts, rng)
     if listed is not None:
         labels, answer = listed
-        shown = None if facts.label == answer and rng.random() < 0.1 else labels
-        system = defaults.fill_labels(defaults.CLASSIFY_SYSTEM_PROMPT, shown)
-        found.append(Lesson(head(system), ((branch(defaults.CLASSIFY_USER_PROMPT), answer, 2.0),)))
-    asked = questions(facts, seed)[:num_questions]
-    found.append(
+        listed_labels = None if facts.label == answer and rng.random() < 0.1 else labels
+        system = defaults.fill_labels(defaults.CLASSIFY_SYSTEM_PROMPT, listed_labels)
+        result.append(Lesson(head(system), ((branch(defaults.CLASSIFY_USER_PROMPT), answer, 2.0),)))
+    chosen = questions(facts, seed)[:num_questions]
+    result.append(
         Lesson(
             head(defaults.VQA_SYSTEM_PROMPT),
             # A caption has many easy tokens: it should not outweigh the answers.
-            tuple((branch(q.question), q.answer, 0.4 if q.type == "caption" else 1.0) for q in asked),
+            tuple((branch(q.question), q.answer, 0.4 if q.type == "caption" else 1.0) for q in chosen),
         )
     )
-    return found
+    return result
 
 
 def texts(facts: Iterable[Facts]) -> Iterable[str]:

@@ -5,24 +5,9 @@
 
 from __future__ import annotations
 
-from vlmtune.data.drawn.silhouettes import THINGS
-from vlmtune.data.drawn.strokes import VARIANTS
+from tiny.drawn.silhouettes import THINGS
+from tiny.drawn.strokes import VARIANTS
 
-Color = tuple[int, int, int]
-
-COLORS: dict[str, Color] = {
-    "red": (214, 40, 40),
-    "green": (44, 160, 60),
-    "blue": (40, 84, 214),
-    "yellow": (240, 212, 40),
-    "orange": (242, 132, 30),
-    "purple": (134, 52, 178),
-    "pink": (246, 142, 182),
-    "brown": (128, 78, 40),
-    "black": (18, 18, 18),
-    "white": (244, 244, 244),
-    "gray": (128, 128, 128),
-}
 SHAPES = (
     "circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart", "arrow", "moon", "rectangle",
     "hexagon",

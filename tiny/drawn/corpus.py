@@ -17,7 +17,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from vlmtune.data.drawn import Facts, Thing, draw
+from tiny.drawn import Facts, Thing, draw
 
 _CHUNK = 500
 

@@ -8,80 +8,33 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlmtune.data.drawn.facts import Facts, Thing
-from vlmtune.data.drawn.finish import finish
-from vlmtune.data.drawn.ink import any_color, blend, contrast, noise_field, plain, vary
-from vlmtune.data.drawn.vocabulary import COLORS, SHAPES
+from tiny.drawn.finish import finish
+from tiny.drawn.ink import any_color, contrast, noise_field
+from tiny.drawn.vocabulary import SHAPES
+from vlmtune.data.drawn.ink import COLORS, OUTLINES, blend, outline_mask, plain, polar, vary
+from vlmtune.data.drawn.scenes import LAYOUTS, Facts, Thing
 
-# Where objects go, as centers in 0..1, by how many there are: far enough apart not to touch.
-LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
-    2: (
-        ((0.25, 0.5), (0.75, 0.5)),
-        ((0.5, 0.25), (0.5, 0.75)),
-        ((0.28, 0.28), (0.72, 0.72)),
-        ((0.72, 0.28), (0.28, 0.72)),
-    ),
-    3: (
-        ((0.2, 0.25), (0.75, 0.3), (0.5, 0.75)),
-        ((0.18, 0.5), (0.5, 0.5), (0.82, 0.5)),
-        ((0.25, 0.75), (0.75, 0.75), (0.5, 0.25)),
-        ((0.5, 0.18), (0.5, 0.5), (0.5, 0.82)),
-    ),
-    4: (((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)), ((0.5, 0.2), (0.2, 0.5), (0.8, 0.5), (0.5, 0.8))),
+_LAYOUTS = LAYOUTS | {
+    4: (((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)), ((0.5, 0.2), (0.2, 0.5), (0.8, 0.5), (0.5, 0.8)))
 }
-
-
-Corners = list[tuple[float, float]]
-
-
-def _polar(steps: int, radii: tuple[float, ...], start: float = -math.pi / 2) -> Corners:
-    """Corners at equal angles, their distances from the center repeating `radii`."""
-    angles = [start + 2 * math.pi * i / steps for i in range(steps)]
-    return [(radii[i % len(radii)] * math.cos(t), radii[i % len(radii)] * math.sin(t)) for i, t in enumerate(angles)]
-
-
-def _heart(t: float) -> tuple[float, float]:
-    height = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-    return 1.05 * math.sin(t) ** 3, -height / 16
-
-
-# fmt: off
-_OUTLINES: dict[str, Corners] = {
-    "circle": _polar(32, (1.0,)),
-    "ring": _polar(32, (1.0,)),
-    "moon": _polar(32, (1.0,)),
-    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
+_OUTLINES = OUTLINES | {
+    "ring": OUTLINES["circle"],
+    "moon": OUTLINES["circle"],
     "rectangle": [(-1.05, -0.5), (1.05, -0.5), (1.05, 0.5), (-1.05, 0.5)],
-    "triangle": _polar(3, (1.1,)),
-    "star": _polar(10, (1.15, 0.48)),
     "diamond": [(0.0, -1.15), (0.72, 0.0), (0.0, 1.15), (-0.72, 0.0)],
-    "hexagon": _polar(6, (1.0,), 0.0),
-    "cross": [
-        (-0.33, -1), (0.33, -1), (0.33, -0.33), (1, -0.33), (1, 0.33), (0.33, 0.33),
-        (0.33, 1), (-0.33, 1), (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33),
-    ],
+    "hexagon": polar(6, (1.0,), 0.0),
     "arrow": [(-1.1, -0.3), (0.1, -0.3), (0.1, -0.85), (1.15, 0.0), (0.1, 0.85), (0.1, 0.3), (-1.1, 0.3)],
-    "heart": [_heart(2 * math.pi * i / 32) for i in range(32)],
 }
-# fmt: on
-
-
-def outline(shape: str, x: float, y: float, radius: float, angle: float) -> Corners:
-    """A shape's corners around (x, y), in pixels. The round ones have many."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    return [(x + radius * (cos * a - sin * b), y + radius * (sin * a + cos * b)) for a, b in _OUTLINES[shape]]
 
 
 def shape_mask(shape: str, size: int, x: float, y: float, radius: float, angle: float) -> Image.Image:
     """An "L" image of `size` pixels with one shape on it."""
-    mask = Image.new("L", (size, size))
-    pen = ImageDraw.Draw(mask)
-    pen.polygon(outline(shape, x, y, radius, angle), fill=255)
+    mask = outline_mask(_OUTLINES[shape], size, x, y, radius, angle)
     if shape in ("ring", "moon"):
         hole = radius * (0.55 if shape == "ring" else 0.85)
         shift = 0.0 if shape == "ring" else radius * 0.5
         cx, cy = x + shift * math.cos(angle), y + shift * math.sin(angle)
-        pen.ellipse((cx - hole, cy - hole, cx + hole, cy + hole), fill=0)
+        ImageDraw.Draw(mask).ellipse((cx - hole, cy - hole, cx + hole, cy + hole), fill=0)
     return mask
 
 
@@ -99,7 +52,7 @@ def draw_shapes(rng: Random, size: int) -> tuple[Image.Image, Facts]:
     if count == 1:
         positions: list[tuple[float, float]] = [(rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7))]
     else:
-        positions = list(rng.choice(LAYOUTS[count]))
+        positions = list(rng.choice(_LAYOUTS[count]))
         rng.shuffle(positions)
     is_uniform = count > 1 and rng.random() < 0.45
     kinds = [rng.choice(SHAPES)] * count if is_uniform else rng.sample(SHAPES, count)

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from vlmtune.data.drawn.ink import Array, noise_field
+from tiny.drawn.ink import noise_field
+from vlmtune.data.drawn.ink import Array
 
 _UPSCALING = (
     Image.Resampling.NEAREST,

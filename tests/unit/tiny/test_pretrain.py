@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from tiny.config import Pretraining
+from tiny.drawn import KINDS, draw
+from tiny.lessons import branch, head, lessons
+from tiny.model import LessonRunner, to_patches
+from tiny.pretrain import PretrainReport, main, pretrain
 from vlmtune.config.load import load_section
-from vlmtune.config.pretrain_schema import Pretraining
 from vlmtune.config.schema import TaskSection
-from vlmtune.data.drawn import KINDS, draw
 from vlmtune.errors import ConfigError, RunFolderError
-from vlmtune.models.attention import attention
 from vlmtune.models.registry import open_model
 from vlmtune.models.tree import Level
 from vlmtune.records import LabelSet
 from vlmtune.text import defaults
 from vlmtune.text.prompt import PromptBuilder
-from vlmtune.train.pretrain import PretrainReport, pretrain
-from vlmtune.train.pretrain_model import LessonRunner, to_patches
-from vlmtune.train.pretrain_text import branch, head, lessons
 
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +72,7 @@ def test_the_built_in_model_is_small_enough_to_ship(tiny) -> None:  # type: igno
     assert 2_500_000 < sum(p.numel() for p in tiny.model.parameters()) < 5_000_000
 
 
-def test_classification_is_learned_in_the_words_of_the_default_prompt(tiny) -> None:  # type: ignore[no-untyped-def]
+def test_classification_is_learned_with_the_default_prompt(tiny) -> None:  # type: ignore[no-untyped-def]
     labels = ("0", "1", "2")
     image = tiny.processor.process(draw("digit", 0)[0])
     system = defaults.fill_labels(defaults.CLASSIFY_SYSTEM_PROMPT, labels)
@@ -81,14 +81,14 @@ def test_classification_is_learned_in_the_words_of_the_default_prompt(tiny) -> N
     assert builder.build(None, image.text).ids == tiny.tokenizer.encode(learned)
 
 
-def test_questions_are_learned_in_the_words_of_the_default_prompt(tiny) -> None:  # type: ignore[no-untyped-def]
+def test_questions_are_learned_with_the_default_prompt(tiny) -> None:  # type: ignore[no-untyped-def]
     image = tiny.processor.process(draw("digit", 0)[0])
     learned = head(defaults.VQA_SYSTEM_PROMPT) + "<image>" * 16 + branch("What color is it?")
     builder = PromptBuilder(tiny.tokenizer, TaskSection(type="text"), None)
     assert builder.build("What color is it?", image.text).ids == tiny.tokenizer.encode(learned)
 
 
-def test_images_reach_the_tower_as_the_image_processor_makes_them(tiny) -> None:  # type: ignore[no-untyped-def]
+def test_patches_are_those_of_the_image_processor(tiny) -> None:  # type: ignore[no-untyped-def]
     image, _ = draw("thing", 1)
     patches, grid = tiny.processor.process(image).tiles[0]
     assert grid == (8, 8)
@@ -101,15 +101,15 @@ def test_any_image_becomes_about_16_tokens(tiny) -> None:  # type: ignore[no-unt
         assert 8 <= tiny.processor.process(Image.new("RGB", size)).num_tokens <= 16
 
 
-def test_lessons_in_one_tree_give_the_logits_of_plain_prompts(tiny) -> None:  # type: ignore[no-untyped-def]
+def test_lessons_in_one_tree_equal_plain_prompts(tiny) -> None:  # type: ignore[no-untyped-def]
     runner = LessonRunner(tiny.model, tiny.tokenizer)
     facts = [draw(kind, seed)[1] for kind, seed in (("digit", 0), ("thing", 1), ("digit", 2))]
-    asked = [(i, lesson) for i, fact in enumerate(facts) for lesson in lessons(fact, i, 3)]
+    numbered = [(i, lesson) for i, fact in enumerate(facts) for lesson in lessons(fact, i, 3)]
     tokens = torch.randn(3, 16, 160, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits, targets, weights, counts = runner.run(tokens, asked)
+        logits, targets, weights, counts = runner.run(tokens, numbered)
         first = 0
-        branches = [(image, lesson, i) for image, lesson in asked for i in range(len(lesson.branches))]
+        branches = [(image, lesson, i) for image, lesson in numbered for i in range(len(lesson.branches))]
         assert len(branches) == len(counts) and len(targets) == len(weights) == sum(counts)
         for (image, lesson, i), count in zip(branches, counts, strict=True):
             prompt, answer, _ = lesson.branches[i]
@@ -121,26 +121,11 @@ def test_lessons_in_one_tree_give_the_logits_of_plain_prompts(tiny) -> None:  # 
             first += count
 
 
-def test_plain_attention_equals_the_fused_one_with_its_gradients() -> None:
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, rows, 8, dtype=torch.float64, requires_grad=True) for rows in (5, 7, 7))
-    mask = torch.zeros(2, 1, 5, 7, dtype=torch.float64).masked_fill_(torch.rand(2, 1, 5, 7) < 0.3, float("-inf"))
-    mask[..., 0] = 0
-    plain = attention(q, k, v, mask)
-    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    torch.testing.assert_close(plain, fused)
-    probe = torch.randn_like(plain)
-    ours = torch.autograd.grad((plain * probe).sum(), (q, k, v))
-    theirs = torch.autograd.grad((fused * probe).sum(), (q, k, v))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 class InterruptedHereError(Exception):
     pass
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = pretrain(small(tmp_path, "whole"))
 
     def stop_late(report: PretrainReport) -> None:
@@ -153,9 +138,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
     with pytest.raises(RunFolderError, match=r"seed: \d+ in the run, 9 now"):
         pretrain(small(tmp_path, "cut").model_copy(update={"seed": 9}), resume=True)
     resumed = pretrain(small(tmp_path, "cut"), resume=True)
-    expected, found = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    expected, weights = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert expected.keys() == weights.keys()
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [6, 8]
     opened = open_model(str(resumed))
@@ -171,10 +156,20 @@ def test_an_existing_run_is_never_written_over(tmp_path: Path) -> None:
         pretrain(small(tmp_path, "other"), resume=True)
 
 
-def test_the_shipped_file_is_valid_and_an_unknown_key_is_named(tmp_path: Path) -> None:
-    config = load_section(ROOT / "configs" / "tiny.yaml", Pretraining)
+def test_the_file_is_valid_and_unknown_keys_are_named(tmp_path: Path) -> None:
+    config = load_section(ROOT / "tiny" / "tiny.yaml", Pretraining)
     assert config.whole.steps > 0 and set(config.images.mixture) <= set(KINDS)
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("whole:\n  step: 5\n")
     with pytest.raises(ConfigError, match="steps"):
         load_section(wrong, Pretraining)
+
+
+def test_the_command_pretrains_and_names_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(small(tmp_path).model_dump(mode="json")))
+    assert main([str(file), "--set", "name=command", "--set", "tower.steps=2"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder == tmp_path / "command" / "model" and (folder / "model.safetensors").is_file()
+    assert main([str(file), "--set", "name=command"]) == 1
+    assert "Error: " in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """The printed letters: which font files this machine has, and a character of one as a gray mask.
 
-matplotlib's own fonts are always there; the `pretrain` extra adds more (PyPI's font-* packages).
+They come with the `tiny` extra: matplotlib's own fonts, and those of PyPI's font-* packages.
 """
 
 from __future__ import annotations

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlmtune.config.pretrain_schema import ModelSize
-from vlmtune.data.drawn.facts import Facts
-from vlmtune.data.drawn.vocabulary import CLASSES, COLORS
+from tiny.config import ModelSize
+from tiny.drawn.vocabulary import CLASSES
+from tiny.lessons import Lesson
+from vlmtune.data.drawn.ink import COLORS
+from vlmtune.data.drawn.scenes import Facts
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.config import Lfm2Config, Lfm2VlConfig, Siglip2Config
 from vlmtune.models.lfm2_vl.decoder import DepthwiseConv
 from vlmtune.models.tree import Level
 from vlmtune.text.tokenizer import Tokenizer
-from vlmtune.train.pretrain_text import Lesson
 
 _FACTOR = 2  # patches a side that become one image token
 _MOST_THINGS = 4
@@ -241,8 +242,8 @@ def export_model(
         ("generation_config.json", generation),
     ):
         (temporary / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    for kept in ("README.md", "training_log.jsonl"):
-        if (folder / kept).exists():
-            shutil.copyfile(folder / kept, temporary / kept)
+    for name in ("README.md", "training_log.jsonl"):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, temporary / name)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)

@@ -9,22 +9,22 @@ from random import Random
 import numpy as np
 import pytest
 
-from vlmtune.data.drawn import KINDS, Facts, Thing, draw
-from vlmtune.data.drawn.corpus import draw_corpus, open_corpus
-from vlmtune.data.drawn.finish import coarse_mask
-from vlmtune.data.drawn.fonts import character_mask, font_files
-from vlmtune.data.drawn.ink import pen_mask
-from vlmtune.data.drawn.questions import caption, class_list, questions
-from vlmtune.data.drawn.silhouettes import THINGS, parts
-from vlmtune.data.drawn.strokes import VARIANTS, strokes
-from vlmtune.data.drawn.vocabulary import CLASSES, COLORS, DIGITS
+from tiny.drawn import KINDS, Facts, Thing, draw
+from tiny.drawn.corpus import draw_corpus, open_corpus
+from tiny.drawn.finish import coarse_mask
+from tiny.drawn.fonts import character_mask, font_files
+from tiny.drawn.questions import caption, class_list, questions
+from tiny.drawn.silhouettes import THINGS, parts
+from tiny.drawn.strokes import VARIANTS, strokes
+from tiny.drawn.vocabulary import CLASSES, DIGITS
+from vlmtune.data.drawn.ink import COLORS, pen_mask
 from vlmtune.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_seed_draws_the_same_image_and_another_seed_another(kind: str) -> None:
+def test_a_seed_decides_the_image(kind: str) -> None:
     first, facts = draw(kind, 3)
     again, facts_again = draw(kind, 3)
     other, _ = draw(kind, 4)
@@ -33,7 +33,7 @@ def test_the_same_seed_draws_the_same_image_and_another_seed_another(kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_image_has_the_size_asked_for_and_is_not_blank(kind: str) -> None:
+def test_images_have_the_given_size_and_are_not_blank(kind: str) -> None:
     for seed in range(20):
         image, facts = draw(kind, seed, size=48)
         assert image.size == (48, 48) and image.mode == "RGB"
@@ -41,7 +41,7 @@ def test_a_image_has_the_size_asked_for_and_is_not_blank(kind: str) -> None:
         assert np.asarray(image).std() > 2, f"{kind} {seed} is blank"
 
 
-def test_an_unknown_kind_is_an_error_that_names_the_nearest() -> None:
+def test_an_unknown_kind_names_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'digit'"):
         draw("digits", 0)
 
@@ -54,13 +54,13 @@ def test_every_label_is_a_class_and_classes_are_distinct() -> None:
             assert label is None or label in CLASSES
 
 
-def test_the_words_of_common_photo_sets_are_answers() -> None:
+def test_words_of_common_photo_sets_are_answers() -> None:
     photo_words = "airplane automobile bird cat deer dog frog horse ship truck"
     assert set(photo_words.split()) <= set(THINGS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_class_list_holds_its_answer_once_and_no_word_twice(kind: str) -> None:
+def test_a_class_list_holds_its_answer_once(kind: str) -> None:
     for seed in range(60):
         _, facts = draw(kind, seed)
         listed = class_list(facts, Random(seed))
@@ -69,17 +69,17 @@ def test_a_class_list_holds_its_answer_once_and_no_word_twice(kind: str) -> None
             assert labels.count(answer) == 1 and len(set(labels)) == len(labels) >= 2
 
 
-def test_most_digits_are_asked_with_all_ten_in_their_usual_order() -> None:
+def test_most_digit_lists_hold_all_ten_in_order() -> None:
     facts = draw("digit", 0)[1]
     lists = [class_list(facts, Random(seed)) for seed in range(200)]
-    assert sum(found is not None and found[0] == list(DIGITS) for found in lists) > 100
+    assert sum(item is not None and item[0] == list(DIGITS) for item in lists) > 100
 
 
 def two(first: Thing, second: Thing) -> Facts:
     return Facts("shapes", None, (first, second), "white")
 
 
-def test_positions_asked_about_agree_with_where_things_are() -> None:
+def test_answers_agree_with_where_things_are() -> None:
     facts = two(Thing("star", "red", 0.2, 0.2), Thing("circle", "blue", 0.8, 0.8))
     truth = {
         "Is the star left or right of the circle?": "left",
@@ -99,7 +99,7 @@ def test_positions_asked_about_agree_with_where_things_are() -> None:
         assert met[question] == answer, question
 
 
-def test_yes_no_questions_are_answered_yes_about_half_of_the_time() -> None:
+def test_half_of_the_yes_no_answers_are_yes() -> None:
     answers = []
     things = [draw("thing", seed)[1] for seed in range(20)]
     for seed in range(300):
@@ -117,7 +117,7 @@ def test_captions_say_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("character", sorted(VARIANTS))
-def test_every_way_of_writing_a_character_leaves_ink_inside_the_page(character: str) -> None:
+def test_every_character_leaves_ink_inside_the_page(character: str) -> None:
     for seed in range(8):
         lines = strokes(character, Random(seed))
         assert all(line.ndim == 2 and line.shape[1] == 2 and len(line) >= 2 for line in lines)
@@ -125,7 +125,7 @@ def test_every_way_of_writing_a_character_leaves_ink_inside_the_page(character: 
         assert pen_mask(lines, 64, 4).getbbox() is not None
 
 
-def test_a_template_is_written_exactly_when_the_hand_is_calm() -> None:
+def test_without_wildness_the_template_is_written_exactly() -> None:
     assert any(np.allclose(strokes("L", Random(seed), wildness=0.0)[0][0], [0.2, 0.0]) for seed in range(10))
 
 
@@ -145,7 +145,7 @@ def test_every_font_has_every_digit() -> None:
         assert len(masks) == len(DIGITS), font_files()[index].name
 
 
-def test_a_coarse_character_has_8_by_8_blocks_of_17_levels() -> None:
+def test_coarse_characters_have_blocks_of_17_levels() -> None:
     class NearestOnly(Random):
         """Takes the first choice offered, and skips what happens with some probability."""
 
@@ -168,11 +168,11 @@ def test_colors_are_named_once() -> None:
 
 def test_a_corpus_opens_again_and_is_reused(tmp_path: Path) -> None:
     mixture = {"digit": 1.0, "shapes": 2.0}
-    told: list[int] = []
-    one = draw_corpus(tmp_path / "one", mixture, 30, seed=5, processes=1, on_progress=told.append)
+    progress: list[int] = []
+    one = draw_corpus(tmp_path / "one", mixture, 30, seed=5, processes=1, on_progress=progress.append)
     digest = hashlib.sha256(one.pixels.tobytes()).hexdigest()
     again = open_corpus(tmp_path / "one")
-    assert told == [30] and len(again) == 30
+    assert progress == [30] and len(again) == 30
     assert hashlib.sha256(again.pixels.tobytes()).hexdigest() == digest and again.facts == one.facts
     # The same request reuses what is there; another seed draws anew.
     before = (tmp_path / "one" / "pixels.npy").stat().st_mtime_ns
@@ -182,8 +182,8 @@ def test_a_corpus_opens_again_and_is_reused(tmp_path: Path) -> None:
     assert hashlib.sha256(other.pixels.tobytes()).hexdigest() != digest
 
 
-def test_a_corpus_is_the_same_with_one_process_or_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmtune.data.drawn.corpus._CHUNK", 4)
+def test_the_number_of_processes_does_not_change_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiny.drawn.corpus._CHUNK", 4)
     one = draw_corpus(tmp_path / "one", {"texture": 1.0}, 8, seed=1, processes=1)
     two = draw_corpus(tmp_path / "two", {"texture": 1.0}, 8, seed=1, processes=2)
     assert one.facts == two.facts and (one.pixels == two.pixels).all()

@@ -1,4 +1,4 @@
-"""Pretraining of a tiny LFM2-VL from scratch on drawn images: how `builtin:tiny` was made.
+"""Pretrains a tiny LFM2-VL from scratch on drawn images, as `builtin:tiny` was: `python -m tiny.pretrain FILE`.
 
 In: a `Pretraining` file. Out: `runs/NAME/` with metrics, checkpoints and `model/`, a folder in the hub's layout. Two
 stages: the tower with naming heads, then the whole model on questions. Every step's images and questions follow from
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
+from argparse import ArgumentParser
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,33 +25,33 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tiny.config import Pretraining, TowerStage, WholeStage
+from tiny.drawn.corpus import Corpus, draw_corpus
+from tiny.drawn.fonts import font_files
+from tiny.lessons import Lesson, lessons, texts
+from tiny.model import LessonRunner, NamingHeads, build_model, export_model
+from tiny.tokenizer import train_tokenizer
 from vlmtune.config.load import dump, load_section
-from vlmtune.config.pretrain_schema import Pretraining, TowerStage, WholeStage
-from vlmtune.data.drawn.corpus import Corpus, draw_corpus
-from vlmtune.data.drawn.facts import Facts
-from vlmtune.data.drawn.fonts import font_files
-from vlmtune.errors import RunFolderError
+from vlmtune.data.drawn.scenes import Facts
+from vlmtune.errors import RunFolderError, UserError
 from vlmtune.files import read_json, write_json, write_text
 from vlmtune.runs.environment import environment, now
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.resume import differing_keys
-from vlmtune.text.build_tokenizer import train_tokenizer
 from vlmtune.train.precision import autocast
-from vlmtune.train.pretrain_model import LessonRunner, NamingHeads, build_model, export_model
-from vlmtune.train.pretrain_text import Lesson, lessons, texts
 from vlmtune.train.schedule import learning_rate_factor
 
 StageName = Literal["tower", "whole"]
 
 _TOKENIZER_IMAGES = 20_000
 _VALIDATION_SEED = 1_000_003
-_LEAST_RATE = 0.02  # the cosine ends at this share of the learning rate
+_MIN_RATE = 0.02  # the cosine ends at this share of the learning rate
 _WARMUP_STEPS = 100
 
 
 @dataclass(frozen=True)
 class PretrainReport:
-    """What is told to whoever watches.
+    """One step of progress.
 
     Attributes:
         stage: "drawing" (then `step` counts images), "tower", "whole" or "validation".
@@ -66,7 +68,7 @@ class PretrainReport:
 def pretrain(
     config: Pretraining, *, resume: bool = False, on_report: Callable[[PretrainReport], None] = lambda report: None
 ) -> Path:
-    """Train from scratch, or go on.
+    """Train from scratch, or continue an interrupted run.
 
     Returns:
         The folder of the finished model. Raises RunFolderError if the run exists (or, resuming, does not).
@@ -100,10 +102,10 @@ class _Run:
         seed = self.config.seed if part == "train" else self.config.seed + _VALIDATION_SEED
         folder = self.folder.path / "images" / part
 
-        def tell(done: int) -> None:
+        def report(done: int) -> None:
             self.on_report(PretrainReport("drawing", done, num, part))
 
-        return draw_corpus(folder, images.mixture, num, seed, self.config.model.image_size, on_progress=tell)
+        return draw_corpus(folder, images.mixture, num, seed, self.config.model.image_size, on_progress=report)
 
     def train(self) -> Path:
         checkpoint = _latest_checkpoint(self.folder.path)
@@ -149,7 +151,7 @@ class _Run:
         while self.step < first + steps:
             index = self.step - first
             rate = settings.learning_rate * max(
-                _LEAST_RATE, learning_rate_factor(index, steps, min(0.5, _WARMUP_STEPS / steps), "cosine")
+                _MIN_RATE, learning_rate_factor(index, steps, min(0.5, _WARMUP_STEPS / steps), "cosine")
             )
             for group in optimizer.param_groups:
                 is_slow = isinstance(settings, WholeStage) and group["part"] == "tower"
@@ -194,8 +196,8 @@ class _Run:
             losses = {"naming": naming.detach()}
             loss = naming
             if stage == "whole":
-                asked = _ask(facts, [rng.getrandbits(40) for _ in facts], self.config.whole.num_questions)
-                logits, targets, weights, _ = self.runner.run(tokens, asked)
+                numbered = _lessons(facts, [rng.getrandbits(40) for _ in facts], self.config.whole.num_questions)
+                logits, targets, weights, _ = self.runner.run(tokens, numbered)
                 each = F.cross_entropy(logits.float(), targets, reduction="none")
                 answer = (each * weights).sum() / weights.sum()
                 losses["answer"] = answer.detach()
@@ -216,9 +218,9 @@ class _Run:
     @torch.no_grad()
     def _swap_average(self) -> None:
         for name, value in self.both.named_parameters():
-            kept = value.clone()
+            current = value.clone()
             value.copy_(self.average[name])
-            self.average[name] = kept
+            self.average[name] = current
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -227,13 +229,13 @@ class _Run:
         right: dict[str, list[bool]] = defaultdict(list)
         for first in range(0, len(self.validation), 250):
             facts = self.validation.facts[first : first + 250]
-            asked = _ask(facts, [_VALIDATION_SEED + first + i for i in range(len(facts))], num_questions=4)
+            numbered = _lessons(facts, [_VALIDATION_SEED + first + i for i in range(len(facts))], num_questions=4)
             with autocast(self.model.device, "auto"):
                 tokens = self.runner.encode_images(torch.from_numpy(self.validation.pixels[first : first + 250].copy()))
-                logits, targets, _, num_tokens = self.runner.run(tokens, asked)
+                logits, targets, _, num_tokens = self.runner.run(tokens, numbered)
             answers = torch.split(logits.argmax(-1) == targets, num_tokens)
             types = [
-                _answer_type(facts[image], lesson, i) for image, lesson in asked for i in range(len(lesson.branches))
+                _answer_type(facts[image], lesson, i) for image, lesson in numbered for i in range(len(lesson.branches))
             ]
             for kind, answer in zip(types, answers, strict=True):
                 right[kind].append(bool(answer.all()))
@@ -282,7 +284,7 @@ class _Run:
         export_model(folder, self.model.config, tensors, self.tokenizer, torch.bfloat16)
 
 
-def _ask(facts: list[Facts], seeds: list[int], num_questions: int) -> list[tuple[int, Lesson]]:
+def _lessons(facts: list[Facts], seeds: list[int], num_questions: int) -> list[tuple[int, Lesson]]:
     return [
         (image, lesson)
         for image, (fact, seed) in enumerate(zip(facts, seeds, strict=True))
@@ -306,7 +308,7 @@ def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
     path = folder.path
     has_run = folder.record.exists()
     if resume and not has_run:
-        raise RunFolderError(f"{path}: there is no run to resume. Leave --resume away to start one.")
+        raise RunFolderError(f"{path}: there is no run to resume. Omit --resume to start one.")
     if not resume and path.exists() and any(path.iterdir()):
         raise RunFolderError(
             f"{path}: this run exists. Continue it with --resume, or choose another name (--set name=NAME)."
@@ -315,7 +317,7 @@ def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
         raise RunFolderError(
             f"{path}: --resume continues the same pretraining, but this differs:\n  "
             + "\n  ".join(differing)
-            + "\nTake the changes back, or start another run (--set name=NAME)."
+            + "\nUndo the changes, or start another run (--set name=NAME)."
         )
     path.mkdir(parents=True, exist_ok=True)
     if not resume:
@@ -325,9 +327,34 @@ def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
 
 
 def _latest_checkpoint(path: Path) -> Path | None:
-    found = sorted((path / "checkpoints").glob("step-*"))
-    return found[-1] if found else None
+    checkpoints = sorted((path / "checkpoints").glob("step-*"))
+    return checkpoints[-1] if checkpoints else None
 
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = ArgumentParser(prog="python -m tiny.pretrain", description="Pretrain a tiny model on drawn images.")
+    parser.add_argument("config", help="such as tiny/tiny.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the file")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_section(options.config, Pretraining, options.set)
+        print(pretrain(config, resume=options.resume, on_report=_print))
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print(report: PretrainReport) -> None:
+    if report.stage in ("drawing", "validation") or report.step % 50 == 0:
+        print(f"{report.stage} {report.step}/{report.num_steps} {report.note}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
