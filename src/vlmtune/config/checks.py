@@ -5,15 +5,52 @@ In: a typed `Experiment`. Out: (path of the key, what was found and expected) fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from vlmtune.config import search_space
 from vlmtune.config.augmentation import find_mistakes
-from vlmtune.config.schema import PARTS, ROLES, Experiment
+from vlmtune.config.schema import PARTS, ROLES, Experiment, TaskSection
 from vlmtune.errors import unknown_name
 from vlmtune.records import clean_label
 
 Finding = tuple[tuple[str | int, ...], str]
+
+
+def _is_open(task: TaskSection) -> bool:
+    return not task.is_closed
+
+
+def _is_closed(task: TaskSection) -> bool:
+    return task.is_closed
+
+
+def _asks_from_data(task: TaskSection) -> bool:
+    return task.asks_from_data
+
+
+def _asks_from_prompt(task: TaskSection) -> bool:
+    return not task.asks_from_data
+
+
+_CLOSED = "answers of a closed set (task.type: choice, bool or score)"
+_DATA, _PROMPT = "questions of the data (task.question_from: data)", "one prompt (task.question_from: prompt)"
+HAS_EFFECT: dict[str, tuple[Callable[[TaskSection], bool], str]] = {
+    "data.label_column": (_asks_from_prompt, _PROMPT),
+    "data.question_column": (_asks_from_data, _DATA),
+    "data.answer_column": (_asks_from_data, _DATA),
+    "data.conversation_column": (_asks_from_data, _DATA),
+    "data.turns": (_asks_from_data, _DATA),
+    "data.caption_column": (_asks_from_data, _DATA),
+    "data.caption_question": (_asks_from_data, _DATA),
+    "task.max_answer_tokens": (_is_open, "open answers (task.type: text)"),
+    "train.answer": (_asks_from_data, _DATA),
+    "evaluate.mode": (_is_closed, _CLOSED),
+    "evaluate.scoring": (_is_closed, _CLOSED),
+    "evaluate.calibrate": (_is_closed, _CLOSED),
+    "evaluate.wanted_coverage": (_is_closed, _CLOSED),
+    "evaluate.wanted_precision": (_is_closed, _CLOSED),
+}
+"""Key -> the tasks in which it does something, as a test and in words. Elsewhere a value of its own is an error."""
 
 
 def find_contradictions(experiment: Experiment) -> Iterator[Finding]:
@@ -21,6 +58,7 @@ def find_contradictions(experiment: Experiment) -> Iterator[Finding]:
     yield from _name(experiment)
     yield from _image_tokens(experiment)
     yield from _connector(experiment)
+    yield from _without_effect(experiment)
     yield from _task(experiment)
     yield from _labels(experiment)
     yield from _label_names(experiment)
@@ -81,6 +119,16 @@ def _connector(experiment: Experiment) -> Iterator[Finding]:
         )
 
 
+def _without_effect(experiment: Experiment) -> Iterator[Finding]:
+    """Keys that were set to something and would do nothing in this task."""
+    for key, (has_effect, needs) in HAS_EFFECT.items():
+        section_name, name = key.split(".")
+        section = getattr(experiment, section_name)
+        default = type(section).model_fields[name].get_default(call_default_factory=True)
+        if getattr(section, name) not in (None, default) and not has_effect(experiment.task):
+            yield (section_name, name), f"has no effect here: it is for {needs}. Remove it."
+
+
 def _task(experiment: Experiment) -> Iterator[Finding]:
     """Keys of another type than the task's."""
     task = experiment.task
@@ -92,6 +140,8 @@ def _task(experiment: Experiment) -> Iterator[Finding]:
         yield ("task", "levels"), f"found with task.type: {task.type}, expected task.type: score."
     if task.label_names is not None and not task.is_closed:
         yield ("task", "label_names"), f"found with task.type: {task.type}, which has no labels to name. Remove it."
+    if task.list_labels not in (None, "never") and not task.is_closed:
+        yield ("task", "list_labels"), f"found '{task.list_labels}', but open answers have no labels. Remove it."
     if task.is_bool and not task.asks_from_data and not (task.user_prompt or "").strip():
         yield ("task", "user_prompt"), "found none, and nothing else says what is asked: write the yes-or-no question."
 
