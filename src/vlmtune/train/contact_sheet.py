@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
+from font_roboto import font_files  # Pillow's own font has no λ and no ü
 from PIL import Image, ImageDraw, ImageFont
 
 from vlmtune.errors import UnreadableImageError
@@ -79,7 +79,7 @@ def draw_sheet(shown: Sequence[tuple[Exhibit, Image.Image]], title: str) -> Imag
     num_rows = -(-len(shown) // _NUM_COLUMNS)
     cell_width, cell_height = _SIDE + _GAP, _SIDE + _NUM_LINES * _LINE + _GAP
     sheet = Image.new("RGB", (_NUM_COLUMNS * cell_width + _GAP, num_rows * cell_height + 2 * _GAP + _LINE), _BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(_font_file(), _FONT_SIZE)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(font_files["Roboto"], _FONT_SIZE)
     draw.text((_GAP, _GAP // 2), _cut(title, sheet.width - 2 * _GAP, font), _INK, font)
     for place, (exhibit, image) in enumerate(shown):
         row, column = divmod(place, _NUM_COLUMNS)
@@ -111,13 +111,6 @@ def _caption(exhibit: Exhibit) -> list[tuple[str, str]]:
 def _tail(id_: str) -> str:
     """The end of an id, where examples differ."""
     return id_ if len(id_) <= 20 else f"…{id_[-19:]}"
-
-
-def _font_file() -> str:
-    """DejaVu Sans as matplotlib brings it: Pillow's own font knows no λ, and few of the scripts that labels come in."""
-    from matplotlib import get_data_path
-
-    return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def _cut(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
