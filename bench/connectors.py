@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 import yaml
 from measure import Clock, add_options, apply_options, progress, record, table, write_json
 
-from vlmtune.cli.train import run_training
 from vlmtune.config.load import load_stages
 from vlmtune.evaluate.statistics import clustered_bootstrap, percentile_interval
+from vlmtune.workflows.train import train
 
 NUM_RESAMPLES = 4_000
 _WINDOW = 10  # steps whose losses are one point
@@ -95,9 +95,9 @@ def run(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         config.write_text(yaml.safe_dump(stages_of(arm, seed, folder / "runs", options), sort_keys=False))
         start = Clock.now()
         for experiment in load_stages(config).values():
-            result = run_training(experiment, with_base=False)
-        lines = [json.loads(line) for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
-        answers = pq.read_table(Path(result["run"]) / "evaluation" / "test-fine-tuned" / "predictions.parquet")
+            result = train(experiment, with_base=False)
+        lines = [json.loads(line) for line in (Path(result.run) / "metrics.jsonl").read_text().splitlines()]
+        answers = pq.read_table(Path(result.run) / "evaluation" / "test-fine-tuned" / "predictions.parquet")
         return {
             "arm": arm.name,
             "seed": seed,

@@ -13,9 +13,7 @@ import pytest
 
 from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
-from vlmtune.cli.learning_curve import can_resume, run_learning_curve
 from vlmtune.cli.main import main
-from vlmtune.cli.train import run_training
 from vlmtune.config.load import dump
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
@@ -24,6 +22,8 @@ from vlmtune.evaluate.baselines import Baselines
 from vlmtune.evaluate.files import read_evaluation
 from vlmtune.report.files import read_json
 from vlmtune.runs.layout import RunLayout
+from vlmtune.workflows.learning_curve import measure_curve
+from vlmtune.workflows.train import can_resume, train
 
 pytestmark = pytest.mark.e2e
 
@@ -71,7 +71,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 @pytest.fixture(scope="module")
 def run(experiment: Experiment) -> Path:
-    return Path(run_training(experiment, with_base=False)["run"])
+    return Path(train(experiment, with_base=False).run)
 
 
 def facts_files(run: Path) -> dict[str, int]:
@@ -143,7 +143,7 @@ def test_baselines_are_evaluations_that_compare_takes(run: Path, vlmtune: Callab
 
 def test_a_report_says_which_command_would_measure_what_is_missing(experiment: Experiment, tmp_path: Path) -> None:
     own = experiment.model_copy(update={"output_dir": str(tmp_path)}, deep=True)
-    run = Path(run_training(own, with_base=False)["run"])
+    run = Path(train(own, with_base=False).run)
     assert f"vlmtune baselines {run}" in (run / "report.html").read_text()
 
 
@@ -156,7 +156,7 @@ def test_a_killed_learning_curve_keeps_what_is_finished_and_ends_the_same(
     experiment: Experiment, tmp_path: Path
 ) -> None:
     own = experiment.model_copy(update={"output_dir": str(tmp_path)}, deep=True)
-    expected, page = run_learning_curve(own, [0.5, 1.0], [0])
+    expected, page = measure_curve(own, [0.5, 1.0], [0])
     first, second = (tmp_path / "run-learning-curve" / f"fraction-{share}-seed-0" for share in ("0.5", "1"))
     before = (first / "run.json").stat().st_mtime_ns
     # As a kill between steps 4 and 6 of the second run leaves it.
@@ -169,7 +169,7 @@ def test_a_killed_learning_curve_keeps_what_is_finished_and_ends_the_same(
     base = tmp_path / "run-learning-curve" / "evaluation" / "test-base" / "evaluation.json"
     base.write_text(json.dumps({**read_json(base), "data": {"fingerprint": "of other images"}}))
 
-    found, page = run_learning_curve(own, [0.5, 1.0], [0])
+    found, page = measure_curve(own, [0.5, 1.0], [0])
     assert (first / "run.json").stat().st_mtime_ns == before
     assert [[run["accuracy"] for run in point["runs"]] for point in found["points"]] == [
         [run["accuracy"] for run in point["runs"]] for point in expected["points"]

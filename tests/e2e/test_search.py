@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from vlmtune.cli.main import main
-from vlmtune.cli.search import run_search, train_trial
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import DataError, UserError
+from vlmtune.workflows.search import run_search
+from vlmtune.workflows.trial import train_trial
 
 pytestmark = pytest.mark.e2e
 
@@ -152,7 +153,7 @@ def test_a_trial_that_falls_behind_is_ended_at_once(tmp_path: Path, last: int, s
 def test_an_experiment_that_cannot_train_stops_the_search_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmtune.cli.search.MOST_FAILURES_IN_A_ROW", 1)
+    monkeypatch.setattr("vlmtune.workflows.search.MOST_FAILURES_IN_A_ROW", 1)
     config = write(tmp_path, adapter={"targets": ["q_projj"]}, search={"space": {"adapter.targets": None}})
     with pytest.raises(UserError, match=r"trials failed, the last with: .*q_projj"):
         run_search(load_experiment(config), num_trials=5)

@@ -12,11 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.tiny_model import write_tiny_folder
-from vlmtune.cli.pretrain import run_stages
+from vlmtune.config.load import load_stages
 from vlmtune.errors import RunFolderError
 from vlmtune.models.registry import open_model
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.open import open_adapted
+from vlmtune.workflows.train import train_stages
 
 pytestmark = pytest.mark.e2e
 
@@ -78,7 +79,7 @@ def test_killed_in_either_stage_and_resumed_equals_uninterrupted(
     # One output folder after the other: the second stage's file names the first one's folder.
     output = tmp_path / "runs"
     change = [f"output_dir={output}"]
-    run_stages(config, change)
+    train_stages(load_stages(config, change))
     whole = {
         name: (tensors(output / name, last), losses(output / name)) for name, last in (("two-align", 4), ("two", 6))
     }
@@ -94,10 +95,10 @@ def test_killed_in_either_stage_and_resumed_equals_uninterrupted(
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "append_metrics", killed)
         with pytest.raises(KilledHereError):
-            run_stages(config, change)
+            train_stages(load_stages(config, change))
     with pytest.raises(RunFolderError, match="--resume"):
-        run_stages(config, change)
-    results = run_stages(config, change, resume=True)
+        train_stages(load_stages(config, change))
+    results = train_stages(load_stages(config, change), resume=True)
     assert list(results) == ["align", "instruct"]
     for name, last in LAST:
         expected, found = whole[name][0], tensors(output / name, last)
@@ -107,7 +108,7 @@ def test_killed_in_either_stage_and_resumed_equals_uninterrupted(
 
 
 def test_the_first_stage_moves_the_connector_alone_and_the_second_goes_on_from_it(config: Path, tmp_path: Path) -> None:
-    results = run_stages(config, [f"output_dir={tmp_path}"])
+    results = train_stages(load_stages(config, [f"output_dir={tmp_path}"]))
     first, second = Path(results["align"]["run"]), Path(results["instruct"]["run"])
     aligned = tensors(first, 4)
     assert {name.split(".")[3] for name in aligned} == {"multi_modal_projector"}

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from tests.wandb_files import items, read_records
-from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
+from vlmtune.workflows.train import train
 
 pytestmark = pytest.mark.e2e
 
@@ -49,7 +49,7 @@ def experiment(root: Path, name: str, **tracking: Any) -> Experiment:
 
 @pytest.fixture(scope="module")
 def plain(root: Path) -> Path:
-    return Path(run_training(experiment(root, "plain"), with_base=False)["run"])
+    return Path(train(experiment(root, "plain"), with_base=False).run)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -77,8 +77,8 @@ def test_an_offline_run_holds_the_figures_and_the_report_and_a_resumed_one_keeps
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_training(wanted, with_base=False, on_step=stop)
-    run = Path(run_training(wanted, with_base=False, resume=True)["run"])
+        train(wanted, with_base=False, on_step=stop)
+    run = Path(train(wanted, with_base=False, resume=True).run)
     assert_equal_runs(plain, run)
 
     first, second = ([*read_records(path)] for path in wandb_files(run))
@@ -123,7 +123,7 @@ def test_a_service_that_dies_mid_run_changes_nothing(
             for process in children("wandb-core"):
                 os.kill(process, signal.SIGKILL)
 
-    run = Path(run_training(wanted, with_base=False, on_step=kill)["run"])
+    run = Path(train(wanted, with_base=False, on_step=kill).run)
     assert_equal_runs(plain, run)
     assert capsys.readouterr().err.count("Warning: wandb is lost") == 1
     assert (run / "report.html").exists()
@@ -135,7 +135,7 @@ def test_an_address_where_nobody_answers_leaves_an_offline_run(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr("vlmtune.train.tracking._INIT_TIMEOUT_S", 3.0)
-    run = Path(run_training(experiment(root, "alone", to="wandb"), with_base=False)["run"])
+    run = Path(train(experiment(root, "alone", to="wandb"), with_base=False).run)
     assert_equal_runs(plain, run)
     told = capsys.readouterr().err
     assert told.count("Warning: wandb cannot be reached") == 1 and "wandb sync" in told

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
-from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
 from vlmtune.inference.predictor import Predictor
@@ -22,6 +21,7 @@ from vlmtune.runs.layout import RunLayout
 from vlmtune.runs.prepare import load_data, open_base, open_checkpoint
 from vlmtune.train.loop import Trainer
 from vlmtune.train.validation import LabelValidator, Validation
+from vlmtune.workflows.train import train
 
 pytestmark = pytest.mark.e2e
 
@@ -232,19 +232,19 @@ def test_the_whole_command_teaches_new_words_and_writes_a_report(images: Path, t
     wanted = Experiment(name="words", output_dir=str(tmp_path))
     wanted.data.source = str(images)
     wanted.train.max_steps = 40
-    result = run_training(wanted)
+    result = train(wanted)
     # No image of the pretraining was called wug, blick or dax.
-    assert result["test_accuracy"] >= 0.9 > result["base_accuracy"]
+    assert result.test_accuracy >= 0.9 > result.base_accuracy
     run = tmp_path / "words"
     assert {"config.yaml", "run.json", "preflight.json", "metrics.jsonl", "best", "report.html"} <= {
         path.name for path in run.iterdir()
     }
     # Finished: `train` says so, and --resume gives the same result without touching anything.
     with pytest.raises(RunFolderError, match=r"this run is finished.*report\.html"):
-        run_training(wanted)
+        train(wanted)
     before = (run / "metrics.jsonl").read_text()
-    assert run_training(wanted, resume=True) == result
+    assert train(wanted, resume=True) == result
     assert (run / "metrics.jsonl").read_text() == before
     wanted.train.max_steps = 50
     with pytest.raises(RunFolderError, match=r"train\.max_steps: 40 in the run, 50 now"):
-        run_training(wanted, resume=True)
+        train(wanted, resume=True)

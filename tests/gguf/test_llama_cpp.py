@@ -23,7 +23,6 @@ from tests.gguf.tiling_base import (
     write_photographs,
     write_tiling_base,
 )
-from vlmtune.cli.train import run_training
 from vlmtune.config.schema import Experiment
 from vlmtune.export.formats import find_format, lfm2_vl_parts
 from vlmtune.export.gate import Bounds, held_out_prompts, judge
@@ -34,6 +33,7 @@ from vlmtune.export.run import export
 from vlmtune.export.runtime import Asked, OwnRuntime
 from vlmtune.export.subject import Subject, open_subject
 from vlmtune.text.prompt import PromptBuilder
+from vlmtune.workflows.train import train
 
 pytest.importorskip("llama_cpp", reason="make test-gguf compiles it")
 pytestmark = pytest.mark.gguf
@@ -47,7 +47,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = Experiment(name="digits", output_dir=str(tmp_path_factory.mktemp("runs")))
     experiment.data.fraction = 0.2
     experiment.train.max_steps = 60
-    run_training(experiment, with_base=False)
+    train(experiment, with_base=False)
     return Path(experiment.output_dir) / "digits"
 
 
@@ -61,7 +61,7 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment.adapter.targets, experiment.adapter.parts = [], ["everything"]
     experiment.train.max_steps, experiment.train.batch_size = 150, 16
     experiment.train.learning_rate, experiment.train.augment = 2e-3, "none"
-    run_training(experiment, with_base=False)
+    train(experiment, with_base=False)
     return folder / "runs" / "colors"
 
 

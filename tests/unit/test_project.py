@@ -46,8 +46,12 @@ RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 TORCH_FREE = (
     "vlmtune.errors",
     "vlmtune.records",
+    "vlmtune.files",
     "vlmtune.config",
     "vlmtune.data",
+    "vlmtune.runs.layout",
+    "vlmtune.runs.record",
+    "vlmtune.runs.environment",
     "vlmtune.report",
     "vlmtune.evaluate.metrics",
     "vlmtune.evaluate.statistics",
@@ -55,12 +59,13 @@ TORCH_FREE = (
     "vlmtune.evaluate.calibration",
     "vlmtune.evaluate.block_cache",
     "vlmtune.evaluate.compare",
+    "vlmtune.workflows.progress",
     "vlmtune.cli.main",
     "vlmtune.cli.console",
     "vlmtune.cli.options",
     "vlmtune.cli.config",
 )
-REPORT_MAY_IMPORT = ("errors", "records", "config", "evaluate", "report")
+REPORT_MAY_IMPORT = ("errors", "records", "files", "config", "runs", "evaluate", "report")
 TESTS_AND_BENCHMARKS_ONLY = {"transformers", "peft", "trl", "outlines", "accelerate"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 NO_COMMAND = {"__init__", "main", "console", "options"}

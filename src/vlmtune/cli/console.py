@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from vlmtune.workflows.progress import Level
 
 LINE_EVERY_S = 10.0
 """Seconds between lines of progress where there is no terminal to redraw."""
@@ -34,6 +36,29 @@ def stderr_console() -> Console:
 def stdout_console() -> Console:
     """Where results go. Without a terminal a table is as wide as its content, not cut at 80 columns."""
     return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
+
+
+class ConsoleObserver:
+    """What a workflow reports, on stderr: bars, sentences, a line for each finding of the preflight."""
+
+    def __init__(self) -> None:
+        self._console = stderr_console()
+
+    def progress(self, description: str, total: float, unit: str) -> ProgressBar:
+        return ProgressBar(description, total, unit=unit, console=self._console)
+
+    def message(self, text: str, level: Level = "info") -> None:
+        style = {"info": None, "heading": "bold", "warning": "yellow"}[level]
+        self._console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def finding(self, level: Literal["ok", "warning", "error"], name: str, message: str) -> None:
+        print_finding(self._console, level, name, message)
+
+
+def print_finding(console: Console, level: Literal["ok", "warning", "error"], name: str, message: str) -> None:
+    """One line, marked by its outcome."""
+    mark, color = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}[level]
+    console.print(Text.assemble((f"{mark} ", color), (f"{name}: ", "bold"), message))
 
 
 def print_json(value: Any) -> None:

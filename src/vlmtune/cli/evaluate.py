@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from vlmtune.cli.console import ProgressBar, print_json, print_table, stderr_console
+from vlmtune.cli.console import ConsoleObserver, print_json, print_table, stderr_console
 from vlmtune.cli.options import ConfigArgument, FaithfulOption, JsonOption, SetOption, open_experiment
-from vlmtune.config.schema import Experiment
-from vlmtune.errors import UserError
-
-if TYPE_CHECKING:
-    from vlmtune.data.splits import Splits
-    from vlmtune.evaluate.run import Measured
-    from vlmtune.models.registry import OpenedModel
 
 NUM_UNREADABLE_SHOWN = 10
 
@@ -39,18 +31,20 @@ def evaluate(
 ) -> None:
     """Score every image of a split and write an evaluation folder into the run's folder.
 
-    Killed half-way, the same command goes on where it stopped and writes the same predictions.
+    If it is interrupted, the same command resumes it and writes the same predictions.
     """
     from vlmtune.runs.prepare import load_data, run_path
+    from vlmtune.workflows.evaluate import choose_checkpoint
+    from vlmtune.workflows.evaluate import evaluate as run_evaluation
 
     overrides = [*(set_ or ()), *([f"evaluate.limit={limit}"] if limit else [])]
     overrides += ["evaluate.calibrate=true"] if calibrate else []
     overrides += ["evaluate.checkpoint="] if checkpoint is not None else []
     resolved, splits = load_data(open_experiment(config, overrides, faithful=faithful))
     run = config if config.is_dir() else run_path(resolved)  # a run folder may have been moved
-    measured = run_evaluation(
-        resolved, splits, checkpoint=_choose(checkpoint, resolved.evaluate.checkpoint, run), folder=run
-    )
+    observer = ConsoleObserver()
+    chosen = choose_checkpoint(checkpoint, resolved.evaluate.checkpoint, run, observer)
+    measured = run_evaluation(resolved, splits, checkpoint=chosen, folder=run, observer=observer)
     if json_:
         print_json({"folder": str(measured.folder), **measured.facts})
         return
@@ -60,31 +54,6 @@ def evaluate(
         _print_labels(measured.facts)
     _list_unreadable(measured.facts["unreadable"])
     print(f"written to {measured.folder}")
-
-
-def run_evaluation(
-    experiment: Experiment,
-    splits: Splits,
-    *,
-    checkpoint: Path | None,
-    folder: Path,
-    name: str | None = None,
-    opened: OpenedModel | None = None,
-) -> Measured:
-    """`evaluate_checkpoint`, with progress and messages on stderr."""
-    from vlmtune.evaluate.checkpoint import evaluate_checkpoint
-
-    console = stderr_console()
-    return evaluate_checkpoint(
-        experiment,
-        splits,
-        checkpoint=checkpoint,
-        folder=folder,
-        name=name,
-        opened=opened,
-        watch=lambda description, total: ProgressBar(description, total, unit="images", console=console),
-        say=lambda text: console.print(text, markup=False, soft_wrap=True),
-    )
 
 
 def _print_labels(facts: dict[str, Any]) -> None:
@@ -196,18 +165,3 @@ def _print_calibration(found: dict[str, Any]) -> None:
         rows.append([wanted, f"{right}: {answered}"])
     fitted = f"fitted on {w.count(found['num_validation'])} validation images"
     print_table([fitted, "measured on these images"], rows, title="calibration")
-
-
-def _choose(asked: str | None, written: str | None, run: Path) -> Path | None:
-    """The checkpoint of the command line, of the file, or the best of its run; None for the base."""
-    name, chosen = ("--checkpoint", asked) if asked is not None else ("evaluate.checkpoint:", written)
-    if chosen == "base":
-        return None
-    if chosen is not None:
-        if not Path(chosen).exists():
-            raise UserError(f"{name} {chosen}: not found. Give a checkpoint or run folder, or 'base'.")
-        return Path(chosen)
-    if (run / "best").exists():
-        return run / "best"
-    stderr_console().print(f"{run}: no trained checkpoint there, so the base model is evaluated.", markup=False)
-    return None
