@@ -109,7 +109,7 @@ def test_killed_in_either_stage_and_resumed_equals_uninterrupted(
 
 def test_the_first_stage_moves_the_connector_alone_and_the_second_goes_on_from_it(config: Path, tmp_path: Path) -> None:
     results = train_stages(load_stages(config, [f"output_dir={tmp_path}"]))
-    first, second = Path(results["align"]["run"]), Path(results["instruct"]["run"])
+    first, second = Path(results["align"].run), Path(results["instruct"].run)
     aligned = tensors(first, 4)
     assert {name.split(".")[3] for name in aligned} == {"multi_modal_projector"}
     base = open_model(str(config.parent / "base"))
