@@ -12,8 +12,8 @@ from tests.parity.lfm2_peer import build_pair
 from tests.parity.test_peft import our_logits, peer_logits, relative_error
 from tests.parity.tolerances import MODEL
 from tests.tiny_model import write_tiny_folder
-from vlmtune.adapters.merging import base_parameters, merged
-from vlmtune.adapters.plan import apply_adapter
+from vlmtune.adapters.layer import merged
+from vlmtune.adapters.plan import apply_adapter, base_parameters
 from vlmtune.config.schema import AdapterSection
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.config import Lfm2VlConfig

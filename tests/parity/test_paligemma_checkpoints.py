@@ -15,8 +15,8 @@ from tests.parity.paligemma_peer import Generation, build_pair, peer_logits, pro
 from tests.parity.test_paligemma import both, our_logits, relative_error
 from tests.parity.tolerances import MODEL
 from tests.tiny_paligemma import write_tiny_paligemma
-from vlmtune.adapters.merging import base_parameters, merged
-from vlmtune.adapters.plan import apply_adapter
+from vlmtune.adapters.layer import merged
+from vlmtune.adapters.plan import apply_adapter, base_parameters
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import WeightsError
 from vlmtune.models.paligemma import PaliGemma

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmtune.adapters.plan import apply_adapter
+from vlmtune.adapters.plan import AdapterPlan, apply_adapter
 from vlmtune.config.schema import AdapterSection
 from vlmtune.data.augment.pipeline import Augmentation
 from vlmtune.models.registry import OpenedModel, open_model
@@ -23,6 +23,7 @@ from vlmtune.train.feature_files import CachedImage, FeatureCache
 pytestmark = pytest.mark.unit
 PLAIN = Augmentation.named("none")
 FROZEN = ("model.vision_tower.", "model.multi_modal_projector.")
+PLANS: dict[int, AdapterPlan] = {}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,11 @@ def images() -> list[ImageSource]:
     return found
 
 
-def decoder_only(model: OpenedModel) -> object:
-    from vlmtune.adapters.plan import plan_of
-
-    return plan_of(model.model) or apply_adapter(model.model, AdapterSection(targets=["attention"]))
+def decoder_only(model: OpenedModel) -> AdapterPlan:
+    """The plan of a model that several tests share."""
+    if id(model) not in PLANS:
+        PLANS[id(model)] = apply_adapter(model.model, AdapterSection(targets=["attention"]))
+    return PLANS[id(model)]
 
 
 def filled(folder: Path, count: int = 3) -> list[torch.Tensor]:
@@ -133,7 +135,7 @@ def test_the_key_depends_on_weights_preprocessing_and_number_format(opened: Open
 
 def test_cached_features_equal_encoding(tmp_path: Path, opened: OpenedModel, images: list[ImageSource]) -> None:
     plan = decoder_only(opened)
-    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", images=images, precision="float32")  # type: ignore[arg-type]
+    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", images=images, precision="float32")
     assert isinstance(cache, FeatureCache)
     image = opened.processor.process(images[0].open())
     found = cache.get(images[0].digest())
@@ -169,9 +171,9 @@ def test_a_learning_connector_learns_from_kept_tower_features_as_from_the_tower(
 
 def test_it_is_refused_under_random_augmentation_and_when_off(tmp_path: Path, opened: OpenedModel) -> None:
     plan = decoder_only(opened)
-    refusal = open_feature_cache(tmp_path, opened, plan, Augmentation.named("flip-crop"), "on")  # type: ignore[arg-type]
+    refusal = open_feature_cache(tmp_path, opened, plan, Augmentation.named("flip-crop"), "on")
     assert isinstance(refusal, Refusal) and "flip-crop" in refusal.reason
-    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "off")  # type: ignore[arg-type]
+    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "off")
     assert isinstance(refusal, Refusal) and "off" in refusal.reason
 
 
@@ -179,14 +181,14 @@ def test_auto_refuses_a_single_epoch_and_gives_its_measurement(
     tmp_path: Path, opened: OpenedModel, images: list[ImageSource]
 ) -> None:
     plan = decoder_only(opened)
-    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "auto", images=images * 9, num_epochs=1)  # type: ignore[arg-type]
+    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "auto", images=images * 9, num_epochs=1)
     assert isinstance(refusal, Refusal) and "ms an image" in refusal.reason
 
 
 def test_two_holders_of_one_folder_are_not_allowed(tmp_path: Path, opened: OpenedModel) -> None:
     pytest.importorskip("fcntl")
     holder = FeatureCache(tmp_path / "connector", "key")
-    refusal = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on")  # type: ignore[arg-type]
+    refusal = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on")
     assert isinstance(refusal, Refusal) and "another process" in refusal.reason
     holder.close()
 
@@ -228,6 +230,6 @@ def test_a_image_that_many_questions_ask_about_needs_its_room_once(
 ) -> None:
     judged: list[int] = []
     monkeypatch.setattr(feature_cache, "_judge", lambda cache, opened, images, *rest: judged.append(len(images)))
-    cache = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on", images=images * 9)  # type: ignore[arg-type]
+    cache = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on", images=images * 9)
     assert isinstance(cache, FeatureCache) and judged == [len(images)]
     cache.close()

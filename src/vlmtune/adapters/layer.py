@@ -1,9 +1,17 @@
-"""A linear layer with a low-rank update, and float32 masters of weights that are trained whole under bfloat16."""
+"""LoRA: a frozen linear layer with a low-rank update, and what merges it into the weight.
+
+    x ──────── weight (frozen) [D_out, D_in] ──────────────────────┐
+    │                                                              + ── y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ
+    └─ dropout ─ lora_A [R, D_in] ─ lora_B [D_out, R] ─ · scale ───┘
+
+Below it, float32 copies of parameters that are trained in full under bfloat16. Called by `plan.py`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +55,11 @@ class LoraLinear(Linear):
 
     @property
     def is_merged(self) -> bool:
+        """Whether the weight holds the update at the moment."""
         return self._frozen is not None
 
     def forward(self, input: Tensor, gelu: Gelu | None = None) -> Tensor:
+        """[..., D_in] -> [..., D_out], with a GELU behind it on request."""
         if self.is_merged:
             return super().forward(input, gelu)
         mask, scale = None, self.scale
@@ -63,14 +73,14 @@ class LoraLinear(Linear):
     def merge(self) -> None:
         """Put the update into the weight; the frozen one is set aside until `unmerge`."""
         assert not self.is_merged
-        # Not inference tensors, even under inference_mode: training goes on with them.
+        # Not inference tensors, even under inference_mode: training continues with them.
         with torch.inference_mode(False), torch.no_grad():
             self._frozen = self.weight.data
             merged = self._frozen.to(torch.float32, copy=True).addmm_(self.lora_B, self.lora_A, alpha=self.scale)
             self.weight.data = merged.to(self._frozen.dtype)
 
     def unmerge(self) -> None:
-        """Give back the very tensor that `merge` set aside."""
+        """Restore the very tensor that `merge` set aside."""
         assert self._frozen is not None
         self.weight.data = self._frozen
         self._frozen = None
@@ -86,8 +96,21 @@ class LoraLinear(Linear):
         return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
 
 
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Merged inside the block (no low-rank branch to compute), exactly as before after it. Nests."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear) and not module.is_merged]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.unmerge()
+
+
 class MasterWeights:
-    """float32 copies of parameters that the network keeps in bfloat16 and that are trained whole.
+    """float32 copies of parameters that the network keeps in bfloat16 and that are trained in full.
 
     A step of AdamW is often smaller than a bfloat16 weight's last digit and would be lost. So gradients are gathered in
     float32 on the masters as they arise, the optimizer steps the masters, and `write_back` rounds them into the
@@ -108,10 +131,10 @@ class MasterWeights:
         optimizer.register_step_post_hook(lambda *_: self.write_back())
 
     @torch.no_grad()
-    def write_back(self, names: Iterable[str] | None = None) -> None:
+    def write_back(self) -> None:
         """Round the masters into the network."""
-        for name in self._parameters if names is None else names:
-            self._parameters[name].copy_(self.masters[name])
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self.masters[name])
 
 
 class _Gather:

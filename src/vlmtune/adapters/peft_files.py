@@ -1,8 +1,8 @@
 """Adapters on disk, in PEFT's layout, both ways.
 
-`adapter_config.json` and `adapter_model.safetensors` hold LoRA and whole parts (PEFT's `modules_to_save`), under
+`adapter_config.json` and `adapter_model.safetensors` hold LoRA and parts in full (PEFT's `modules_to_save`), under
 `base_model.model.` and the model's own names, so that PEFT loads them onto transformers' model. Layers are listed by
-their full names: a bare `q_proj` would also reach the vision tower. Called by `train.checkpoints`, `open.py`, `export`.
+their full names: a bare `q_proj` would also reach the vision tower. Called by `runs` and `export`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from vlmtune.adapters.connector_swap import (
     shape_from_json,
     shape_to_json,
 )
-from vlmtune.adapters.module_map import Anatomy
-from vlmtune.adapters.plan import AdapterPlan, LoraSpec, arrange, plan_of
-from vlmtune.adapters.targets import anatomy_of, is_suffix, is_within, linear_layers, role_of
+from vlmtune.adapters.module_map import ModuleMap, is_suffix, is_within, linear_layers, module_map_of
+from vlmtune.adapters.plan import AdapterPlan, LoraSpec, build_plan
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
 from vlmtune.models.connectors import Connector, ConnectorShape
@@ -67,17 +66,17 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
     Raises:
         UserError: the folder cannot be written.
     """
-    assert plan_of(model) is plan
     tensors: dict[str, Tensor] = {}
     for name, layer in plan.lora.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B
-    # A connector that the base does not have is saved whole, whether it learns or not.
-    for name, parameter in (_new_connector(model) | plan.whole).items():
+    # A connector that the base does not have is saved in full, whether it learns or not.
+    new_connector = _new_connector(model)
+    for name, parameter in (new_connector | plan.full_parameters).items():
         tensors[_PREFIX + name] = parameter
-    whole_modules = plan.whole_modules
-    if _new_connector(model) and not any(is_within(CONNECTOR, module) for module in whole_modules):
-        whole_modules = [*whole_modules, CONNECTOR]
+    full_modules = plan.full_modules
+    if new_connector and not any(is_within(CONNECTOR, module) for module in full_modules):
+        full_modules = [*full_modules, CONNECTOR]
     section = plan.section
     assert section.rank is not None and section.alpha is not None
     config: dict[str, Any] = {
@@ -93,7 +92,7 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
         "use_rslora": section.rslora,
         # PEFT insists on a target; this is its own word for none.
         "target_modules": list(plan.lora) or "dummy-target-modules",
-        "modules_to_save": whole_modules or None,
+        "modules_to_save": full_modules or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -101,16 +100,16 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
         "layers_pattern": None,
         **_patterns(plan),
     }
-    if _new_connector(model):
+    if new_connector:
         assert isinstance(model, VisionLanguageModel)
         config[CONFIG_KEY] = shape_to_json(model.connector.shape)
         if connector_is_exportable(model) is not None:
             config["peft_type"] = PEFT_TYPE
-    for head, embedding in plan.anatomy.tied.items():
-        if embedding in plan.whole:
+    for head, embedding in plan.module_map.tied.items():
+        if embedding in plan.full_parameters:
             # PEFT ties the two when it is told to, yet wants to find both.
             config["ensure_weight_tying"] = True
-            tensors[_PREFIX + head] = plan.whole[embedding].detach().clone()
+            tensors[_PREFIX + head] = plan.full_parameters[embedding].detach().clone()
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
@@ -118,12 +117,16 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_adapter(folder: Path, model: nn.Module, *, family: str | None = None) -> AdapterPlan:
+def load_adapter(
+    folder: Path, model: nn.Module, plan: AdapterPlan | None = None, *, family: str | None = None
+) -> AdapterPlan:
     """Load an adapter written by `save_adapter` or by PEFT.
 
     Args:
         folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-        model: plain (it is wrapped as the files say), or adapted already by the same plan (values are replaced).
+        model: plain (it is wrapped as the files say), or adapted already.
+        plan: by which the model was adapted: values are replaced; None for a plain model.
+        family: whose names the files may spell; None asks the model.
 
     Returns:
         The model's plan.
@@ -134,31 +137,29 @@ def load_adapter(folder: Path, model: nn.Module, *, family: str | None = None) -
     """
     config = read_adapter_config(folder)
     _check_connector(folder, model)
-    anatomy, names = anatomy_of(model, family), _names_of(model, family)
-    low, whole = _split(folder, read_safetensors(folder / WEIGHTS_FILE), names)
-    plan = plan_of(model)
+    names = _names_of(model, family)
+    low_rank, full = _split(folder, read_safetensors(folder / WEIGHTS_FILE), names)
     if plan is None:
-        plan = _arrange(folder, model, config, anatomy, low, whole)
-    wanted = {f"{n}.{leaf}": getattr(p, leaf).shape for n, p in plan.lora.items() for leaf in ("lora_A", "lora_B")}
-    kept_whole = _new_connector(model) | plan.whole
-    wanted |= {name: parameter.shape for name, parameter in kept_whole.items()}
-    found = {f"{name}.{leaf}": t.shape for name, pair in low.items() for leaf, t in pair.items()}
-    found |= {name: tensor.shape for name, tensor in whole.items()}
-    problems = [f"missing: {name} {list(shape)}" for name, shape in wanted.items() if name not in found]
-    problems += [f"extra: {name} {list(shape)}" for name, shape in found.items() if name not in wanted]
+        plan = _plan_from_files(folder, model, config, module_map_of(model, family), low_rank, full)
+    full_parameters = _new_connector(model) | plan.full_parameters
+    expected = {f"{n}.{leaf}": getattr(p, leaf).shape for n, p in plan.lora.items() for leaf in ("lora_A", "lora_B")}
+    expected |= {name: parameter.shape for name, parameter in full_parameters.items()}
+    in_files = {f"{name}.{leaf}": t.shape for name, pair in low_rank.items() for leaf, t in pair.items()}
+    in_files |= {name: tensor.shape for name, tensor in full.items()}
+    problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in in_files]
+    problems += [f"extra: {name} {list(shape)}" for name, shape in in_files.items() if name not in expected]
     problems += [
-        f"wrong shape: {name} is {list(found[name])}, expected {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
+        f"wrong shape: {name} is {list(in_files[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in in_files and in_files[name] != shape
     ]
-    if problems:
-        raise AdapterError(f"{folder}: this adapter does not fit the model:\n  " + "\n  ".join(sorted(problems)))
+    _refuse_misfit(folder, problems)
     with torch.inference_mode(False), torch.no_grad():
         for name, layer in plan.lora.items():
-            layer.lora_A.copy_(low[name]["lora_A"])
-            layer.lora_B.copy_(low[name]["lora_B"])
-        for name, parameter in kept_whole.items():
-            parameter.copy_(whole[name])
+            layer.lora_A.copy_(low_rank[name]["lora_A"])
+            layer.lora_B.copy_(low_rank[name]["lora_B"])
+        for name, parameter in full_parameters.items():
+            parameter.copy_(full[name])
         if plan.masters is not None:
             plan.masters.write_back()
     return plan
@@ -201,7 +202,7 @@ def load_connector(folder: Path, connector: Connector) -> None:
     """Fill a connector, strictly, from the adapter it was saved with.
 
     Args:
-        folder: an adapter's, whose connector was trained whole: one of `model.connector`, or the base's own.
+        folder: an adapter's, whose connector was trained in full: one of `model.connector`, or the base's own.
 
     Raises:
         AdapterError: no adapter, no connector in it, or one of another shape.
@@ -217,7 +218,7 @@ def load_connector(folder: Path, connector: Connector) -> None:
     }
     wanted = {name: parameter.shape for name, parameter in connector.named_parameters()}
     if found != connector.shape or {name: tensor.shape for name, tensor in tensors.items()} != wanted:
-        has = found or ("no connector that was trained whole" if not tensors else "the base's own connector")
+        has = found or ("no connector that was trained in full" if not tensors else "the base's own connector")
         raise AdapterError(
             f"{folder}: model.connector.start: the connector in it does not fit.\n  found: {has}\n"
             f"  expected: {connector.shape}\nGive model.connector the same keys as there."
@@ -250,75 +251,76 @@ def _names_of(model: nn.Module, family: str | None) -> NameTable:
     return FAMILIES[name].names
 
 
+def _refuse_misfit(folder: Path, problems: list[str]) -> None:
+    if problems:
+        raise AdapterError(f"{folder}: this adapter does not fit the model:\n  " + "\n  ".join(sorted(problems)))
+
+
 def _split(
     folder: Path, tensors: Mapping[str, Tensor], names: NameTable
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """(layer -> its lora_A and lora_B, parameter -> tensor trained whole), under our names."""
-    low: dict[str, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
+    """(layer -> its lora_A and lora_B, parameter -> tensor trained in full), under our names."""
+    low_rank: dict[str, dict[str, Tensor]] = {}
+    full: dict[str, Tensor] = {}
     tied: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if not key.startswith(_PREFIX):
             raise AdapterError(f"{folder / WEIGHTS_FILE}: '{key}' does not start with '{_PREFIX}': not a PEFT adapter.")
         match = re.fullmatch(r"(.+)\.(lora_[AB])\.weight", key.removeprefix(_PREFIX))
         if match:
-            low.setdefault(names.ours(match[1] + ".").removesuffix("."), {})[match[2]] = tensor
+            low_rank.setdefault(names.ours(match[1] + ".").removesuffix("."), {})[match[2]] = tensor
             continue
         name = names.ours(key.removeprefix(_PREFIX).replace(".base_layer.", "."))
-        (tied if name in names.tied else whole)[name] = tensor
+        (tied if name in names.tied else full)[name] = tensor
     for name, tensor in tied.items():
-        other = whole.get(names.tied[name])
+        other = full.get(names.tied[name])
         if other is None or not torch.equal(other, tensor):
             raise AdapterError(f"{folder}: {name} was trained apart from {names.tied[name]}, to which it is tied here.")
-    return low, {name: tensor for name, tensor in whole.items() if not names.is_dropped(name)}
+    return low_rank, {name: tensor for name, tensor in full.items() if not names.is_dropped(name)}
 
 
-def _arrange(
+def _plan_from_files(
     folder: Path,
     model: nn.Module,
     config: Mapping[str, Any],
-    anatomy: Anatomy,
-    low: Mapping[str, Mapping[str, Tensor]],
-    whole: Mapping[str, Tensor],
+    module_map: ModuleMap,
+    low_rank: Mapping[str, Mapping[str, Tensor]],
+    full: Mapping[str, Tensor],
 ) -> AdapterPlan:
     """Wrap a plain model as the files say."""
     layers = linear_layers(model)
-    strange = [name for name in low if name not in layers]
-    halves = [name for name, pair in low.items() if len(pair) != 2]
-    unmatched = _promised(config, layers) - set(low)
-    problems = [f"not a linear layer of this model: {name}" for name in strange]
-    problems += [f"only one of lora_A and lora_B: {name}" for name in halves]
-    problems += [f"named by target_modules, but not in {WEIGHTS_FILE}: {name}" for name in sorted(unmatched)]
-    modules = _whole_modules(model, config.get("modules_to_save") or [], whole, anatomy)
-    claimed = [module for owners in modules.values() for module in owners]
+    parts = _parts_in_files(model, config.get("modules_to_save") or [], full, module_map)
+    modules = [module for owners in parts.values() for module in owners]
+    unmatched = _promised(config, layers) - set(low_rank)
+    problems = [f"not a linear layer of this model: {name}" for name in low_rank if name not in layers]
+    problems += [f"only one of lora_A and lora_B: {name}" for name, pair in low_rank.items() if len(pair) != 2]
+    problems += [f"named by target_modules, but not in {WEIGHTS_FILE}: {name}" for name in unmatched]
     problems += [
         f"not in a module of modules_to_save: {name}"
-        for name in whole
-        if not any(is_within(name, module) for module in claimed)
+        for name in full
+        if not any(is_within(name, module) for module in modules)
     ]
-    if problems:
-        raise AdapterError(f"{folder}: this adapter does not fit the model:\n  " + "\n  ".join(problems))
-    rank, rslora = int(config["r"]), bool(config.get("use_rslora"))
-    alpha = float(config.get("lora_alpha", rank))
-    specs = {}
+    _refuse_misfit(folder, problems)
+    rslora = bool(config.get("use_rslora"))
+    rank, alpha = int(config["r"]), float(config.get("lora_alpha", config["r"]))
+    specs: dict[str, LoraSpec] = {}
+    matched: dict[str, list[str]] = {}
     for name in layers:
-        if name not in low:
+        if name not in low_rank:
             continue
-        own_rank = low[name]["lora_A"].shape[0]
-        own_alpha = float(_by_pattern(config.get("alpha_pattern") or {}, name, alpha))
-        specs[name] = LoraSpec(own_rank, own_alpha / (math.sqrt(own_rank) if rslora else own_rank))
-    reached: dict[str, list[str]] = {}
-    for name in specs:
-        reached.setdefault(role_of(name, anatomy) or name, []).append(name)
+        layer_rank = low_rank[name]["lora_A"].shape[0]
+        layer_alpha = float(_by_pattern(config.get("alpha_pattern") or {}, name, alpha))
+        specs[name] = LoraSpec(layer_rank, layer_alpha / (math.sqrt(layer_rank) if rslora else layer_rank))
+        matched.setdefault(module_map.role_of(name) or name, []).append(name)
     section = AdapterSection(
-        targets=list(reached),
-        parts=list(modules),
+        targets=list(matched),
+        parts=list(parts),
         rank=rank,
         alpha=alpha,
         dropout=float(config.get("lora_dropout") or 0.0),
         rslora=rslora,
     )
-    return arrange(model, section, anatomy, reached, specs, modules, None)
+    return build_plan(model, section, module_map, matched, specs, parts, None)
 
 
 def _promised(config: Mapping[str, Any], layers: Mapping[str, nn.Module]) -> set[str]:
@@ -331,20 +333,20 @@ def _promised(config: Mapping[str, Any], layers: Mapping[str, nn.Module]) -> set
     return {name for name in layers if any(is_suffix(name, target) for target in targets)}
 
 
-def _whole_modules(
-    model: nn.Module, listed: list[str], whole: Mapping[str, Tensor], anatomy: Anatomy
+def _parts_in_files(
+    model: nn.Module, listed: list[str], full: Mapping[str, Tensor], module_map: ModuleMap
 ) -> dict[str, list[str]]:
-    """part (or a module's own name, where no part covers it) -> modules trained whole."""
+    """part (or a module's own name, where no part covers it) -> modules trained in full."""
     present = [
         name
         for name, _ in model.named_modules()
-        if any(is_suffix(name, entry) for entry in listed) and any(is_within(tensor, name) for tensor in whole)
+        if any(is_suffix(name, entry) for entry in listed) and any(is_within(tensor, name) for tensor in full)
     ]
-    modules: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     for name in present:
-        parts = (part for part, owners in anatomy.parts.items() if any(is_within(name, owner) for owner in owners))
-        modules.setdefault(next(parts, name), []).append(name)
-    return modules
+        owners = (part for part, modules in module_map.parts.items() if any(is_within(name, m) for m in modules))
+        parts.setdefault(next(owners, name), []).append(name)
+    return parts
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -115,7 +115,7 @@ def _connector(experiment: Experiment) -> Iterator[Finding]:
     if "connector" in (adapter.targets or ()):
         yield (
             ("adapter", "targets"),
-            "found 'connector', but a connector from model.connector is trained whole: move it to adapter.parts.",
+            "found 'connector', but a connector from model.connector is trained in full: move it to adapter.parts.",
         )
 
 

@@ -92,7 +92,7 @@ QUESTIONS: tuple[Choice, ...] = (
 # fmt: on
 
 ALIGNED_FACTOR = 0.1
-"""Of the learning rate, for a connector that is trained whole beside LoRA and already fits the decoder (LLaVA's own
+"""Of the learning rate, for a connector that is trained in full beside LoRA and already fits the decoder (LLaVA's own
 script: LoRA at 2e-4, projector at 2e-5; ten points in docs/LOG.md). One that starts at random has to move further."""
 ALPHA_PER_RANK = 2
 """LoRA's alpha when only the rank is known: α = 2r scales the update by 2 at every rank."""
@@ -148,7 +148,7 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
 
 
 def _let_connector_learn(decided: Experiment) -> None:
-    """A connector that the base does not have is trained whole, and has no LoRA."""
+    """A connector that the base does not have is trained in full, and has no LoRA."""
     decided.adapter.targets = [target for target in decided.adapter.targets or [] if target != "connector"]
     if not {"connector", "everything"} & set(decided.adapter.parts or []):
         decided.adapter.parts = ["connector", *(decided.adapter.parts or [])]

@@ -58,13 +58,13 @@ class Costs:
 
     def __init__(self, model: VisionLanguageModel, plan: AdapterPlan, shape: SampleShape, checkpointed: bool) -> None:
         self.model, self.shape, self.checkpointed = model, shape, checkpointed
-        prefixes = {name: prefix + "." for name, prefix in plan.anatomy.towers.items()}
-        self.whole = {name for name in plan.whole if name in dict(model.named_parameters())}
+        prefixes = {name: prefix + "." for name, prefix in plan.module_map.towers.items()}
+        self.full_parameters = {name for name in plan.full_parameters if name in dict(model.named_parameters())}
         self.parts = []
         self._linear: dict[str, int] = {}
         self._learning_linear: dict[str, int] = {}
         self._lora: dict[str, int] = {}
-        low_rank = {name for name in plan.parameters if name not in plan.whole}
+        low_rank = {name for name in plan.parameters if name not in plan.full_parameters}
         for tower, prefix in prefixes.items():
             own = {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
             base = {name: p.numel() for name, p in own.items() if name not in low_rank}
@@ -74,9 +74,11 @@ class Costs:
                 if isinstance(module, nn.Linear) and name.startswith(prefix)
             }
             self._linear[tower] = sum(matrices.values())
-            self._learning_linear[tower] = sum(count for name, count in matrices.items() if name in plan.whole)
+            self._learning_linear[tower] = sum(
+                count for name, count in matrices.items() if name in plan.full_parameters
+            )
             self._lora[tower] = sum(own[name].numel() for name in low_rank & own.keys())
-            learning = self._lora[tower] + sum(base[name] for name in plan.whole.keys() & base.keys())
+            learning = self._lora[tower] + sum(base[name] for name in plan.full_parameters.keys() & base.keys())
             self.parts.append(Part(tower, sum(base.values()), learning, self._linear[tower]))
         self._attention_width = {
             tower: sum(
@@ -91,7 +93,7 @@ class Costs:
         )
         self.vocab_size, self.width = embedding.num_embeddings, embedding.embedding_dim
         self.element_size = embedding.weight.element_size()
-        layers = model.get_submodule(f"{plan.anatomy.towers['decoder']}.layers")
+        layers = model.get_submodule(f"{plan.module_map.towers['decoder']}.layers")
         assert isinstance(layers, nn.ModuleList)
         self.num_layers = len(layers)
         self._learns = {part.name: part.trainable > 0 for part in self.parts}

@@ -61,12 +61,14 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str]) -> Progress:
+def load_checkpoint(
+    folder: Path, model: nn.Module, plan: AdapterPlan, optimizer: torch.optim.Optimizer, names: list[str]
+) -> Progress:
     """Restore adapter, optimizer and random state. Raises RunFolderError for an incomplete checkpoint."""
     for name in (_STATE_FILE, _OPTIMIZER_FILE):
         if not (folder / name).is_file():
             raise RunFolderError(f"{folder}: '{name}' is missing, so this checkpoint cannot be resumed from.")
-    load_adapter(folder, model)
+    load_adapter(folder, model, plan)
     record = read_json(folder / _STATE_FILE)
     tensors = load_file(folder / _OPTIMIZER_FILE)
     state: dict[int, dict[str, Any]] = {}

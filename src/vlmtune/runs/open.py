@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from vlmtune.adapters.connector_swap import follow_connector, install_connector, wanted_shape
-from vlmtune.adapters.merging import fold
 from vlmtune.adapters.peft_files import is_adapter_folder, load_adapter, load_connector, read_adapter_config, read_shape
-from vlmtune.adapters.plan import AdapterPlan
+from vlmtune.adapters.plan import AdapterPlan, fold
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import ConnectorSection, Experiment
 from vlmtune.errors import AdapterError, ConfigError, RunFolderError
@@ -99,7 +98,7 @@ def open_adapted(
         follow_connector(opened, before)
     plan = load_adapter(adapter, opened.model)
     if not keep_adapter:
-        fold(opened.model)
+        fold(opened.model, plan)
     opened.model.eval()
     return AdaptedModel(
         **{**vars(opened), "source": source}, plan=plan, adapter_folder=adapter, base=base, experiment=experiment

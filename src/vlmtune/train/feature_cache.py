@@ -83,7 +83,7 @@ def open_feature_cache(
     """
     if mode == "off":
         return Refusal("train.feature_cache is off.")
-    tower, connector = (f"{plan.anatomy.towers[part]}." for part in ("vision tower", "connector"))
+    tower, connector = (f"{plan.module_map.towers[part]}." for part in ("vision tower", "connector"))
     learning = [name for name in plan.parameters if name.startswith(tower)]
     if learning:
         return Refusal(

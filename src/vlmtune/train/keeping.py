@@ -40,7 +40,7 @@ class CheckpointKeeper:
         found = RunLayout(self.run).list_checkpoints()
         if not found:
             return Progress()
-        return load_checkpoint(found[-1], self.model, self.optimizer.adamw, self.optimizer.names)
+        return load_checkpoint(found[-1], self.model, self.plan, self.optimizer.adamw, self.optimizer.names)
 
     def save(self, progress: Progress, *, is_validated: bool | None) -> None:
         """Write a checkpoint of the current step, link it if it is the best, and remove what need not stay.
@@ -75,6 +75,6 @@ class CheckpointKeeper:
     @contextmanager
     def loaded(self, checkpoint: Path) -> Iterator[None]:
         """The model with a checkpoint's weights; afterwards it has those of the newest again."""
-        load_adapter(checkpoint, self.model)
+        load_adapter(checkpoint, self.model, self.plan)
         yield
-        load_adapter(RunLayout(self.run).list_checkpoints()[-1], self.model)
+        load_adapter(RunLayout(self.run).list_checkpoints()[-1], self.model, self.plan)

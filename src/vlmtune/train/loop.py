@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vlmtune.adapters.merging import merged
+from vlmtune.adapters.layer import merged
 from vlmtune.adapters.plan import AdapterPlan, apply_adapter
 from vlmtune.config.defaults import num_steps
 from vlmtune.config.schema import Experiment

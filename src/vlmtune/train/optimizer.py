@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vlmtune.adapters.plan import AdapterPlan, parameter_groups
+from vlmtune.adapters.plan import AdapterPlan
 from vlmtune.config.schema import TrainSection
 from vlmtune.train.schedule import learning_rate_factor
 
@@ -26,7 +26,7 @@ class ScheduledOptimizer:
     def __init__(self, model: nn.Module, plan: AdapterPlan, train: TrainSection, num_steps: int) -> None:
         assert train.learning_rate is not None
         self.train, self.num_steps = train, num_steps
-        groups = parameter_groups(model, plan, train.learning_rate)
+        groups = plan.parameter_groups(train.learning_rate)
         self.adamw = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
         plan.attach(self.adamw)
         for group in self.adamw.param_groups:

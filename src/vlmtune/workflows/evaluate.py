@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmtune.adapters.merging import merged
+from vlmtune.adapters.layer import merged
 from vlmtune.adapters.peft_files import WEIGHTS_FILE, load_adapter
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import Experiment
@@ -172,7 +172,7 @@ def _measure_each(run: RunLayout, experiment: Experiment, splits: Splits, observ
                 str(path), dtype=model.dtype, device=model.device, image_overrides=image_overrides(model),
                 keep_adapter=True,
             )  # fmt: skip
-        load_adapter(path, opened.model)
+        load_adapter(path, opened.model, opened.plan)
         with merged(opened.model):
             evaluate(
                 experiment, splits, checkpoint=path, folder=curve.path, name=path.name, opened=opened,

@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import write_tiny_folder
 from tests.unit.adapters.test_plan import ROLES, disturb, random_model, run
-from vlmtune.adapters.layer import LoraLinear
-from vlmtune.adapters.merging import merged
+from vlmtune.adapters.layer import LoraLinear, merged
 from vlmtune.adapters.peft_files import load_adapter, save_adapter
-from vlmtune.adapters.plan import AdapterPlan, apply_adapter, parameter_groups
+from vlmtune.adapters.plan import AdapterPlan, apply_adapter
 from vlmtune.config.load import dump
 from vlmtune.config.schema import AdapterSection, Experiment, ModelSection
 from vlmtune.errors import AdapterError, RunFolderError, UserError, WeightsError
@@ -42,7 +41,7 @@ def adapted(section: AdapterSection) -> tuple[Lfm2Vl, AdapterPlan]:
     plan = apply_adapter(model, section)
     disturb(model)
     with torch.no_grad():
-        for parameter in plan.whole.values():
+        for parameter in plan.full_parameters.values():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     return model, plan
 
@@ -66,8 +65,8 @@ def test_an_adapter_comes_back_onto_the_same_plan_for_a_resume(tmp_path: Path) -
     save_adapter(tmp_path / "a", model, plan, "base")
     other = random_model()
     other_plan = apply_adapter(other, SECTIONS["both"], seed=9)
-    optimizer = torch.optim.AdamW(parameter_groups(other, other_plan, 1e-3))
-    assert load_adapter(tmp_path / "a", other) is other_plan
+    optimizer = torch.optim.AdamW(other_plan.parameter_groups(1e-3))
+    assert load_adapter(tmp_path / "a", other, other_plan) is other_plan
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in other_plan.parameters.values()}  # still the optimizer's own
     assert all(torch.equal(p, plan.parameters[name]) for name, p in other_plan.parameters.items())
@@ -86,14 +85,14 @@ def test_parts_under_bfloat16_are_saved_in_float32_and_come_back(tmp_path: Path)
     model = random_model().to(torch.bfloat16)
     plan = apply_adapter(model, SECTIONS["parts"])
     with torch.no_grad():
-        for parameter in plan.whole.values():
+        for parameter in plan.full_parameters.values():
             parameter.add_(1e-5)
     save_adapter(tmp_path / "a", model, plan, "base")
     assert {t.dtype for t in load_file(tmp_path / "a" / "adapter_model.safetensors").values()} == {torch.float32}
     other = random_model().to(torch.bfloat16)
     loaded = load_adapter(tmp_path / "a", other)
-    for name, parameter in loaded.whole.items():
-        assert torch.equal(parameter, plan.whole[name])
+    for name, parameter in loaded.full_parameters.items():
+        assert torch.equal(parameter, plan.full_parameters[name])
         assert torch.equal(other.get_parameter(name), parameter.bfloat16())
 
 
@@ -151,9 +150,9 @@ def test_an_adapter_of_another_plan_is_refused_on_resume(tmp_path: Path) -> None
     model, plan = adapted(SECTIONS["lora"])
     save_adapter(tmp_path / "a", model, plan, "base")
     other = random_model()
-    apply_adapter(other, AdapterSection(targets=["mlp"], rank=3, alpha=5))
+    other_plan = apply_adapter(other, AdapterSection(targets=["mlp"], rank=3, alpha=5))
     with pytest.raises(AdapterError, match="extra: "):
-        load_adapter(tmp_path / "a", other)
+        load_adapter(tmp_path / "a", other, other_plan)
 
 
 def test_an_adapter_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from tests.parity.lfm2_peer import random_image, tiny_config
 from tests.tiny_model import random_model
-from vlmtune.adapters.layer import LoraLinear
-from vlmtune.adapters.merging import base_parameters, fold, merge, merged, unmerge
-from vlmtune.adapters.plan import apply_adapter, count_trainable, parameter_groups, plan_of, trainable_parameters
+from vlmtune.adapters.layer import LoraLinear, merged
+from vlmtune.adapters.plan import apply_adapter, base_parameters, count_trainable, fold, trainable_parameters
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
 from vlmtune.models.lfm2_vl import Lfm2Vl
@@ -115,7 +114,7 @@ def test_part_of_a_name_is_not_a_match() -> None:
     [
         (AdapterSection(targets=[], parts=[]), "nothing to train"),
         (AdapterSection(parts=["projector"]), "Unknown part 'projector'"),
-        (AdapterSection(targets=["connector"], parts=["connector"]), "trained whole"),
+        (AdapterSection(targets=["connector"], parts=["connector"]), "trained in full"),
         (AdapterSection(targets=["mlp"], learning_rate_factors={"conv": 0.5}), "role or part that learns 'conv'"),
     ],
 )
@@ -178,11 +177,9 @@ def test_gradients_equal_those_of_plain_weights() -> None:
     model, plain = random_model(), random_model()
     plan = apply_adapter(model, AdapterSection(targets=ROLES, rank=3, alpha=5))
     disturb(model)
-    merge(model)
-    with torch.no_grad():
+    with merged(model), torch.no_grad():
         for name, parameter in base_parameters(model).items():
             plain.get_parameter(name).copy_(parameter)
-    unmerge(model)
     loss_of(model).backward()
     loss_of(plain).backward()
     for name, layer in plan.lora.items():
@@ -197,7 +194,7 @@ def test_frozen_weights_are_bit_identical_after_steps_and_the_rest_moves() -> No
     model = random_model()
     plan = apply_adapter(model, AdapterSection(targets=["attention", "vision_mlp"], parts=["connector"]))
     before = snapshot(model)
-    optimizer = torch.optim.AdamW(parameter_groups(model, plan, 1e-2), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(plan.parameter_groups(1e-2), weight_decay=0.1)
     plan.attach(optimizer)
     for _ in range(2):
         loss_of(model).backward()
@@ -239,14 +236,14 @@ def test_merged_restores_after_an_error_and_nests() -> None:
 
 def test_folding_leaves_a_plain_model_with_the_same_answers() -> None:
     model = random_model()
-    apply_adapter(model, AdapterSection(targets=ROLES))
+    plan = apply_adapter(model, AdapterSection(targets=ROLES))
     disturb(model)
     with torch.no_grad():
         apart = run(model)
-        fold(model)
+        fold(model, plan)
         assert (run(model) - apart).norm() < 1e-5 * apart.norm()
     assert not any(isinstance(module, LoraLinear) for module in model.modules())
-    assert not trainable_parameters(model) and plan_of(model) is None
+    assert not trainable_parameters(model)
     assert set(snapshot(model)) == set(snapshot(random_model()))
 
 
@@ -301,7 +298,7 @@ def test_parts_under_bfloat16_learn_in_float32_and_are_written_back() -> None:
     assert {parameter.dtype for parameter in plan.parameters.values()} == {torch.float32}
     before = snapshot(model)
     # Steps far below bfloat16's last digit: alone each would be lost.
-    optimizer = torch.optim.SGD(parameter_groups(model, plan, 1.0))
+    optimizer = torch.optim.SGD(plan.parameter_groups(1.0))
     plan.attach(optimizer)
     name = "model.multi_modal_projector.linear_2.weight"
     for _ in range(3):
@@ -335,7 +332,7 @@ def test_learning_rates_follow_roles_also_under_a_raw_name() -> None:
     rates: dict[str, set[float]] = {}
     counted = 0
     by_identity = {id(parameter): name for name, parameter in plan.parameters.items()}
-    for group in parameter_groups(model, plan, 2.0):
+    for group in plan.parameter_groups(2.0):
         for parameter in group["params"]:
             rates.setdefault(by_identity[id(parameter)].split(".")[1], set()).add(group["lr"])
             counted += 1
@@ -346,7 +343,7 @@ def test_learning_rates_follow_roles_also_under_a_raw_name() -> None:
 def test_vectors_do_not_decay() -> None:
     model = random_model()
     plan = apply_adapter(model, AdapterSection(parts=["connector"]))
-    for group in parameter_groups(model, plan, 1.0):
+    for group in plan.parameter_groups(1.0):
         assert all((parameter.dim() <= 1) == (group.get("weight_decay") == 0.0) for parameter in group["params"])
 
 

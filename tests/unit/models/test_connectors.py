@@ -189,7 +189,7 @@ def test_a_trained_connector_comes_back_with_its_adapter(
     put_connector(opened, section, seed=3)
     plan = apply_adapter(opened.model, AdapterSection(targets=["mlp"], parts=["connector"], rank=2))
     assert {name for name, _ in opened.model.connector.named_parameters()} == {
-        name.rpartition("multi_modal_projector.")[2] for name in plan.whole
+        name.rpartition("multi_modal_projector.")[2] for name in plan.full_parameters
     }
     with torch.no_grad():
         for parameter in plan.parameters.values():
@@ -202,7 +202,7 @@ def test_a_trained_connector_comes_back_with_its_adapter(
     # Values go back into the same model, as on resuming.
     with torch.no_grad():
         next(opened.model.connector.parameters()).zero_()
-    load_adapter(tmp_path / "adapter", opened.model)
+    load_adapter(tmp_path / "adapter", opened.model, plan)
     assert torch.equal(logits(opened, [make_image()])[0], expected[0])
 
 
@@ -212,7 +212,7 @@ def test_a_frozen_connector_from_a_first_stage_is_saved_with_the_second(folder: 
     put_connector(first, dense)
     plan = apply_adapter(first.model, AdapterSection(targets=[], parts=["connector"]))
     with torch.no_grad():
-        for parameter in plan.whole.values():
+        for parameter in plan.full_parameters.values():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     save_adapter(tmp_path / "one", first.model, plan, str(folder))
     expected = logits(first, [make_image()])[0]
@@ -220,11 +220,11 @@ def test_a_frozen_connector_from_a_first_stage_is_saved_with_the_second(folder: 
     second = open_model(str(folder))
     put_connector(second, dense.model_copy(update={"start": str(tmp_path / "one")}))
     plan = apply_adapter(second.model, AdapterSection(targets=["attention"], rank=2))
-    assert not plan.whole
+    assert not plan.full_parameters
     save_adapter(tmp_path / "two", second.model, plan, str(folder))
     again = open_adapted(str(tmp_path / "two"))
     assert torch.equal(expected, logits(again, [make_image()])[0])
-    assert load_adapter(tmp_path / "two", second.model) is plan
+    assert load_adapter(tmp_path / "two", second.model, plan) is plan
     with pytest.raises(AdapterError, match="does not fit"):
         put_connector(
             open_model(str(folder)), ConnectorSection(kind="dense", start=str(tmp_path / "one"), groups=["1"])
@@ -235,7 +235,7 @@ def test_the_base_s_own_connector_of_a_first_stage_is_taken_too(folder: Path, tm
     first = open_model(str(folder))
     plan = apply_adapter(first.model, AdapterSection(targets=[], parts=["connector"]))
     with torch.no_grad():
-        for parameter in plan.whole.values():
+        for parameter in plan.full_parameters.values():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     save_adapter(tmp_path / "one", first.model, plan, str(folder))
     second = open_model(str(folder))

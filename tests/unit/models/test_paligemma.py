@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.tiny_paligemma import config_for, gemma_tokenizer, write_tiny_paligemma
+from vlmtune.adapters.module_map import linear_layers
 from vlmtune.adapters.plan import apply_adapter
-from vlmtune.adapters.targets import linear_layers
 from vlmtune.config.schema import AdapterSection, Experiment, TaskSection
 from vlmtune.errors import AdapterError, ConfigError, DataError, UserError, WeightsError
 from vlmtune.inference.predictor import Predictor
