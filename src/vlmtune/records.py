@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,6 +89,8 @@ class Example:
     """Equal for the questions about one image; None where there are no questions."""
     history: tuple[Turn, ...] = ()
     """What was asked and answered about the image before, where the question is a later turn of a conversation."""
+    question_id: str = ""
+    """Which question of the task is asked."""
 
     @property
     def label(self) -> str:
@@ -102,6 +104,12 @@ def clean_label(text: str) -> str:
     macOS writes 'é' in folder names decomposed.
     """
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def usable_answers(answers: Iterable[str], closed: Container[str] | None = None) -> list[str]:
+    """The answers that can be learned, cleaned: those that are not empty, and in the closed set if there is one."""
+    cleaned = map(clean_label, answers)
+    return [answer for answer in cleaned if answer and (closed is None or answer in closed)]
 
 
 @dataclass(frozen=True, slots=True)

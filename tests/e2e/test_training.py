@@ -19,8 +19,9 @@ from vlmtune.models.weights import read_checkpoint
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.layout import RunLayout
 from vlmtune.runs.prepare import load_data, open_base, open_checkpoint
+from vlmtune.tasks.question import Task
+from vlmtune.tasks.validation import Validation, Validator
 from vlmtune.train.loop import Trainer
-from vlmtune.train.validation import LabelValidator, Validation
 from vlmtune.workflows.train import train
 
 pytestmark = pytest.mark.e2e
@@ -194,7 +195,8 @@ def test_the_average_of_the_last_checkpoints_is_validated_and_opens_like_any_oth
     # Opened as `evaluate --checkpoint` does, it scores what training measured.
 
     predictor = Predictor(open_checkpoint(wanted.model, average), trainer.experiment.task, trainer.splits.labels)
-    again = LabelValidator(predictor, trainer.splits.validation).measure()
+    task = Task.of(trainer.experiment.task, trainer.splits.labels)
+    again = Validator(task, {"": predictor}, trainer.splits.validation).measure()
     assert again.accuracy == line["accuracy"]
     assert again.loss == pytest.approx(line["loss"], rel=1e-4)
     # The model itself stands where the run ended.

@@ -172,8 +172,8 @@ def test_test_questions_without_answers_give_a_results_file_and_no_accuracy(
     assert len(json.loads((folder / "submission.json").read_text())) == SETS["test2015"] * NUM_QUESTIONS
 
 
-def test_options_of_labels_are_refused_for_questions(base: Path, official: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.sampling: balanced: made for labels"):
+def test_open_answers_refuse_options_of_labels(base: Path, official: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.sampling: needs a closed set"):
         start(experiment(base, official, tmp_path, train={"sampling": "balanced"}))
 
 

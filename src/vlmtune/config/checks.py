@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from vlmtune.config import search_space
 from vlmtune.config.augmentation import find_mistakes
-from vlmtune.config.schema import PARTS, ROLES, Experiment, TaskSection
+from vlmtune.config.schema import PARTS, ROLES, Experiment, TaskSection, TrainSection
 from vlmtune.errors import unknown_name
 from vlmtune.records import clean_label
 
@@ -44,6 +44,11 @@ HAS_EFFECT: dict[str, tuple[Callable[[TaskSection], bool], str]] = {
     "data.caption_question": (_asks_from_data, _DATA),
     "task.max_answer_tokens": (_is_open, "open answers (task.type: text)"),
     "train.answer": (_asks_from_data, _DATA),
+    "train.mixup": (_is_closed, _CLOSED),
+    "train.cutmix": (_is_closed, _CLOSED),
+    "train.label_smoothing": (_is_closed, _CLOSED),
+    "train.sampling": (_is_closed, _CLOSED),
+    "train.class_weights": (_is_closed, _CLOSED),
     "evaluate.mode": (_is_closed, _CLOSED),
     "evaluate.scoring": (_is_closed, _CLOSED),
     "evaluate.calibrate": (_is_closed, _CLOSED),
@@ -210,7 +215,7 @@ def _adapter(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _train(experiment: Experiment) -> Iterator[Finding]:
-    train, task = experiment.train, experiment.task
+    train = experiment.train
     for index, message in find_mistakes(train.augment or []):
         yield ("train", "augment", index), message
     if train.average_last == 1:
@@ -222,15 +227,13 @@ def _train(experiment: Experiment) -> Iterator[Finding]:
             ("train", "class_weights"),
             "found 'balanced' beside train.sampling: balanced: rare labels would count twice. Choose one of the two.",
         )
-    if task.is_closed and not task.asks_from_data:
-        return
-    # Two questions cannot be asked of one mixed image at once, and open answers have no set to spread a target over.
-    for key in ("mixup", "cutmix", "label_smoothing"):
-        if getattr(train, key):
-            yield ("train", key), f"found {getattr(train, key):g} with task.type: {task.type}, expected 0."
-    for key, default in (("sampling", "natural"), ("class_weights", "none")):
-        if getattr(train, key) != default:
-            yield ("train", key), f"found 'balanced' with task.type: {task.type}, which has no labels to balance."
+
+
+def closed_only_keys(train: TrainSection) -> list[str]:
+    """The options in use that need a closed set of answers: to spread a target over, to balance, or to mix."""
+    keys = [key.removeprefix("train.") for key, (has_effect, _) in HAS_EFFECT.items() if has_effect is _is_closed]
+    fields = TrainSection.model_fields
+    return [key for key in keys if key in fields and getattr(train, key) != fields[key].default]
 
 
 def _evaluate(experiment: Experiment) -> Iterator[Finding]:

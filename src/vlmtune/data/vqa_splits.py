@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from vlmtune.data.read.rows import LeftOut, Row
 from vlmtune.data.split_names import Role
-from vlmtune.data.vqa_targets import usable_answers
 from vlmtune.errors import DataError
-from vlmtune.records import Example, LabelSet
+from vlmtune.records import Example, LabelSet, usable_answers
 
 _NUM_SHOWN = 5
 

@@ -27,6 +27,7 @@ from vlmtune.records import Example, ImageSource, LabelScores, LabelSet, Turn
 from vlmtune.text.prompt import PromptBuilder
 from vlmtune.text.trie import LabelTrie
 
+Mode = Literal["full", "argmax"]
 Result = TypeVar("Result")
 
 # Decoder rows in one batch: large enough that matrix products run at full rate, small enough for a laptop.
@@ -113,9 +114,7 @@ class Predictor:
         """float[T, D] features of each image."""
         return self.opened.model.encode_images(processed)
 
-    def classify(
-        self, queries: Iterable[Query], mode: Literal["full", "argmax"] = "full"
-    ) -> Iterator[LabelScores | UnreadableImageError]:
+    def classify(self, queries: Iterable[Query], mode: Mode = "full") -> Iterator[LabelScores | UnreadableImageError]:
         """The closed-set result of every image, in order; an unreadable one yields its error.
 
         Args:

@@ -28,6 +28,8 @@ from vlmtune.runs.checkpoints import mark_best
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.open import put_connector
 from vlmtune.runs.record import Progress
+from vlmtune.tasks.question import Task
+from vlmtune.tasks.validation import Validation, Validator
 from vlmtune.train.feature_cache import Refusal, open_feature_cache
 from vlmtune.train.feature_files import FeatureCache
 from vlmtune.train.keeping import CheckpointKeeper
@@ -36,7 +38,6 @@ from vlmtune.train.optimizer import ScheduledOptimizer
 from vlmtune.train.precision import autocast
 from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, image_features
 from vlmtune.train.step import loss_weight, sample_loss
-from vlmtune.train.validation import Validation, choose_validator
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,12 @@ class Trainer:
         self.plan: AdapterPlan = apply_adapter(self.model, experiment.adapter, seed=experiment.seed)
         self.prompts = Prompts(opened, experiment, splits.labels)
         self.reader = SampleReader(experiment, opened.processor, splits.train, splits.labels)
-        self.validator = choose_validator(self.prompts.later, splits.validation)
+        task = Task.of(self.prompts.later.task, splits.labels)
+        self.validator = (
+            Validator(task, dict.fromkeys((q.id for q in task.questions), self.prompts.later), splits.validation)
+            if splits.validation
+            else None
+        )
         if self.validator is None and experiment.train.patience is not None:
             raise DataError("train.patience waits for validation accuracy, and there are no validation images.")
         self.num_steps = num_steps(experiment, len(splits.train))
@@ -276,6 +282,7 @@ class Trainer:
             loss=found.loss,
             num=found.num,
             unreadable=found.num_unreadable,
+            **({} if found.level_distance is None else {"level_distance": found.level_distance}),
             seconds=time.perf_counter() - started,
         )
         return found

@@ -20,8 +20,8 @@ from vlmtune.data.loading import read_ahead
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example, LabelSet
+from vlmtune.tasks.targets import EXACT_LABELS, NUM_DRAWN
 from vlmtune.train.loop import Trainer
-from vlmtune.train.targets import EXACT_LABELS, NUM_DRAWN
 
 _NUM_SHOWN = 3
 _NUM_MEASURED = 32

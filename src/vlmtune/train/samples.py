@@ -25,11 +25,12 @@ from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import ImageProcessor, OpenedModel
 from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.records import Example, ImageSource, LabelSet
+from vlmtune.tasks.question import Task
+from vlmtune.tasks.targets import Targets, mix
 from vlmtune.train.feature_cache import connect, encode
 from vlmtune.train.feature_files import CachedImage, FeatureCache
 from vlmtune.train.schedule import Order, Place
 from vlmtune.train.step import Answer, Sample
-from vlmtune.train.targets import Targets, choose_targets, mix
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,16 @@ class SampleReader:
         train = experiment.train
         refuse_flips(train.augment or [], labels)
         self.processor, self.examples = processor, examples
+        task, asks_from_data = Task.of(experiment.task, labels), experiment.task.asks_from_data
+        self.targets = Targets(task, train, experiment.seed, examples)
+        is_balanced = train.sampling == "balanced"
         self.order = Order(
             len(examples),
             experiment.seed,
-            strata=[example.label for example in examples] if train.sampling == "balanced" else None,
-            groups=[example.image_id or example.id for example in examples] if experiment.task.asks_from_data else None,
+            strata=self.targets.strata(examples) if is_balanced else None,
+            groups=[e.image_id or e.id for e in examples] if asks_from_data and not is_balanced else None,
+            alike=[(e.question_id, e.question, e.history) for e in examples] if asks_from_data else None,
         )
-        self.targets: Targets = choose_targets(experiment, labels, examples)
         self.augmentation = Augmentation(train.augment or [])
         self.mixing = Mixing(train.mixup, train.cutmix, train.mix_probability)
         self.has_sided_labels = labels is not None and sided_labels(labels) is not None

@@ -4,7 +4,7 @@ its number, so that a resumed run continues exactly."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -89,6 +89,7 @@ class Order:
         seed: of the run.
         strata: each example's label, to show every label equally often; None shows each example once a pass.
         groups: each example's image, to show the questions about it one after the other.
+        alike: what is asked of each example; a mixed image can be asked only what is asked of both.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Order:
         seed: int,
         strata: Sequence[str] | None = None,
         groups: Sequence[str] | None = None,
+        alike: Sequence[Hashable] | None = None,
     ) -> None:
         self.num_examples, self.seed = num_examples, seed
         order = partial(epoch_order, num_examples, seed)
@@ -106,6 +108,8 @@ class Order:
             order = partial(balanced_order, strata, seed)
         self.epoch = lru_cache(maxsize=2)(order)
         """epoch -> the examples of that pass."""
+        self._alike = alike
+        self._partners = lru_cache(maxsize=2)(self._partners_of)
 
     def places(self, first: int, count: int) -> Iterator[Place]:
         """``count`` places from the number ``first`` of the whole run on. Passes follow each other without a gap, so
@@ -116,4 +120,16 @@ class Order:
 
     def partner(self, place: Place, draw: np.random.Generator) -> int:
         """Another example for the one at a place, drawn as the pass shows them (balanced, where it is)."""
-        return self.epoch(place.epoch)[draw.integers(self.num_examples)]
+        if self._alike is None:
+            candidates = self.epoch(place.epoch)
+        else:
+            candidates = self._partners(place.epoch)[self._alike[place.example]]
+        return candidates[draw.integers(len(candidates))]
+
+    def _partners_of(self, epoch: int) -> dict[Hashable, list[int]]:
+        """What is asked -> the examples of a pass that ask it."""
+        assert self._alike is not None
+        members: dict[Hashable, list[int]] = {}
+        for example in self.epoch(epoch):
+            members.setdefault(self._alike[example], []).append(example)
+        return members

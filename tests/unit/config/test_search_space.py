@@ -98,7 +98,7 @@ def test_a_space_survives_being_written_and_read(tmp_path: Path) -> None:
 def test_every_searchable_key_is_of_the_experiment_and_none_changes_what_is_measured() -> None:
     keys = set(searchable_keys())
     assert {"adapter.rank", "train.learning_rate", "train.mixup", "task.list_labels", ALPHA_PER_RANK} <= keys
-    assert not {"seed", "data.limit", "data.validation_fraction", "task.kind", "task.labels", "evaluate.split"} & keys
+    assert not {"seed", "data.limit", "data.validation_fraction", "task.type", "task.labels", "evaluate.split"} & keys
 
 
 @pytest.mark.parametrize(
