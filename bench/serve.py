@@ -97,7 +97,7 @@ def ask(server: Server, script: Path, clients: int, seconds: float) -> dict[str,
 
 def write_request(folder: Path) -> Path:
     """One of scikit-learn's digits in a form, as wrk sends it."""
-    from vlmtune.data.read.digits import read_digits
+    from vlmtune.data.read.builtin import read_digits
 
     image = read_digits().splits["all"]()[7].image.read()
     head = b'--B\r\nContent-Disposition: form-data; name="image"; filename="7.png"\r\nContent-Type: image/png\r\n\r\n'

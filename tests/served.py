@@ -69,7 +69,7 @@ def serving(model: str | Path, *options: str) -> Iterator[Server]:
 
 def digit_png(number: int = 7) -> bytes:
     """One of scikit-learn's digits; number is its place in the set, the first ten are 0 to 9."""
-    from vlmtune.data.read.digits import read_digits
+    from vlmtune.data.read.builtin import read_digits
 
     return read_digits().splits["all"]()[number].image.read()
 

@@ -61,6 +61,15 @@ class ImageSource:
         except Exception as error:
             raise UnreadableImageError(self.name or self.path or "image", str(error)) from error
 
+    def num_bytes(self) -> int | None:
+        """Length of the encoded image without reading it; None where there is no file."""
+        if self.data is not None:
+            return len(self.data)
+        try:
+            return None if self.path is None else self.path.stat().st_size
+        except OSError:
+            return None
+
     def digest(self) -> str:
         """SHA-256 of the encoded bytes: the identity of an image in caches and duplicate checks."""
         return hashlib.sha256(self.read()).hexdigest()
@@ -91,6 +100,10 @@ class Example:
     """What was asked and answered about the image before, where the question is a later turn of a conversation."""
     question_id: str = ""
     """Which question of the task is asked."""
+    origin: str = ""
+    """Where a person finds it in the source: "labels.csv, line 12"."""
+    has_image: bool = True
+    """False where the source knows that there is no such file: then the example is not learned from."""
 
     @property
     def label(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def group_identical_files(images: Sequence[ImageSource]) -> list[int]:
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for position, image in enumerate(images):
-        length = num_bytes(image)
+        length = image.num_bytes()
         if length is not None:
             by_length[length].append(position)
     first = list(range(len(images)))
@@ -53,19 +53,6 @@ def group_identical_files(images: Sequence[ImageSource]) -> list[int]:
             except UnreadableImageError:
                 continue
     return first
-
-
-def num_bytes(image: ImageSource) -> int | None:
-    """Length of the encoded image without reading it; None where there is no file."""
-    known: Any = getattr(image, "num_bytes", None)
-    if known is not None:
-        return int(known())
-    if image.data is not None:
-        return len(image.data)
-    try:
-        return None if image.path is None else image.path.stat().st_size
-    except OSError:
-        return None
 
 
 def pixel_digest(image: Image.Image) -> str:

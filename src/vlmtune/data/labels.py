@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vlmtune.config.schema import TaskSection
-from vlmtune.data.read.rows import Row, some
+from vlmtune.data.read.source import some
 from vlmtune.errors import DataError, unknown_name
-from vlmtune.records import LabelSet, clean_label
+from vlmtune.records import Example, LabelSet, clean_label
 
 
 def build_label_set(
-    task: TaskSection, rows: Sequence[Row], class_names: Sequence[str] | None, where: str
+    task: TaskSection, examples: Sequence[Example], class_names: Sequence[str] | None, where: str
 ) -> tuple[LabelSet, str]:
     """The label set of a closed task, and where it comes from.
 
@@ -38,8 +38,8 @@ def build_label_set(
         if given is not None:
             given = list(_indices_to_names(dict.fromkeys(given, ()), class_names, key))
 
-    found = {clean_label(answer): row for row in reversed(rows) for answer in row.answers if answer.strip()}
-    are_numbers = bool(found) and all(map(_is_number, found))
+    in_data = {clean_label(answer) for example in examples for answer in example.answers if answer.strip()}
+    are_numbers = bool(in_data) and all(map(_is_number, in_data))
     if given is not None:
         stored, origin = given, "the task's type" if task.is_bool else key
     elif class_names is not None:
@@ -48,17 +48,17 @@ def build_label_set(
         stored, origin = list(names), "task.label_names"
     elif task.is_ordered and not are_numbers:
         raise DataError(
-            f"{where}: the levels of a score are not numbers ({some(sorted(found))}), so nothing says which is higher. "
-            "List them from low to high in task.levels."
+            f"{where}: the levels of a score are not numbers ({some(sorted(in_data))}), so nothing says which is "
+            "higher. List them from low to high in task.levels."
         )
     else:
-        stored, origin = sorted(found, key=float) if are_numbers else sorted(found), "the data"
+        stored, origin = sorted(in_data, key=float) if are_numbers else sorted(in_data), "the data"
     if task.is_ordered and origin == "task.label_names":
         stored = sorted(stored, key=float)
 
     known = set(stored)
     if not task.asks_from_data:
-        _refuse_strays(rows, stored, "no or yes" if task.is_bool else "the data" if origin == "the data" else origin)
+        _refuse_strays(examples, stored, "no or yes" if task.is_bool else origin)
     for label in names:
         if label not in known:
             raise DataError(
@@ -82,12 +82,12 @@ def normalize_bool(text: str) -> str:
     return "yes" if word in _TRUE else "no" if word in _FALSE else text
 
 
-def _refuse_strays(rows: Sequence[Row], stored: Sequence[str], set_name: str) -> None:
+def _refuse_strays(examples: Sequence[Example], stored: Sequence[str], set_name: str) -> None:
     """Raise DataError for rows whose label is not in the set."""
     known = set(stored)
-    strays = [row for row in rows if row.answers[0] not in known]
+    strays = [example for example in examples if example.answers[0] not in known]
     if strays:
-        labels = sorted({row.answers[0] for row in strays})
+        labels = sorted({example.answers[0] for example in strays})
         more = f" ({len(strays)} rows in all, with {len(labels)} such labels)" if len(strays) > 1 else ""
         raise DataError(
             f"{strays[0].origin}: a label is not in {set_name}{more}. "

@@ -1,4 +1,4 @@
-"""From the experiment file to examples: train, validation and test, the label set, and an account of the rest.
+"""From an experiment to its data: train, validation and test examples, the label set, and what was left out.
 
 The one entry of this package for training and evaluation is `load_splits`.
 """
@@ -6,21 +6,19 @@ The one entry of this package for training and evaluation is `load_splits`.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vlmtune.config.schema import DataSection, TaskSection
-from vlmtune.data.duplicates import group_identical_files
 from vlmtune.data.labels import build_label_set, normalize_bool
-from vlmtune.data.read.rows import Row, Source
-from vlmtune.data.read.sources import open_source
+from vlmtune.data.read.open import open_source
+from vlmtune.data.read.source import LeftOut, Source, some
+from vlmtune.data.sampling import hold_out, subset
 from vlmtune.data.split_names import ROLES, Role, assign_roles, parse_split
-from vlmtune.data.vqa_splits import hold_out_images, leave_out_unlearnable, take_images
 from vlmtune.errors import DataError
-from vlmtune.records import Example, LabelSet
+from vlmtune.records import Example, LabelSet, usable_answers
 
 TEST_SEED = 0
 """Test images are held out with this seed, whatever the experiment's: two runs with different seeds are then
@@ -60,8 +58,8 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     """
     source = open_source(data, task.asks_from_data)
     roles = assign_roles(data, source.splits, source.name)
-    rows = {role: [_row_of_task(row, task) for row in members] for role, members in _read_roles(source, roles).items()}
-    every = [row for role in ROLES for row in rows.get(role, [])]
+    examples = _read_roles(source, roles, task)
+    every = [example for role in ROLES for example in examples.get(role, [])]
     if not every:
         raise DataError(f"{source.name}: there are no images in it.")
     labels, labels_from = None, "answers are open"
@@ -77,24 +75,23 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
         left_out.append({"reason": reason, "count": len(unused), "examples": unused})
 
     origins = {role: f"split '{name}'" if len(source.splits) > 1 else "the source" for role, name in roles.items()}
-    if rows.get("train"):
-        _hold_out_missing(rows, origins, data, seed, notes)
+    if examples.get("train"):
+        _hold_out_missing(examples, origins, data, seed, notes)
     if labels is None or task.asks_from_data:
-        left_out += [asdict(item) for item in leave_out_unlearnable(rows, labels, source.name)]
-    examples = {role: [_example(row) for row in rows.get(role, [])] for role in ROLES}
-    if labels is not None and not task.asks_from_data:
+        left_out += [asdict(item) for item in _leave_out_unlearnable(examples, labels, source.name)]
+    elif labels is not None:
         _note_labels_without_images(labels, examples, notes)
 
     described: dict[str, Any] = {}
     for role in ROLES:
-        found = examples[role]
-        used, reason = _limited(found, role, data, seed)
+        whole = examples.get(role, [])
+        used, reason = _limited(whole, role, data, seed)
         examples[role] = used
-        if len(used) < len(found):
-            left_out.append({"reason": f"{reason} ({role})", "count": len(found) - len(used), "examples": []})
+        if len(used) < len(whole):
+            left_out.append({"reason": f"{reason} ({role})", "count": len(whole) - len(used), "examples": []})
         described[role] = {
             "from": origins.get(role, "nowhere: the source has no such split"),
-            "found": len(found),
+            "found": len(whole),
             "used": len(used),
             **_counts(used, labels, task),
             "fingerprint": fingerprint(used),
@@ -113,82 +110,6 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     return Splits(examples["train"], examples["validation"], examples["test"], labels, description)
 
 
-def subset(examples: Sequence[Example], num: int, seed: int, purpose: str = "subset") -> list[Example]:
-    """A stratified choice of at most ``num`` examples, in their order. A smaller choice is part of a larger one.
-
-    Questions are chosen with all others about their image, so that these share its encoding.
-    """
-    if num >= len(examples):
-        return list(examples)
-    if examples[0].image_id is not None:
-        return take_images(examples, num, seed, purpose)
-    order = stratified_order(
-        [example.id for example in examples],
-        [example.label for example in examples],
-        seed,
-        purpose,
-        each_first=True,
-    )
-    return [examples[position] for position in sorted(order[:num])]
-
-
-def stratified_order(
-    ids: Sequence[str], strata: Sequence[str], seed: int, purpose: str, *, each_first: bool = False
-) -> list[int]:
-    """Positions in an order of which every beginning is a stratified sample.
-
-    Within a stratum the order is by SHA-256 of seed, purpose and id: it does not depend on the order of the input,
-    and one more image moves no other across a cut by more than a place. The r-th of n members stands at
-    (r + 1/2) / n, which is the Webster (Sainte-Laguë) apportionment of a sample of any size.
-
-    Args:
-        each_first: one member of every stratum comes before all others, so that no label is lost in a small sample.
-    """
-    ranks = [hashlib.sha256(f"{seed}\0{purpose}\0{id_}".encode()).digest() for id_ in ids]
-    members: dict[str, list[int]] = defaultdict(list)
-    for position, stratum in enumerate(strata):
-        members[stratum].append(position)
-    keyed: list[tuple[float, bytes, int]] = []
-    for positions in members.values():
-        positions.sort(key=ranks.__getitem__)
-        for rank, position in enumerate(positions):
-            place = 0.0 if each_first and rank == 0 else (rank + 0.5) / len(positions)
-            keyed.append((place, ranks[position], position))
-    return [position for _, _, position in sorted(keyed)]
-
-
-def hold_out(rows: Sequence[Row], share: float, seed: int, purpose: str) -> tuple[list[Row], list[Row], int]:
-    """Cut off a stratified share (rounded up).
-
-    Files equal byte for byte stay on one side, and every label keeps an image on the first side. Questions about one
-    image stay together, and the share is not stratified.
-    Returns the rows kept, the rows held out (both in their order) and how many rows have an identical twin.
-    """
-    if rows[0].image_id is not None:
-        return *hold_out_images(rows, share, seed, purpose), 0
-    groups: dict[int, list[int]] = defaultdict(list)
-    for position, first in enumerate(group_identical_files([row.image for row in rows])):
-        groups[first].append(position)
-    # The least id stands for its group, so that the order of the input does not matter.
-    leaders = {min(group, key=lambda position: rows[position].id): group for group in groups.values()}
-    positions = list(leaders)
-    ids = [rows[position].id for position in positions]
-    strata = [rows[position].answers[0] for position in positions]
-    remaining = Counter(row.answers[0] for row in rows)
-    target = math.ceil(share * len(rows) - 1e-9)
-    held: set[int] = set()
-    for place in stratified_order(ids, strata, seed, purpose):
-        group = leaders[positions[place]]
-        wanted = Counter(rows[position].answers[0] for position in group)
-        if len(held) + len(group) > target or any(remaining[label] <= num for label, num in wanted.items()):
-            continue
-        held.update(group)
-        remaining.subtract(wanted)
-    kept = [row for position, row in enumerate(rows) if position not in held]
-    taken = [row for position, row in enumerate(rows) if position in held]
-    return kept, taken, sum(len(group) for group in groups.values() if len(group) > 1)
-
-
 def fingerprint(examples: Sequence[Example]) -> str:
     """SHA-256 over sorted ids, questions (with the turns before) and answers: equal for the same examples."""
     digest = hashlib.sha256()
@@ -200,29 +121,29 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _read_roles(source: Source, roles: dict[Role, str]) -> dict[Role, list[Row]]:
-    """The rows of every role, each split of the source read once. Raises DataError where slices overlap."""
-    read: dict[str, list[Row]] = {}
-    rows: dict[Role, list[Row]] = {}
+def _read_roles(source: Source, roles: dict[Role, str], task: TaskSection) -> dict[Role, list[Example]]:
+    """The examples of every role, each split of the source read once. Raises DataError where slices overlap."""
+    splits: dict[str, list[Example]] = {}
+    examples: dict[Role, list[Example]] = {}
     role_of: dict[str, Role] = {}
     for role, text in roles.items():
-        rows[role] = []
+        examples[role] = []
         for part in parse_split(text, source.splits):
-            if part.name not in read:
-                read[part.name] = source.splits[part.name]()
-            rows[role] += read[part.name][part.rows]
-        for row in rows[role]:
-            other = role_of.setdefault(row.id, role)
+            if part.name not in splits:
+                splits[part.name] = [_of_task(example, task) for example in source.splits[part.name]()]
+            examples[role] += splits[part.name][part.rows]
+        for example in examples[role]:
+            other = role_of.setdefault(example.id, role)
             if other != role:
                 raise DataError(
-                    f"{source.name}: {row.origin} is in the {other} and in the {role} split, so the model would be "
+                    f"{source.name}: {example.origin} is in the {other} and in the {role} split, so the model would be "
                     f"measured on what it learned from. Let data.{other}_split and data.{role}_split not overlap."
                 )
-    return rows
+    return examples
 
 
 def _hold_out_missing(
-    rows: dict[Role, list[Row]], origins: dict[Role, str], data: DataSection, seed: int, notes: list[str]
+    examples: dict[Role, list[Example]], origins: dict[Role, str], data: DataSection, seed: int, notes: list[str]
 ) -> None:
     """Hold a missing test and a missing validation split out of the training images."""
     whole = origins["train"]
@@ -231,18 +152,19 @@ def _hold_out_missing(
         ("validation", data.validation_fraction, seed),
     ]
     for role, share, its_seed in plans:
-        if role in rows:
+        if role in examples:
             continue
-        rows["train"], rows[role], num_twins = hold_out(rows["train"], share, its_seed, role)
-        how = "stratified" if not rows["train"] or rows["train"][0].image_id is None else "by image"
+        train, examples[role], num_twins = hold_out(examples["train"], share, its_seed, role)
+        examples["train"] = train
+        how = "stratified" if not train or train[0].image_id is None else "by image"
         origins[role] = f"held out of {whole} (data.{role}_fraction {share:g}, {how}, seed {its_seed})"
         origins["train"] += f", less the {role} images"
         if num_twins:
             notes.append(
                 f"{num_twins} images of {whole} are byte-for-byte copies; "
-                f"copies were kept on one side when the {role} split was held out"
+                f"copies stayed on one side when the {role} split was held out"
             )
-        if not rows[role]:
+        if not examples[role]:
             notes.append(
                 f"no {role} image could be held out: every label must keep a training image. "
                 f"Add images or a {role} split"
@@ -263,17 +185,50 @@ def _limited(examples: list[Example], role: Role, data: DataSection, seed: int) 
     return subset(examples, num, TEST_SEED if role == "test" else seed), " and ".join(reasons)
 
 
-def _row_of_task(row: Row, task: TaskSection) -> Row:
-    """The row with the answers of a bool as no and yes; one with an open answer has no label to stratify by."""
+def _of_task(example: Example, task: TaskSection) -> Example:
+    """The example with the answers of a bool as no and yes; one with an open answer has no label to stratify by."""
     if task.is_bool:
-        return replace(row, answers=tuple(map(normalize_bool, row.answers)))
-    return row if task.is_closed or row.image_id is not None else replace(row, image_id=row.id)
+        return replace(example, answers=tuple(map(normalize_bool, example.answers)))
+    return example if task.is_closed or example.image_id is not None else replace(example, image_id=example.id)
 
 
-def _example(row: Row) -> Example:
-    return Example(
-        row.id, row.image, row.answers, row.question, row.question_type, row.answer_type, row.image_id, row.history
-    )
+def _leave_out_unlearnable(examples: dict[Role, list[Example]], closed: LabelSet | None, where: str) -> list[LeftOut]:
+    """Take out of the training questions what cannot be learned from, and of validation what cannot be measured.
+
+    That is a question whose image is missing, one without answers, and, with a closed list, a training question
+    none of whose answers is in it. Test questions stay: there a missing image counts as a wrong answer.
+
+    Raises DataError if no training question is left.
+    """
+    accepted = None if closed is None else frozenset(closed.stored)
+    left_out: list[LeftOut] = []
+    roles: tuple[Role, Role] = ("train", "validation")
+    for role in roles:
+        reasons: dict[str, list[str]] = defaultdict(list)
+        usable: list[Example] = []
+        for example in examples.get(role, []):
+            if not example.has_image:
+                reasons["questions whose image is missing"].append(example.image.name)
+            elif not usable_answers(example.answers):
+                reasons["questions without answers"].append(example.origin)
+            elif role == "train" and accepted is not None and not usable_answers(example.answers, accepted):
+                reasons["questions none of whose answers is in task.labels"].append(example.origin)
+            else:
+                usable.append(example)
+        items = [
+            LeftOut(f"{reason} ({role})", len(names), tuple(dict.fromkeys(names))[:5])
+            for reason, names in reasons.items()
+        ]
+        if role == "train" and examples.get(role) and not usable:
+            summary = "; ".join(f"{item.count} {item.reason}, such as {item.examples[0]}" for item in items)
+            raise DataError(
+                f"{where}: there is no training question to learn from: {summary}. Check data.answer_column, "
+                "data.image_folder, task.labels and data.train_split."
+            )
+        if role in examples:
+            examples[role] = usable
+        left_out += items
+    return left_out
 
 
 def _counts(examples: Sequence[Example], labels: LabelSet | None, task: TaskSection) -> dict[str, Any]:
@@ -288,13 +243,12 @@ def _counts(examples: Sequence[Example], labels: LabelSet | None, task: TaskSect
 
 def _note_labels_without_images(labels: LabelSet, examples: dict[Role, list[Example]], notes: list[str]) -> None:
     for role in ROLES:
-        if not examples[role]:
+        if not examples.get(role):
             continue
         present = {example.label for example in examples[role]}
         absent = [label for label in labels.stored if label not in present]
         if absent:
-            shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
-            notes.append(f"labels without an image in {role}: {shown}")
+            notes.append(f"labels without an image in {role}: {some(absent, 8)}")
     folded: dict[str, str] = {}
     for label in labels.stored:
         other = folded.setdefault(label.casefold(), label)

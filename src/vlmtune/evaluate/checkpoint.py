@@ -8,7 +8,8 @@ from pathlib import Path
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import EvaluateSection, Experiment
 from vlmtune.data.duplicates import group_identical_files
-from vlmtune.data.splits import TEST_SEED, Splits, fingerprint, load_splits, subset
+from vlmtune.data.sampling import subset
+from vlmtune.data.splits import TEST_SEED, Splits, fingerprint, load_splits
 from vlmtune.errors import DataError, UserError
 from vlmtune.evaluate.block_cache import Watch, unwatched
 from vlmtune.evaluate.files import is_evaluation, read_facts

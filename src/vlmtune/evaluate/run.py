@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmtune.config.schema import EvaluateSection
-from vlmtune.data.splits import TEST_SEED, Splits, fingerprint, stratified_order
+from vlmtune.data.sampling import stratified_order
+from vlmtune.data.splits import TEST_SEED, Splits, fingerprint
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.evaluate.block_cache import BLOCK_SIZE, Journal, Watch, unwatched
 from vlmtune.evaluate.calibration import calibrate

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from vlmtune.config.schema import EvaluateSection
+from vlmtune.data.sampling import image_order
 from vlmtune.data.splits import fingerprint
-from vlmtune.data.vqa_splits import image_order
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.evaluate.block_cache import Journal, Watch, unwatched
 from vlmtune.evaluate.files import thumbnail

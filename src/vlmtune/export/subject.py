@@ -10,7 +10,8 @@ from typing import Any
 
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import Experiment, TaskSection
-from vlmtune.data.splits import TEST_SEED, Splits, subset
+from vlmtune.data.sampling import subset
+from vlmtune.data.splits import TEST_SEED, Splits
 from vlmtune.errors import DataError, RunFolderError
 from vlmtune.evaluate.files import FACTS_FILE
 from vlmtune.records import Example, LabelSet

@@ -9,8 +9,7 @@ from pathlib import Path
 from random import Random
 
 from vlmtune.data.drawn.scenes import compose_scene
-from vlmtune.data.read.digits import LABELS as DIGITS
-from vlmtune.data.read.digits import read_digits
+from vlmtune.data.read.builtin import DIGITS, read_digits
 from vlmtune.data.read.image_folder import is_image_name
 from vlmtune.errors import UserError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlmtune.data.vqa_splits import image_order
+from vlmtune.data.sampling import image_order
 from vlmtune.inference.predictor import Mode, Predictor
 from vlmtune.records import Example
 from vlmtune.tasks.question import Question, Task

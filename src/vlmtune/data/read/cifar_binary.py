@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vlmtune.config.schema import DataSection
-from vlmtune.data.read.columns import find_column
-from vlmtune.data.read.rows import Row, Source
+from vlmtune.data.read.columns import ColumnMapper, find_column
+from vlmtune.data.read.source import Source
 from vlmtune.errors import DataError, UnreadableImageError
-from vlmtune.records import ImageSource, clean_label
+from vlmtune.records import Example, ImageSource, clean_label
 
 SIDE = 32
 LABEL_COLUMNS = ("coarse_label", "fine_label")
@@ -55,9 +54,9 @@ def is_cifar_binary(folder: Path) -> bool:
     return (folder / "train.bin").is_file() and (folder / "fine_label_names.txt").is_file()
 
 
-def read_cifar_binary(folder: Path, data: DataSection) -> Source:
+def read_cifar_binary(folder: Path, mapper: ColumnMapper) -> Source:
     """Open the unpacked `cifar-100-binary`. Raises DataError: a file of another size, or names that are missing."""
-    column = find_column("label", data.label_column or "fine_label", LABEL_COLUMNS, str(folder))
+    column = find_column("label", mapper.data.label_column or "fine_label", LABEL_COLUMNS, str(folder))
     names_file = folder / f"{column}_names.txt"
     try:
         names = [clean_label(line) for line in names_file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -67,12 +66,12 @@ def read_cifar_binary(folder: Path, data: DataSection) -> Source:
     return Source(
         str(folder),
         "CIFAR-100, binary version",
-        {split: partial(_rows, file, split, LABEL_COLUMNS.index(column), names) for split, file in files.items()},
+        {split: partial(_examples, file, split, LABEL_COLUMNS.index(column), names) for split, file in files.items()},
         class_names=tuple(names),
     )
 
 
-def _rows(file: Path, split: str, place: int, names: list[str]) -> list[Row]:
+def _examples(file: Path, split: str, label_byte: int, names: list[str]) -> list[Example]:
     import numpy as np
 
     size = file.stat().st_size
@@ -81,13 +80,18 @@ def _rows(file: Path, split: str, place: int, names: list[str]) -> list[Row]:
             f"{file}: {size:,} bytes, expected a multiple of {RECORD_BYTES:,} (one record). Download and unpack "
             "cifar-100-binary.tar.gz again."
         )
-    labels = np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, RECORD_BYTES)[:, place]
+    labels = np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, RECORD_BYTES)[:, label_byte]
     rows = []
     for record, label in enumerate(labels.tolist()):
         origin = f"{file}, record {record}"
         if label >= len(names):
             raise DataError(f"{origin}: the label is {label}, and there are {len(names)} names. The file is damaged.")
         rows.append(
-            Row(f"{split}/{record}", CifarImageSource(file, name=origin, record=record), (names[label],), origin)
+            Example(
+                f"{split}/{record}",
+                CifarImageSource(file, name=origin, record=record),
+                (names[label],),
+                origin=origin,
+            )
         )
     return rows

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-from vlmtune.data.read.rows import LeftOut, Row, Source, some
+from vlmtune.data.read.source import LeftOut, Source, some
 from vlmtune.data.split_names import SPLIT_ROLES
 from vlmtune.errors import DataError
-from vlmtune.records import ImageSource, clean_label
+from vlmtune.records import Example, ImageSource, clean_label
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff",
@@ -43,15 +43,15 @@ def class_folders(root: Path) -> list[Path]:
     return [folder for folder in sub_folders(root) if any(is_image_name(path.name) for path in _files(folder))]
 
 
-def read_image_folder(root: Path, asked: Collection[str] = ()) -> Source:
-    """Open a folder of class folders, in split folders if these have usual names or are ``asked`` for.
+def read_image_folder(root: Path, split_names: Collection[str] = ()) -> Source:
+    """Open a folder of class folders, in split folders if these have usual names or those of ``split_names``.
 
     Raises DataError on an empty class folder or another layout.
     """
     folders = sub_folders(root)
     if not folders:
         raise DataError(f"{root}: there are no class folders in it{_loose_images(root)}. {LAYOUT}")
-    splits = [folder for folder in folders if folder.name.lower() in SPLIT_ROLES or folder.name in asked]
+    splits = [folder for folder in folders if folder.name.lower() in SPLIT_ROLES or folder.name in split_names]
     # A folder named "test" or "train" that directly holds images is a class (say, of locomotives), not a split.
     if not splits or not all(sub_folders(folder) for folder in splits):
         splits = []
@@ -78,8 +78,8 @@ def read_image_folder(root: Path, asked: Collection[str] = ()) -> Source:
     return source
 
 
-def _read_classes(root: Path, folder: Path, other_files: Counter[str], loose: list[str]) -> list[Row]:
-    rows: list[Row] = []
+def _read_classes(root: Path, folder: Path, other_files: Counter[str], loose: list[str]) -> list[Example]:
+    rows: list[Example] = []
     labels: dict[str, Path] = {}
     classes = sub_folders(folder)
     for class_folder in classes:
@@ -97,7 +97,7 @@ def _read_classes(root: Path, folder: Path, other_files: Counter[str], loose: li
                 others[path.suffix.lower() or path.name] += 1
                 continue
             name = path.relative_to(root).as_posix()
-            rows.append(Row(name, ImageSource(path=path, name=str(path)), (label,), str(path)))
+            rows.append(Example(name, ImageSource(path=path, name=str(path)), (label,), origin=str(path)))
         if len(rows) == before:
             held = f"it holds only {some([f'{k} ({n})' for k, n in others.items()])}" if others else "it is empty"
             raise DataError(

@@ -1,6 +1,6 @@
-"""CSV, TSV and JSONL files whose rows name an image file with its label, or with a question and its answers.
+"""CSV, TSV, JSONL and JSON files whose rows name an image file, with a label, a question, a caption or a conversation.
 
-Image paths are relative to the file.
+Image paths are relative to the file. What the columns hold is decided by `columns`.
 """
 
 from __future__ import annotations
@@ -8,152 +8,98 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlmtune.config.schema import DataSection
-from vlmtune.data.read.columns import SPLIT_NAMES, find_column
-from vlmtune.data.read.conversations import choose_columns
-from vlmtune.data.read.rows import Row, Source, refuse_problems
+from vlmtune.data.read.columns import ColumnMapper, TableRow, short_text, usual_column
+from vlmtune.data.read.source import Source
 from vlmtune.errors import DataError
-from vlmtune.records import ImageSource, clean_label
+from vlmtune.records import Example, ImageSource
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 LIST_SUFFIX = ".json"
 """A file that is one JSON list of rows, as LLaVA's conversations are published."""
 
+Line = tuple[int, dict[str, Any]]
+"""A row's line in the file, from 1, and its cells by column."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Table:
+    path: Path
     columns: list[str]
-    rows: list[tuple[int, dict[str, Any]]]  # (line in the file, from 1; cells by column)
+    lines: list[Line]
 
 
-def read_text_tables(files: dict[str, Path], data: DataSection, name: str, *, ask: bool = False) -> Source:
+def read_text_tables(files: dict[str, Path], mapper: ColumnMapper, name: str) -> Source:
     """Open one table a split. A table alone may have a column `split` that says each row's split.
-
-    With ``ask`` the rows are questions with their answers, else images with their labels.
 
     Raises DataError naming file and line for a row that cannot be used, up to five at once.
     """
     source = Source(name, "table of files", {})
     root = min((path.parent for path in files.values()), key=lambda path: len(path.parts))
-    counts: dict[str, int] = {}
-    read = partial(_questions, source=source) if ask else _rows
+    counts: Counter[str] = Counter()
     for split, path in files.items():
         table = _read_table(path)
-        if not table.rows:
+        if not table.lines:
             raise DataError(f"{path}: this table has no rows. Expected one row an image.")
-        by_name = {column.strip().casefold(): column for column in table.columns}
-        split_column = next((by_name[n] for n in SPLIT_NAMES if n in by_name), None) if len(files) == 1 else None
-        if split_column is None:
-            source.splits[split] = partial(list, read(path, table, table.rows, data, root, counts))
-            continue
-        source.notes.append(f"the column '{split_column}' of {path.name} says each image's split")
-        groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-        for line, cells in table.rows:
-            value = str(cells.get(split_column) or "").strip()
-            if not value:
-                raise DataError(
-                    f"{path}, line {line}: the column '{split_column}' is empty. Write the row's split, "
-                    f"or rename the column if it means something else."
-                )
-            groups.setdefault(value, []).append((line, cells))
-        for value, members in groups.items():
-            source.splits[value] = partial(list, read(path, table, members, data, root, counts))
+        split_column = usual_column("split", table.columns) if len(files) == 1 else None
+        if split_column is not None:
+            source.notes.append(f"the column '{split_column}' of {path.name} says each image's split")
+        for part, lines in _by_split(table, split_column, split).items():
+            source.splits[part] = partial(list, _examples(table, lines, mapper, root, counts, source))
     return source
 
 
-def _rows(
-    path: Path,
-    table: _Table,
-    lines: Iterable[tuple[int, dict[str, Any]]],
-    data: DataSection,
-    root: Path,
-    counts: dict[str, int],
-) -> list[Row]:
-    image_column = find_column("image", data.image_column, table.columns, str(path))
-    label_column = find_column("label", data.label_column, table.columns, str(path))
-    if image_column == label_column:
+def _by_split(table: _Table, column: str | None, split: str) -> dict[str, list[Line]]:
+    """The lines of each split, by a column, or all of one."""
+    if column is None:
+        return {split: table.lines}
+    parts: dict[str, list[Line]] = {}
+    for line, cells in table.lines:
+        value = str(cells.get(column) or "").strip()
+        if not value:
+            raise DataError(
+                f"{table.path}, line {line}: the column '{column}' is empty. Write the row's split, "
+                f"or rename the column if it means something else."
+            )
+        parts.setdefault(value, []).append((line, cells))
+    return parts
+
+
+def _examples(
+    table: _Table, lines: Iterable[Line], mapper: ColumnMapper, root: Path, counts: Counter[str], source: Source
+) -> list[Example]:
+    path, image_column = table.path, mapper.image_column(table.columns, str(table.path))
+    mapping = mapper.choose(table.columns, str(path))
+    if mapping.columns.get("label") == image_column:
         raise DataError(f"{path}: data.image_column and data.label_column are both '{image_column}'.")
-    rows: list[Row] = []
-    problems: list[str] = []
-    for line, cells in lines:
-        try:
-            label = _label(cells.get(label_column), label_column)
-            file = _image(path.parent, cells.get(image_column), image_column)
-        except ValueError as problem:
-            problems.append(f"{path}, line {line}: {problem}")
-            continue
-        id_ = _numbered(_relative(file, root), counts)
-        rows.append(Row(id_, ImageSource(path=file, name=str(file)), (label,), f"{path}, line {line}"))
-    refuse_problems(problems, path.name)
-    return rows
-
-
-def _questions(
-    path: Path,
-    table: _Table,
-    lines: Iterable[tuple[int, dict[str, Any]]],
-    data: DataSection,
-    root: Path,
-    counts: dict[str, int],
-    source: Source,
-) -> list[Row]:
-    image_column = find_column("image", data.image_column, table.columns, str(path))
-    columns = choose_columns(data, table.columns, str(path))
-    folder = Path(data.image_folder).expanduser() if data.image_folder else path.parent
+    folder = Path(mapper.data.image_folder).expanduser() if mapper.data.image_folder else path.parent
+    id_column = mapping.columns.get("image_id")
     images: dict[Path, ImageSource] = {}
-    rows: list[Row] = []
-    problems: list[str] = []
-    for line, cells in lines:
-        try:
-            image, name = None, ""
-            if cells.get(image_column) is not None:
-                file = _image(folder, cells[image_column], image_column)
-                # Questions about one file share one source, so that its image is read and encoded once.
-                image = images.setdefault(file, ImageSource(path=file, name=str(file)))
-                name = _relative(file, root)
-            found = columns.rows(f"{path}, line {line}", cells, image, image_id=name)
-            rows += [row if row.id else replace(row, id=_numbered(name, counts)) for row in found]
-        except ValueError as problem:
-            problems.append(f"{path}, line {line}: {problem}")
-    refuse_problems(problems, path.name)
-    columns.check(rows, source, str(path))
-    return rows
+
+    def rows() -> Iterator[TableRow]:
+        for line, cells in lines:
+            image, name, problem = None, "", ""
+            if cells.get(image_column) is not None or not mapping.may_lack_image:
+                try:
+                    file = _image_file(folder, cells.get(image_column), image_column)
+                    # Questions about one file share one source, so that its image is read and encoded once.
+                    image = images.setdefault(file, ImageSource(path=file, name=str(file)))
+                    name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
+                except ValueError as error:
+                    problem = str(error)
+            image_id = (short_text(cells.get(id_column)) if id_column else None) or name
+            yield TableRow(name, f"{path}, line {line}", cells, image, image_id, problem)
+
+    return mapping.map_rows(rows(), source, str(path), counts)
 
 
-def _relative(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
-
-
-def _numbered(name: str, counts: dict[str, int]) -> str:
-    """One image on several lines stays several examples; an id must tell them apart."""
-    counts[name] = counts.get(name, 0) + 1
-    return name if counts[name] == 1 else f"{name}#{counts[name]}"
-
-
-def _label(value: Any, column: str) -> str:
-    """A cell as a stored label. Text stays text: `yes`, `no`, `0` and `1` are labels like any other."""
-    if isinstance(value, bool):
-        return "true" if value else "false"  # as JSON writes it
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, str) and value.strip():
-        return clean_label(value)
-    if value is None or isinstance(value, str):
-        raise ValueError(f"the label (column '{column}') is empty. Write a label, or remove the row.")
-    raise ValueError(
-        f"the label (column '{column}') is {value!r}, a {type(value).__name__}. Expected text or a whole number."
-    )
-
-
-def _image(folder: Path, value: Any, column: str) -> Path:
+def _image_file(folder: Path, value: Any, column: str) -> Path:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the image's path (column '{column}') is empty. Write a path, or remove the row.")
     if value.startswith(("http://", "https://", "s3://", "gs://")):
@@ -194,7 +140,7 @@ def _read_csv(path: Path) -> _Table:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
-    rows: list[tuple[int, dict[str, Any]]] = []
+    rows: list[Line] = []
     line = 1
     try:
         for cells in reader:
@@ -215,12 +161,12 @@ def _read_csv(path: Path) -> _Table:
             rows.append((start, dict(zip(columns, cells, strict=True))))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: this is not valid CSV ({error}).") from error
-    return _Table(columns, rows)
+    return _Table(path, columns, rows)
 
 
 def _read_jsonl(path: Path) -> _Table:
     columns: dict[str, None] = {}
-    rows: list[tuple[int, dict[str, Any]]] = []
+    rows: list[Line] = []
     # Not splitlines(): it also cuts at U+2028 and its like, which JSON allows inside text.
     for line, text in enumerate(_read_text(path).split("\n"), start=1):
         if not text.strip():
@@ -236,11 +182,11 @@ def _read_jsonl(path: Path) -> _Table:
             raise DataError(f"{path}, line {line}: expected a JSON object, found a {type(cells).__name__}.")
         columns.update(dict.fromkeys(cells))
         rows.append((line, cells))
-    return _Table(list(columns), rows)
+    return _Table(path, list(columns), rows)
 
 
 def _read_json_list(path: Path) -> _Table:
-    """Level are numbered from 1, for a list has no lines."""
+    """The items of a list are numbered from 1 in place of lines."""
     try:
         items = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
@@ -250,4 +196,4 @@ def _read_json_list(path: Path) -> _Table:
     columns: dict[str, None] = {}
     for item in items:
         columns.update(dict.fromkeys(item))
-    return _Table(list(columns), list(enumerate(items, start=1)))
+    return _Table(path, list(columns), list(enumerate(items, start=1)))

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.config.schema import DataSection
-from vlmtune.data.read.rows import Row, Source, refuse_problems
-from vlmtune.data.read.vqa_rows import refuse_repeated_ids
+from vlmtune.data.read.columns import ColumnMapper
+from vlmtune.data.read.source import Source, refuse_problems, refuse_repeated_ids
 from vlmtune.errors import DataError
-from vlmtune.records import ImageSource
+from vlmtune.records import Example, ImageSource
 
 _QUESTIONS = re.compile(r"(?P<version>v\d+_)?(?:(?P<form>OpenEnded|MultipleChoice)_)?(?P<set>.+)_questions\.json")
 _SPLITS = {"train2014": "train", "val2014": "validation", "test2015": "test", "test-dev2015": "testdev"}
@@ -30,7 +30,7 @@ def question_files(folder: Path) -> list[Path]:
     return [path for path in found if "MultipleChoice" not in path.name]
 
 
-def read_official_files(files: list[Path], data: DataSection) -> Source:
+def read_official_files(files: list[Path], mapper: ColumnMapper) -> Source:
     """Open questions files as splits named train, validation, test and testdev, or as their sets are called.
 
     Raises DataError for another file name, and for two files of one split.
@@ -51,20 +51,20 @@ def read_official_files(files: list[Path], data: DataSection) -> Source:
         if split in source.splits:
             raise DataError(f"{root}: two questions files for the split '{split}' ({path.name} is one). Keep one.")
         annotations = f"{found['version'] or ''}{found['set']}_annotations.json"
-        source.splits[split] = partial(_read_split, path, annotations, image_set, root, data, source)
+        source.splits[split] = partial(_read_split, path, annotations, image_set, root, mapper.data, source)
     return source
 
 
 def _read_split(
     path: Path, annotations_name: str, image_set: str, root: Path, data: DataSection, source: Source
-) -> list[Row]:
+) -> list[Example]:
     """The questions in the file's order, which is what slices of the split count on."""
     annotations_path = _beside(path, annotations_name, root)
     annotations = None if annotations_path is None else _by_question(annotations_path)
     if annotations is None:
         source.notes.append(f"{path.name} has no annotations beside it ({annotations_name}): no answers are known")
     images = _Images(Path(data.image_folder).expanduser() if data.image_folder else root, image_set)
-    rows: list[Row] = []
+    rows: list[Example] = []
     problems: list[str] = []
     for number, item in enumerate(_read_list(path, "questions")):
         origin = f"{path}, questions[{number}]"
@@ -86,7 +86,7 @@ def _read_split(
 
 def _row(
     item: Any, annotations: dict[int, Any] | None, annotations_path: Path | None, images: _Images, origin: str
-) -> Row:
+) -> Example:
     question_id, image_id = _number(item, "question_id"), _number(item, "image_id")
     question = item.get("question")
     if not isinstance(question, str) or not question.strip():
@@ -102,7 +102,7 @@ def _row(
                 f"image {annotation['image_id']}."
             )
     image, exists = images.find(image_id)
-    return Row(
+    return Example(
         id=str(question_id),
         image=image,
         answers=_answers(annotation, question_id, annotations_path) if annotation else (),

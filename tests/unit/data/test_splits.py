@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.duplicates import group_identical_files
 from vlmtune.data.labels import build_label_set
-from vlmtune.data.read.rows import Row
+from vlmtune.data.sampling import hold_out, stratified_order, subset
 from vlmtune.data.split_names import assign_roles
-from vlmtune.data.splits import Splits, hold_out, load_splits, stratified_order, subset
+from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import DataError
 from vlmtune.records import Example, ImageSource
 
 pytestmark = pytest.mark.unit
 
 
-def row(number: int, label: str, content: bytes | None = None) -> Row:
+def row(number: int, label: str, content: bytes | None = None) -> Example:
     data = content if content is not None else f"{number}".encode()
-    return Row(f"{label}/{number}", ImageSource(data=data), (label,), f"somewhere, row {number}")
+    return Example(f"{label}/{number}", ImageSource(data=data), (label,), origin=f"somewhere, row {number}")
 
 
 counts_per_label = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=1)
@@ -84,7 +84,7 @@ def test_held_out_images_are_disjoint_and_leave_every_label_one(
     counts: dict[str, int], share: float, seed: int
 ) -> None:
     rows = [row(i, label) for label, num in counts.items() for i in range(num)]
-    rows = [Row(r.id, ImageSource(data=r.id.encode()), r.answers, r.origin) for r in rows]
+    rows = [Example(r.id, ImageSource(data=r.id.encode()), r.answers, origin=r.origin) for r in rows]
     kept, held, twins = hold_out(rows, share, seed, "validation")
     assert sorted(r.id for r in kept + held) == sorted(r.id for r in rows)
     assert {r.answers for r in kept} == {r.answers for r in rows}

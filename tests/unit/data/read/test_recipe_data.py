@@ -10,7 +10,8 @@ import pytest
 from tests import miniatures
 from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.read.cifar_binary import RECORD_BYTES, read_cifar_binary
-from vlmtune.data.read.sources import open_source
+from vlmtune.data.read.columns import ColumnMapper
+from vlmtune.data.read.open import open_source
 from vlmtune.data.read.stanford_cars import prepare, split_name
 from vlmtune.data.splits import load_splits
 from vlmtune.errors import DataError, UnreadableImageError
@@ -41,7 +42,7 @@ def test_a_record_s_planes_become_its_image(tmp_path: Path) -> None:
 
 def test_a_file_cut_off_and_labels_without_a_name_are_refused(tmp_path: Path) -> None:
     folder = miniatures.cifar100_binary(tmp_path / "cifar", each=1)
-    source = read_cifar_binary(folder, DataSection(source=str(folder)))
+    source = read_cifar_binary(folder, ColumnMapper(DataSection(source=str(folder)), has_questions=False))
     rows = source.splits["train"]()
     whole = (folder / "train.bin").read_bytes()
     (folder / "train.bin").write_bytes(whole[:-5])
@@ -53,7 +54,9 @@ def test_a_file_cut_off_and_labels_without_a_name_are_refused(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"record 0: the label is 100, and there are 100 names"):
         source.splits["train"]()
     with pytest.raises(DataError, match="Unknown column 'label'"):
-        read_cifar_binary(folder, DataSection(source=str(folder), label_column="label"))
+        read_cifar_binary(
+            folder, ColumnMapper(DataSection(source=str(folder), label_column="label"), has_questions=False)
+        )
 
 
 # ── Stanford Cars ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vlmtune.config.schema import DataSection, TaskSection
-from vlmtune.data.read.sources import is_hub_id, open_source
+from vlmtune.data.read.open import is_hub_id, open_source
 from vlmtune.data.splits import load_splits
 from vlmtune.errors import DataError
 

@@ -7,14 +7,15 @@ from collections import Counter
 
 import pytest
 
-from vlmtune.data.read.drawn import (
+from vlmtune.data.read.builtin import (
     NUM_CAPTIONS,
     NUM_VQA_IMAGES,
     DrawnImageSource,
     read_drawn_captions,
     read_drawn_vqa,
 )
-from vlmtune.data.read.rows import Row, Source
+from vlmtune.data.read.source import Source
+from vlmtune.records import Example
 
 pytestmark = pytest.mark.unit
 
@@ -25,7 +26,7 @@ def built_in(name: str) -> Source:
     return read_drawn_vqa() if name == "vqa" else read_drawn_captions("Describe the picture.")
 
 
-def texts_digest(rows: list[Row]) -> str:
+def texts_digest(rows: list[Example]) -> str:
     lines = [
         "\t".join((r.id, r.image.name, r.question or "", "|".join(r.answers), r.answer_type or "", r.image_id or ""))
         for r in rows
@@ -33,7 +34,7 @@ def texts_digest(rows: list[Row]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def pixels_digest(rows: list[Row]) -> str:
+def pixels_digest(rows: list[Example]) -> str:
     images = list({row.image.name: row.image for row in rows}.values())[:NUM_PIXEL_IMAGES]
     digest = hashlib.sha256()
     for image in images:

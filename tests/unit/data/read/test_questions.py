@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.vqa_sets import NUM_QUESTIONS, write_hub, write_official
 from vlmtune.config.schema import DataSection, TaskSection
-from vlmtune.data.read.sources import open_source
+from vlmtune.data.read.open import open_source
+from vlmtune.data.sampling import subset
 from vlmtune.data.split_names import SplitPart, assign_roles, parse_split
-from vlmtune.data.splits import Splits, load_splits, subset
+from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.records import Example
 
@@ -78,9 +79,9 @@ def test_images_may_be_elsewhere_and_named_by_number_alone(official: Path, tmp_p
     for path in (official / "train2014").iterdir():
         (folder / path.name.removeprefix("COCO_train2014_")).write_bytes(path.read_bytes())
     questions = official / "v2_OpenEnded_mscoco_train2014_questions.json"
-    rows = open_source(DataSection(source=str(questions), image_folder=str(tmp_path / "coco")), ask=True).splits[
-        "train"
-    ]()
+    rows = open_source(
+        DataSection(source=str(questions), image_folder=str(tmp_path / "coco")), has_questions=True
+    ).splits["train"]()
     assert rows[0].image.path == folder / "000000001000.jpg" and all(row.has_image for row in rows)
 
 
@@ -105,7 +106,7 @@ def test_images_without_ids_are_told_apart_by_their_content(tmp_path: Path) -> N
     }
     table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     table.map(lambda row: row).to_parquet(tmp_path / "own.parquet")
-    rows = open_source(DataSection(source=str(tmp_path / "own.parquet")), ask=True).splits["train"]()
+    rows = open_source(DataSection(source=str(tmp_path / "own.parquet")), has_questions=True).splits["train"]()
     assert [row.image_id for row in rows] == ["train/0", "train/0", "train/2", "train/2"]
     assert rows[0].image is rows[1].image and rows[0].answers == ("red",) * 10
 
@@ -114,7 +115,7 @@ def test_a_table_of_questions_needs_a_image_a_question_and_an_answer(tmp_path: P
     for name in ("a", "b"):
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "asked.csv").write_text("image,question,answer\na.png,What?,red\na.png,How many?,2\nb.png,What?,red\n")
-    source = open_source(DataSection(source=str(tmp_path / "asked.csv")), ask=True)
+    source = open_source(DataSection(source=str(tmp_path / "asked.csv")), has_questions=True)
     rows = source.splits["all"]()
     assert [(row.id, row.answers[0], len(row.answers)) for row in rows] == [
         ("a.png", "red", 10), ("a.png#2", "2", 10), ("b.png", "red", 10),
@@ -125,7 +126,7 @@ def test_a_table_of_questions_needs_a_image_a_question_and_an_answer(tmp_path: P
     lines = [{"image": "a.png", "query": "What?", "replies": ["red", "scarlet"], "question_id": 7}]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
     keys = {"question_column": "query", "answer_column": "replies"}
-    (row,) = open_source(DataSection(source=str(tmp_path / "asked.jsonl"), **keys), ask=True).splits["all"]()
+    (row,) = open_source(DataSection(source=str(tmp_path / "asked.jsonl"), **keys), has_questions=True).splits["all"]()
     assert (row.id, row.answers) == ("7", ("red", "scarlet"))
 
 
@@ -157,7 +158,7 @@ def told(content: Any) -> Any:
     [
         (lambda c: questions(c)[4].update(question=" "), r"questions\[4\].*has no text"),
         (lambda c: questions(c)[4].update(question_id="x"), r"questions\[4\]: 'question_id' is 'x'"),
-        (lambda c: questions(c).append(questions(c)[0]), "the question id 1000000 stands twice"),
+        (lambda c: questions(c).append(questions(c)[0]), "the question id 1000000 appears twice"),
         (lambda c: c.pop("questions"), "expected a JSON object with the list 'questions'"),
     ],
 )
