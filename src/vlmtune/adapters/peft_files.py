@@ -7,7 +7,6 @@ their full names: a bare `q_proj` would also reach the vision tower. Called by `
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -29,10 +28,11 @@ from vlmtune.adapters.module_map import ModuleMap, is_suffix, is_within, linear_
 from vlmtune.adapters.plan import AdapterPlan, LoraSpec, build_plan
 from vlmtune.config.schema import AdapterSection
 from vlmtune.errors import AdapterError
+from vlmtune.files import explain_write_errors, read_json, write_json
 from vlmtune.models.connectors import Connector, ConnectorShape
 from vlmtune.models.registry import FAMILIES
 from vlmtune.models.vlm import CONNECTOR, VisionLanguageModel
-from vlmtune.models.weights import NameTable, explain_write_errors, read_safetensors
+from vlmtune.models.weights import NameTable, read_safetensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -114,7 +114,7 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
         folder.mkdir(parents=True, exist_ok=True)
         cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         save_file(cpu, folder / WEIGHTS_FILE, {"format": "pt"})
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_FILE, config, indent=2)
 
 
 def load_adapter(
@@ -173,16 +173,7 @@ def is_adapter_folder(folder: Path) -> bool:
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """`adapter_config.json`, checked to describe plain LoRA. Raises AdapterError."""
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except OSError as error:
-        raise AdapterError(
-            f"{path}: cannot read it ({error.strerror or error}). Is this an adapter's folder?"
-        ) from error
-    except ValueError as error:
-        raise AdapterError(f"{path}: not valid JSON ({error}). Copy the adapter again.") from error
+    config = read_json(path, AdapterError, "Is this an adapter's folder? If so, copy it again.")
     for key, plain in _PLAIN.items():
         if key in config and config[key] not in plain:
             raise AdapterError(

@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vlmtune.export.gate import Verdict
+from vlmtune.files import explain_write_errors
 from vlmtune.models.source import BUILTIN_PREFIX
-from vlmtune.models.weights import explain_write_errors
 from vlmtune.runs.manifest import Manifest
 
 CARD_FILE = "README.md"

@@ -21,11 +21,12 @@ from vlmtune.export.gguf_limits import ImageRules, unsupported
 from vlmtune.export.runtime import OwnRuntime, Runtime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import PIXELS, TransformersRuntime
+from vlmtune.files import explain_write_errors
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor
 from vlmtune.models.registry import OpenedModel, read_config
 from vlmtune.models.source import locate
-from vlmtune.models.weights import explain_write_errors, load_strict, save_hf
+from vlmtune.models.weights import load_strict, save_hf
 from vlmtune.runs.open import AdaptedModel, open_adapted
 
 AS_TRAINED = "as trained"

@@ -19,9 +19,9 @@ from torch import Tensor
 from vlmtune.errors import MissingExtraError, UserError
 from vlmtune.export.gguf_names import ALWAYS_FLOAT32, PATCH_EMBEDDING, TOKEN_EMBEDDING, Place, gguf_place
 from vlmtune.export.gguf_vocabulary import read_vocabulary
+from vlmtune.files import explain_write_errors
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor
-from vlmtune.models.weights import explain_write_errors
 from vlmtune.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from vlmtune.export.gate import Bounds, Verdict, judge
 from vlmtune.export.runtime import OwnRuntime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import LOAD_OPTIONS
-from vlmtune.models.weights import explain_write_errors
+from vlmtune.files import explain_write_errors
 from vlmtune.runs.environment import environment, now
 from vlmtune.runs.manifest import Manifest, write_manifest
 from vlmtune.runs.open import AdaptedModel

@@ -6,9 +6,8 @@ from several threads at once.
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmtune.errors import WeightsError
+from vlmtune.files import read_json_if_exists
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -149,30 +149,16 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         WeightsError: if neither it nor `preprocessor_config.json` holds image settings, or one is not readable.
     """
-    processor = read_json(folder / "processor_config.json") or {}
-    values = processor.get("image_processor") or read_json(folder / "preprocessor_config.json")
-    if not isinstance(values, Mapping):
+    advice = "Download the file again."
+    processor = read_json_if_exists(folder / "processor_config.json", WeightsError, advice)
+    settings = read_json_if_exists(folder / "preprocessor_config.json", WeightsError, advice)
+    values = processor.get("image_processor") or settings
+    if not values:
         raise WeightsError(
             f"{folder}: no image settings. Expected preprocessor_config.json, or processor_config.json with the key "
             "'image_processor'."
         )
-    return processor, dict(values)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file's object; None if there is no file, or something else in it. Raises WeightsError if it is not JSON."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error}). Download the file again.") from error
-    return content if isinstance(content, dict) else None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a settings file as transformers does."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return processor, values
 
 
 @cache

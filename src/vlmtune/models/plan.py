@@ -197,8 +197,9 @@ class DecodePlan:
     def _find_needed(self, is_read: Tensor, num_convs_above: int, want_cache: bool) -> Tensor:
         """int64[R'], ascending: the tokens that must be computed above the last attention layer."""
         is_needed = torch.cat([torch.zeros(self._num_cached, dtype=torch.bool), is_read])
-        if want_cache and num_convs_above:
-            is_needed[self._last_input] = True
+        if want_cache:
+            # What convolutions above will look back at; where there are none, it keeps the layers from having no token.
+            is_needed[self._last_input[self._last_input >= 0]] = True
         for _ in range(num_convs_above * self._num_inputs):
             is_needed[self._previous[is_needed]] = True
         return is_needed[self._num_cached :].nonzero().squeeze(1)

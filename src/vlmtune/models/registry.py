@@ -6,7 +6,6 @@ everything above, because a run folder is a model too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vlmtune.errors import UserError, WeightsError, unknown_name
+from vlmtune.files import read_json
 from vlmtune.models import lfm2_vl, paligemma
 from vlmtune.models.config import ModelConfig
 from vlmtune.models.images import Grid, ProcessedImage
@@ -209,13 +209,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
         raise UserError(f"{folder}: not a model's folder: expected config.json, found {found}.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path}: not valid JSON ({error}). Download or copy it again.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path}: expected a JSON object, found {type(config).__name__}.")
-    return config
+    return read_json(path, WeightsError, "Download or copy it again.")
 
 
 def family_of(config: Mapping[str, Any], origin: str) -> Family:

@@ -6,14 +6,9 @@ came from exactly one tensor. Called by `registry.py`, and by `adapters` and `ex
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import struct
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlmtune.errors import UserError, WeightsError
+from vlmtune.errors import WeightsError
+from vlmtune.files import new_folder, read_json, write_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -73,7 +69,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self.file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in files:
-            for name, shape in _read_header(file).items():
+            for name, shape in _read_shapes(file).items():
                 if name in self.file_of:
                     raise WeightsError(f"{file}: tensor '{name}' is also in {self.file_of[name].name}; expected once.")
                 self.file_of[name], self.shapes[name] = file, shape
@@ -202,9 +198,9 @@ def save_hf(
     if tensors is None:
         tensors = dict(model.named_parameters())
     stored = dtype or next(iter(tensors.values())).dtype
-    with _new_folder(folder) as partial:
+    with new_folder(folder) as partial:
         _write_tensors(partial, tensors, dtype, max_shard_bytes)
-        _write_json(partial / "config.json", {**config, "dtype": str(stored).removeprefix("torch.")})
+        write_json(partial / "config.json", {**config, "dtype": str(stored).removeprefix("torch.")}, indent=2)
         copied: tuple[str, ...] = _COPIED_FILES
         for owner, files in ((tokenizer, _TOKENIZER_FILES), (processor, _PROCESSOR_FILES)):
             if owner is None:
@@ -217,7 +213,7 @@ def save_hf(
         if not (partial / "generation_config.json").exists():
             text = config.get("text_config", config)
             ids = {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in text}
-            _write_json(partial / "generation_config.json", ids)
+            write_json(partial / "generation_config.json", ids, indent=2)
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -225,22 +221,10 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     return dict(Checkpoint([file]))
 
 
-@contextmanager
-def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises into a UserError naming the folder."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{folder}: cannot write ({reason}). Free some space or choose another folder.") from error
-
-
 def _read_sharded(index_path: Path) -> Checkpoint:
-    try:
-        index = json.loads(index_path.read_text())
-        placed: dict[str, str] = dict(index["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{index_path}: not a safetensors index ({error!r}); expected a 'weight_map'.") from error
+    placed = read_json(index_path, WeightsError, "Download the model again.").get("weight_map")
+    if not isinstance(placed, dict):
+        raise WeightsError(f"{index_path}: not a safetensors index; expected a 'weight_map'.")
     shards = sorted(set(placed.values()))
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
@@ -258,38 +242,21 @@ def _read_sharded(index_path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one file, its length checked against what its header promises."""
-    advice = "Delete it and download or copy it again."
+def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one file, which safetensors checks whole but for the values."""
     try:
-        size = file.stat().st_size
         with file.open("rb") as stream:
-            start = stream.read(8)
-            if start == b"version ":
+            if stream.read(8) == b"version ":
                 raise WeightsError(f"{file}: a Git LFS pointer, not the weights themselves. Run `git lfs pull`.")
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
-            if length is None or length > size - 8:
-                raise WeightsError(
-                    f"{file}: truncated or not safetensors: {size:,} bytes found, "
-                    f"at least {(length or 0) + 8:,} expected. {advice}"
-                )
-            header = json.loads(stream.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
-        shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()}
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  no mapping
     except OSError as error:
         raise WeightsError(f"{file}: cannot read it ({error.strerror or error}).") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise WeightsError(f"{file}: damaged safetensors header ({error!r}). {advice}") from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        kind = "truncated" if size < expected else "damaged"
-        raise WeightsError(f"{file}: {kind}: {size:,} bytes found, {expected:,} expected. {advice}")
-    try:
-        with safe_open(file, framework="pt"):  # checks offsets and types
-            return shapes
     except SafetensorError as error:
-        raise WeightsError(f"{file}: damaged safetensors file ({error}). {advice}") from error
+        raise WeightsError(
+            f"{file}: truncated or damaged, {file.stat().st_size:,} bytes found ({error}). Delete it and download or "
+            "copy it again."
+        ) from error
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> None:
@@ -301,24 +268,6 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | No
     # A tensor as read is a view of the mapped file, and would change or vanish with it.
     moved = moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
     module._parameters[leaf] = nn.Parameter(moved.contiguous(), requires_grad=old.requires_grad)
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes ``folder`` when the block ends well, and vanishes when it does not."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty. Nothing was written; choose another folder.")
-    with explain_write_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        try:
-            yield partial
-            partial.chmod(0o755)
-            if folder.exists():
-                folder.rmdir()
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_tensors(
@@ -344,12 +293,4 @@ def _write_tensors(
         placed.update(dict.fromkeys(members, file))
     if len(shards) > 1:
         total = sum(num_bytes(tensor) for tensor in tensors.values())
-        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": placed})
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": placed}, indent=2)

@@ -133,7 +133,7 @@ def _damage(folder: Path, kind: str) -> None:
         ("prefix", "not a PEFT adapter"),
         ("dora", "use_dora is True"),
         ("bias", "bias is 'all'"),
-        ("json", "not valid JSON"),
+        ("json", "not readable as JSON"),
         ("truncated", "bytes found"),
         ("gone", "cannot read it"),
     ],

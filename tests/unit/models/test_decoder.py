@@ -54,3 +54,15 @@ def test_layer_caches_are_kept_only_if_wanted(monkeypatch: pytest.MonkeyPatch, w
         model.decode(model.embed(torch.tensor([7, 8, 9]), []), [Level.chains([3])], want_cache=want_cache)
     assert len(num_alive) > 2
     assert max(num_alive) == (len(num_alive) - 1 if want_cache else 1)
+
+
+@pytest.mark.parametrize("kinds", [["conv", "full_attention"], ["full_attention", "conv"], ["conv", "conv"]])
+def test_prefix_that_nobody_reads_is_continued_exactly(kinds: list[str]) -> None:
+    model = random_model(layer_types=kinds)
+    ids = torch.tensor([7, 8, 9, 10, 11])
+    with torch.inference_mode():
+        whole = model.decode(model.embed_tokens(ids), [Level.chains([5])]).hidden
+        prefix = model.decode(model.embed_tokens(ids[:3]), [Level.chains([3], read_last=0)], want_cache=True)
+        continued = model.decode(model.embed_tokens(ids[3:]), [Level.chains([2])], prefix.cache).hidden
+    assert len(prefix.hidden) == 0
+    torch.testing.assert_close(continued, whole, rtol=1e-5, atol=1e-5)

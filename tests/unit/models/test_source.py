@@ -81,7 +81,7 @@ def test_a_folder_without_config_says_what_is_there(tmp_path: Path) -> None:
 
 def test_a_broken_config_is_named(copy: Path) -> None:
     (copy / "config.json").write_text('{"model_type": ')
-    with pytest.raises(WeightsError, match=r"config\.json: not valid JSON"):
+    with pytest.raises(WeightsError, match=r"config\.json: not readable as JSON"):
         open_model(str(copy))
 
 

@@ -153,7 +153,7 @@ def test_loading_casts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 100, 10_000])
-def test_a_truncated_file_is_named_with_its_sizes(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_file_is_named_with_its_size(tmp_path: Path, cut: int) -> None:
     folder = _write(tmp_path / "m", {"a": torch.zeros(100, 100)})
     file = folder / "model.safetensors"
     size = file.stat().st_size
@@ -161,7 +161,7 @@ def test_a_truncated_file_is_named_with_its_sizes(tmp_path: Path, cut: int) -> N
     with pytest.raises(WeightsError) as caught:
         read_checkpoint(folder)
     assert str(file) in str(caught.value)
-    assert f"{size - cut:,} bytes found, {size:,} expected" in str(caught.value)
+    assert f"{size - cut:,} bytes found" in str(caught.value)
 
 
 @pytest.mark.parametrize(

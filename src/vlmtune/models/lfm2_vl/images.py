@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmtune.errors import UserError
+from vlmtune.files import write_json
 from vlmtune.models.images import (
     RESAMPLING,
     Grid,
@@ -27,7 +28,6 @@ from vlmtune.models.images import (
     resize,
     to_image,
     to_pixels,
-    write_json,
 )
 
 _IMAGE, _START, _END = "<image>", "<|image_start|>", "<|image_end|>"
@@ -140,8 +140,8 @@ class Lfm2VlImageProcessor:
             "use_image_special_tokens": special,
             "image_processor": image_processor,
         }
-        write_json(folder / "preprocessor_config.json", {"processor_class": "Lfm2VlProcessor", **image_processor})
-        write_json(folder / "processor_config.json", processor)
+        write_json(folder / "preprocessor_config.json", {"processor_class": "Lfm2VlProcessor", **image_processor}, 2)
+        write_json(folder / "processor_config.json", processor, 2)
 
     def process(self, image: Image.Image) -> ProcessedImage:
         """Resize, cut and normalize one image. Thread-safe.

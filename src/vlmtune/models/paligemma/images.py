@@ -16,17 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from vlmtune.errors import UserError, WeightsError
+from vlmtune.files import read_json_if_exists, write_json
 from vlmtune.models.images import (
     RESAMPLING,
     Grid,
     ProcessedImage,
     normalization,
-    read_json,
     read_settings,
     resize,
     to_image,
     to_pixels,
-    write_json,
 )
 
 _IMAGE = "<image>"
@@ -108,7 +107,7 @@ class PaliGemmaImageProcessor:
         known = {field.name for field in fields(PaliGemmaImageSettings)}
         kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         processor = cls(PaliGemmaImageSettings(**{**kept, "size": int(size["height"])}))
-        vision = (read_json(folder / "config.json") or {}).get("vision_config", {})
+        vision = read_json_if_exists(folder / "config.json", WeightsError).get("vision_config", {})
         expected = (vision.get("image_size", 224), vision.get("patch_size", 16))
         if (processor.settings.size, processor.settings.patch_size) != expected:
             raise WeightsError(
@@ -123,7 +122,7 @@ class PaliGemmaImageProcessor:
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.settings).items()}
         values["size"] = {"height": self.settings.size, "width": self.settings.size}
         kind = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
-        write_json(Path(folder) / "preprocessor_config.json", {**kind, "do_resize": True, **values})
+        write_json(Path(folder) / "preprocessor_config.json", {**kind, "do_resize": True, **values}, 2)
 
     def process(self, image: Image.Image) -> ProcessedImage:
         """Resize (whatever its shape: nothing is cropped or padded), normalize and cut one image of any mode."""
