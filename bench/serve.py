@@ -1,8 +1,8 @@
 """Requests a second and latency of `/v1/classify`, batched against unbatched, at 1, 8 and 64 clients.
 
 Each server is `vlmtune serve` in a process of its own; `wrk` (Debian: apt-get install wrk) asks one after the other, in
-turns. Both servers are the same but for `--max-batch`: also the unbatched one keeps the prompt's state, decodes on
-other threads and bypasses FastAPI. Besides wall-clock figures, the server's processor time for one request is given,
+turns. Both servers are the same but for `--max-batch`: also the unbatched one keeps the prompt's cache and decodes on
+other threads. Besides wall-clock figures, the server's processor time for one request is given,
 which on a machine with other work says more than requests a second.
 
     python bench/serve.py --json bench/results/serve.json

@@ -140,6 +140,20 @@ def test_choices_are_scored_like_labels(client: openai.OpenAI) -> None:
     assert sum(math.exp(top.logprob) for top in tops) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_image_alone_is_classified_with_the_models_labels(
+    client: openai.OpenAI, server: Server, is_streamed: bool
+) -> None:
+    message = user(None, digit_png())
+    options = {"model": "digits", "messages": [message], "logprobs": True, "top_logprobs": 10, "stream": is_streamed}
+    answer = client.chat.completions.create(**options)  # type: ignore[call-overload]
+    choice = next(iter(answer)).choices[0] if is_streamed else answer.choices[0]
+    assert (choice.delta if is_streamed else choice.message).content == "7"
+    classified = httpx.post(f"{server.url}/v1/classify", files={"image": digit_png()}).json()["probabilities"]
+    expected = {entry["label"]: pytest.approx(entry["probability"], rel=1e-4, abs=1e-6) for entry in classified}
+    assert {top.token: math.exp(top.logprob) for top in choice.logprobs.content[0].top_logprobs} == expected
+
+
 @pytest.mark.parametrize(
     ("schema", "expected"),
     [
@@ -238,6 +252,17 @@ def test_a_key_is_wanted_where_one_is_set_and_a_full_queue_says_when_to_come_bac
         wait_until(lambda: in_flight(guarded, headers) == 0)
         answer = httpx.post(f"{guarded.url}/v1/classify", files={"image": digit_png()}, headers=headers, timeout=60)
         assert answer.status_code == 200
+
+
+def test_image_alone_needs_labels_or_a_question() -> None:
+    with serving("builtin:tiny") as unlabeled:
+        body = {"model": "builtin:tiny", "messages": [user(None, digit_png())]}
+        answer = httpx.post(f"{unlabeled.url}/v1/chat/completions", json=body, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_question")
+        assert "{" not in answer.json()["error"]["message"]
+        body["choices"] = ["3", "7"]
+        answer = httpx.post(f"{unlabeled.url}/v1/chat/completions", json=body, timeout=60)
+        assert answer.json()["choices"][0]["message"]["content"] == "7"
 
 
 def test_sigterm_answers_what_was_accepted_and_ends_with_zero() -> None:

@@ -39,7 +39,7 @@ def serve(
     Requests that arrive together are computed as one prefix tree. SIGTERM and Ctrl-C stop taking requests, finish
     what was accepted, and exit with 0.
     """
-    for package in ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client", "python_multipart"):
+    for package in ("starlette", "uvicorn", "httptools", "orjson", "prometheus_client", "python_multipart"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "serve")
     if dtype not in ("auto", "float32", "bfloat16"):

@@ -22,8 +22,8 @@ from vlmtune.inference.generation import Generation, Sampling, Step
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.serve.metrics import Metrics
+from vlmtune.serve.prompts import Task
 from vlmtune.serve.settings import ServeSettings
-from vlmtune.serve.tasks import Task
 
 log = logging.getLogger("vlmtune.serve")
 

@@ -13,11 +13,11 @@ import orjson
 from vlmtune.inference.generation import Sampling
 from vlmtune.models.images import ProcessedImage
 from vlmtune.serve.batching import Token
-from vlmtune.serve.closed_answers import ClosedAnswer, closed_answer
-from vlmtune.serve.refusals import RefusedError
+from vlmtune.serve.errors import RefusedError
+from vlmtune.serve.prompts import Task
+from vlmtune.serve.response_format import ClosedAnswer, closed_answer
 from vlmtune.serve.schema import ChatRequest, ImagePart, Message
 from vlmtune.serve.service import Service
-from vlmtune.serve.tasks import Task
 from vlmtune.serve.text_stream import TextStream
 
 _DEFAULT_MAX_TOKENS = 128
@@ -40,6 +40,11 @@ class Turns:
     question: str | None
     urls: list[str]
     messages: list[dict[str, Any]]
+
+    @property
+    def is_bare_image(self) -> bool:
+        """Whether the user sent one image and no text: what a classifier answers with one of its labels."""
+        return self.question == "" and len(self.urls) == 1
 
 
 def read_turns(messages: Sequence[Message]) -> Turns:
@@ -81,6 +86,9 @@ class Chat:
         self._service, self._request = service, request
         self._turns = read_turns(request.messages)
         self._closed = closed_answer(request)
+        labels = service.tasks.labels
+        if self._closed is None and labels is not None and self._turns.is_bare_image:
+            self._closed = ClosedAnswer(labels)
         if len(self._turns.urls) > service.settings.max_images:
             raise RefusedError(
                 400,
@@ -94,7 +102,7 @@ class Chat:
             raise RefusedError(
                 400,
                 "not_a_single_question",
-                "A closed set of answers wants one user message with one image.",
+                "A closed set of answers needs exactly one user message with one image.",
                 param="messages",
             )
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
@@ -205,7 +213,15 @@ class Chat:
         turns = self._turns
         if turns.question is not None and len(images) == 1:
             task = self._service.tasks.open_question(turns.system)
-            return task, task.tokens(images[0], turns.question)
+            if turns.is_bare_image and task.asks_question:
+                raise RefusedError(
+                    400,
+                    "no_question",
+                    "Found an image without text, but this model has no labels of its own. Write a question beside the "
+                    "image, or give the answers there are as `choices`.",
+                    param="messages",
+                )
+            return task, task.tokens(images[0], turns.question or None)
         conversation = self._service.conversation
         return conversation, conversation.tokens(turns.messages, images)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
-from vlmtune.serve.refusals import RefusedError
+from vlmtune.serve.errors import RefusedError
 
 
 class ConversationTask:

@@ -14,7 +14,7 @@ import warnings
 from PIL import Image
 
 from vlmtune.records import ImageSource
-from vlmtune.serve.refusals import RefusedError
+from vlmtune.serve.errors import RefusedError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 """What browsers show. Pillow knows forty more (EPS runs a program, TIFF has odd codecs), which stay closed."""

@@ -52,6 +52,12 @@ class ClassifyRequest(ClassifyOptions):
     image: ImageText
 
 
+class ClassifyForm(ClassifyOptions):
+    """The same as a form: the image as a file, `labels` as a repeated field or as one with commas."""
+
+    image: bytes
+
+
 class LabelProbability(BaseModel):
     label: str
     probability: float
@@ -233,7 +239,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "stopping"]
+    status: Literal["ok"]
     model: str
 
 

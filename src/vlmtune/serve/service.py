@@ -20,11 +20,11 @@ from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.serve.batching import AnswerJob, Job, ModelThread, ScoreJob, Token
 from vlmtune.serve.conversation import ConversationTask
+from vlmtune.serve.errors import RefusedError
 from vlmtune.serve.images import check_image, is_web_address, read_data_uri
 from vlmtune.serve.metrics import Metrics
-from vlmtune.serve.refusals import RefusedError
+from vlmtune.serve.prompts import ServedTask, Task, TaskShelf
 from vlmtune.serve.settings import ServeSettings
-from vlmtune.serve.tasks import ServedTask, Task, TaskShelf
 
 _FETCH_THREADS = 4
 

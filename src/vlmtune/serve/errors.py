@@ -1,4 +1,4 @@
-"""How the server says no: one exception, in the envelope that OpenAI's clients understand."""
+"""How the server refuses a request: one exception, in the envelope that OpenAI's clients understand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RefusedError(Exception):
     """A request that is not answered as it stands.
 
     Args:
-        status: HTTP status; 4xx is the client's to mend, 503 and 504 are worth another try.
+        status: HTTP status; 4xx is for the client to fix, 503 and 504 are worth another try.
         code: a short name that programs can compare.
         message: what was found, what was expected, what to do.
         param: the field of the request that it is about.

@@ -6,8 +6,8 @@ import pytest
 
 from vlmtune.config.schema import TaskSection
 from vlmtune.models.registry import OpenedModel, open_model
-from vlmtune.serve.refusals import RefusedError
-from vlmtune.serve.tasks import TaskShelf
+from vlmtune.serve.errors import RefusedError
+from vlmtune.serve.prompts import TaskShelf
 
 pytestmark = pytest.mark.unit
 

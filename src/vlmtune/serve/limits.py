@@ -1,6 +1,7 @@
-"""What stands before every route: who may ask, how many at once, how large and how slow a body may be.
+"""The middleware in front of every route: API key, queue, and how large and how slow a body may be.
 
-A pure ASGI middleware. A request's body is read here, within its limits, before the application sees the request.
+In: every request. A body is read here, within its limits, before the application sees the request. Out: the
+application's answer, or a refusal; both are counted in the metrics. Called by Starlette, see `app.py`.
 """
 
 from __future__ import annotations
@@ -10,50 +11,39 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Collection
 
 import orjson
-from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlmtune.serve.endpoints import Call
+from vlmtune.serve.errors import RefusedError, busy
 from vlmtune.serve.metrics import Metrics
-from vlmtune.serve.refusals import RefusedError, busy
 from vlmtune.serve.settings import ServeSettings
 
 log = logging.getLogger("vlmtune.serve")
 
-Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 _PROTECTED = ("/v1/", "/metrics")
-_KNOWN = frozenset(("/", "/v1/models", "/healthz", "/metrics", "/docs", "/openapi.json"))
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
-class Gateway:
-    """Wraps the application.
+class Limits:
+    """ASGI middleware.
 
     Args:
-        app: what answers all paths that are not in ``work``.
-        work: paths that ask the model, by POST.
+        app: what answers.
         settings, metrics: of the server.
+        paths: every path of the application; others are counted together.
+        work: those that ask the model, by POST.
     """
 
     def __init__(
-        self,
-        app: App,
-        work: Mapping[str, Callable[[Call], Awaitable[Response]]],
-        settings: ServeSettings,
-        metrics: Metrics,
+        self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, paths: Collection[str], work: Collection[str]
     ) -> None:
         self._app = app
-        self._work = work
         self._settings = settings
         self._metrics = metrics
+        self._paths = paths
+        self._work = work
         self._in_flight = 0
         self._buffered = 0
 
@@ -68,7 +58,7 @@ class Gateway:
         has_body = _header(scope, b"transfer-encoding") or _header(scope, b"content-length") not in (b"", b"0")
         closing = [(b"connection", b"close")] if has_body and not is_work else []
 
-        async def sending(event: Event) -> None:
+        async def sending(event: Message) -> None:
             nonlocal status, has_started
             if event["type"] == "http.response.start":
                 status, has_started = event["status"], True
@@ -87,7 +77,7 @@ class Gateway:
                 await _refuse(failed, sending)
         finally:
             path = scope["path"]
-            path = path if path in _KNOWN or path in self._work else "other"
+            path = path if path in self._paths else "other"
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.request_seconds.labels(path).observe(time.perf_counter() - started)
 
@@ -105,10 +95,8 @@ class Gateway:
         body = bytearray()
         try:
             await self._read(scope, receive, body)
-            content_type = _header(scope, b"content-type").decode("latin-1")
             async with asyncio.timeout(self._settings.request_timeout_s):
-                response = await self._work[path](Call(content_type, bytes(body), receive))
-                await response(scope, receive, send)
+                await self._app(scope, _after_body(bytes(body), receive), send)
         except TimeoutError as error:
             seconds = self._settings.request_timeout_s
             raise RefusedError(504, "timeout", f"Not answered within {seconds:g} s.", retry_after_s=5) from error
@@ -124,7 +112,7 @@ class Gateway:
         scheme, _, token = _header(scope, b"authorization").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), key.encode()):
             raise RefusedError(
-                401, "invalid_api_key", "This server wants 'Authorization: Bearer KEY' with its own key."
+                401, "invalid_api_key", "This server expects 'Authorization: Bearer KEY' with its own key."
             )
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
@@ -159,17 +147,31 @@ class Gateway:
         return max(1, math.ceil(self._metrics.seconds_per_request() * self._in_flight))
 
 
-def _header(scope: Scope, wanted: bytes) -> bytes:
-    value: bytes = next((value for name, value in scope["headers"] if name == wanted), b"")
+def _header(scope: Scope, name: bytes) -> bytes:
+    value: bytes = next((value for key, value in scope["headers"] if key == name), b"")
     return value
 
 
-async def _no_body() -> Event:
+async def _no_body() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
+def _after_body(body: bytes, receive: Receive) -> Receive:
+    """``receive`` for the application: the whole body first, then what comes after it."""
+    is_given = False
+
+    async def given_first() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return given_first
+
+
 async def _refuse(refusal: RefusedError, send: Send) -> None:
-    """Answer and close: what is left of the body is not worth reading."""
+    """Answer and close: the rest of the body is not worth reading."""
     body = orjson.dumps(refusal.body())
     headers = {
         "content-type": "application/json",

@@ -21,7 +21,7 @@ from vlmtune.inference.predictor import Predictor
 from vlmtune.models.cache import Cache
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
-from vlmtune.serve.refusals import RefusedError
+from vlmtune.serve.errors import RefusedError
 
 _Kind = Literal["classification", "closed", "open"]
 
@@ -53,6 +53,7 @@ class ServedTask:
         self.prefix = self._predictor.prefix
         self.scorer = None if labels is None else LabelScorer(opened.model, self.prefix, self._predictor.trie)
         self.num_label_rows = 0 if labels is None else len(self._predictor.trie)
+        self.asks_question = self._predictor.prompt.asks_question
         self._cache: Cache | None = None
         self._has_state = False
         self._lock = Lock()

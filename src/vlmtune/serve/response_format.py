@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmtune.serve.refusals import RefusedError
+from vlmtune.serve.errors import RefusedError
 from vlmtune.serve.schema import ChatRequest, SchemaFormat
 
 _NOTES = {"$schema", "$defs", "$id", "title", "description", "default", "examples", "type", "additionalProperties"}
@@ -63,7 +63,7 @@ def check_labels(labels: Sequence[str], param: str) -> Sequence[str]:
     """Refuse a closed set in which two answers are the same."""
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if labels.count(label) > 1) if isinstance(labels, list) else "one"
-        raise RefusedError(400, "duplicate_label", f"{param}: '{twice}' stands there twice.", param=param)
+        raise RefusedError(400, "duplicate_label", f"{param}: '{twice}' appears twice.", param=param)
     return labels
 
 
