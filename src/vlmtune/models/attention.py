@@ -123,7 +123,7 @@ def attend(
         )
         mixed = mixed.view(num_segments, num_kv_heads, repeat, width, head_dim).permute(0, 3, 1, 2, 4)
         outputs.append(gather(mixed.reshape(num_segments * width, num_heads * head_dim), queries.slots))
-    return torch.cat(outputs), cache
+    return torch.cat(outputs) if outputs else q.flatten(1), cache
 
 
 def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
