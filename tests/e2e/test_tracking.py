@@ -19,6 +19,7 @@ from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from tests.wandb_files import items, read_records
 from vlmtune.config.schema import Experiment
+from vlmtune.train import tracking
 from vlmtune.workflows.train import train
 
 pytestmark = pytest.mark.e2e
@@ -134,7 +135,7 @@ def test_an_address_where_nobody_answers_leaves_an_offline_run(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr("vlmtune.train.tracking._INIT_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(tracking, "_INIT_TIMEOUT_S", 3.0)
     run = Path(train(experiment(root, "alone", to="wandb"), with_base=False).run)
     assert_equal_runs(plain, run)
     told = capsys.readouterr().err

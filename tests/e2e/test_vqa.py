@@ -15,6 +15,7 @@ from tests.vqa_sets import NUM_QUESTIONS, write_hub, write_official
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import UserError
+from vlmtune.evaluate import run as evaluate_run
 from vlmtune.evaluate.checkpoint import evaluate_checkpoint
 from vlmtune.evaluate.vqa_compare import compare_vqa
 from vlmtune.evaluate.vqa_predictions import read_vqa_evaluation
@@ -126,7 +127,7 @@ def test_an_evaluation_holds_every_question_in_order_with_the_official_accuracy(
 def test_a_killed_evaluation_goes_on_and_writes_the_same_predictions(
     base: Path, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmtune.evaluate.run.BLOCK_SIZE", 4)
+    monkeypatch.setattr(evaluate_run, "BLOCK_SIZE", 4)
     wanted = experiment(base, official, tmp_path)
     whole = (evaluate(wanted, tmp_path, "whole") / "predictions.parquet").read_bytes()
     asked: list[str | None] = []

@@ -37,6 +37,7 @@ RANKS = (
     ("report",),
     ("serve", "export"),
     ("workflows",),
+    ("api",),
     ("scale",),
     ("cli",),
 )
@@ -60,6 +61,7 @@ TORCH_FREE = (
     "vlmtune.evaluate.block_cache",
     "vlmtune.evaluate.compare",
     "vlmtune.workflows.progress",
+    "vlmtune.api.results",
     "vlmtune.cli.main",
     "vlmtune.cli.console",
     "vlmtune.cli.options",

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vlmtune.cli.console import ProgressBar, print_json, print_table
+from vlmtune.cli.console import ConsoleObserver, print_json, print_table
 from vlmtune.cli.options import JsonOption, SetOption
-from vlmtune.errors import UserError
 
 
 def export(
@@ -37,18 +36,19 @@ def export(
     After writing, held-out images are scored by the exported files in their own runtime (transformers, PEFT,
     llama.cpp; by vlmtune itself where that is not installed, and the card says so) and by the trained model.
     """
-    from vlmtune.export.formats import choose_dtype, find_format
     from vlmtune.export.gate import Bounds
-    from vlmtune.export.run import export as run_export
-    from vlmtune.export.subject import open_subject
+    from vlmtune.workflows.export import export_run, raise_if_refused
 
-    form = find_format(format_)
-    chosen = choose_dtype(form, dtype)
-    subject = open_subject(run, images, set_ or ())
-    suffix = "" if dtype is None else f"-{chosen}"
-    target = output or subject.run / "export" / f"{form.name}{suffix}"
-    with ProgressBar(f"gate {form.name}", len(subject.images), unit="images") as bar:
-        made = run_export(subject, form, chosen, target, Bounds(agreement, max_difference), bar.advance)
+    made = export_run(
+        run,
+        format_,
+        output=output,
+        dtype=dtype,
+        bounds=Bounds(agreement, max_difference),
+        num_images=images,
+        overrides=set_ or (),
+        observer=ConsoleObserver(),
+    )
     verdict = made.verdict
     if json_:
         print_json({"folder": str(made.folder), "bytes": made.num_bytes, "notes": made.sentences, **verdict.as_dict()})
@@ -65,12 +65,7 @@ def export(
             rows.append(["images that cannot be opened", verdict.num_unreadable])
         rows += [["note", note] for note in (*verdict.notes, *made.sentences)]
         rows.append(["size", f"{made.num_bytes / 1e6:,.1f} MB"])
-        print_table(["", f"export {form.name}"], rows)
+        print_table(["", f"export {format_}"], rows)
         if verdict.is_accepted:
             print(f"written to {made.folder}")
-    if not verdict.is_accepted:
-        raise UserError(
-            f"The export gate refuses this export: {verdict.sentence()}; at least {100 * agreement:g} % must agree, "
-            f"and no probability may differ by more than {max_difference:g}. The files are in {made.folder} to look "
-            "at. Choose a finer --dtype, or accept less with --agreement and --max-difference."
-        )
+    raise_if_refused(made)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from vlmtune.config.older import convert as legacy
 from vlmtune.config.older.schema import REQUIRED, OlderEvaluation, OlderFineTuning, kind_of
 from vlmtune.config.schema import Experiment, Section
 from vlmtune.config.stages import Stage, Stages
-from vlmtune.config.yaml_loader import Problem, Reader
+from vlmtune.config.yaml_loader import UNWRITTEN, Problem, Reader
 from vlmtune.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
@@ -77,6 +77,22 @@ def load_experiment(
     _settle(experiment, reader, file.parent, must_exist)
     _raise_problems(file, reader)
     return experiment if experiment.name else experiment.model_copy(update={"name": file.stem})
+
+
+def parse_experiment(values: Mapping[str, Any], *, must_exist: bool = True) -> Experiment:
+    """Check an experiment that is given as nested values, in the words and with the shorthands of a file.
+
+    Raises ConfigError (InvalidExperimentError for wrong values, all of them at once).
+    """
+    name = str(UNWRITTEN.name)
+    top = yaml_loader.represent(dict(values), UNWRITTEN)
+    assert isinstance(top, MappingNode)
+    experiment, reader = _check(Path(name), top, Experiment, ())
+    _settle(experiment, reader, Path(), must_exist)
+    _raise_problems(Path(name), reader)
+    if not experiment.name:
+        raise ConfigError(f"{name}: name: is missing. Name the run, as in {{'name': 'cars', …}}.")
+    return experiment
 
 
 def is_staged(path: Path | str) -> bool:

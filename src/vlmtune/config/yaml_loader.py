@@ -31,6 +31,8 @@ _PLAIN_TAGS = {_NULL, _STR, _MERGE, _MAP, _SEQ} | {_TAG + kind for kind in ("boo
 # An experiment is a page long. Aliases that unfold to more than this are a mistake or an attack.
 _MAX_NODES = 100_000
 _OVERRIDE_MARK = "--set "
+UNWRITTEN = StringMark("experiment", 0, 0, 0, "", 0)
+"""The mark of values that come from Python and not from a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,9 @@ class Problem:
 
 
 def place(node: Node) -> str:
-    """Where a node was written: `file:line`, or the whole override."""
+    """Where a node was written: `file:line`, the whole override, or for values from Python their name."""
     name = str(node.start_mark.name)
-    return name if name.startswith(_OVERRIDE_MARK) else f"{name}:{node.start_mark.line + 1}"
+    return name if name.startswith(_OVERRIDE_MARK) or name == UNWRITTEN.name else f"{name}:{node.start_mark.line + 1}"
 
 
 def read_mapping(path: Path) -> MappingNode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -37,18 +38,67 @@ def run_server(
     Args:
         port: 0 takes a free one.
         examples: for the page.
-        on_ready: told the server's address.
+        on_ready: called with the server's address.
 
     Raises:
         UserError: if the address cannot be listened on.
     """
-    listening = _listen(host, port)
+    listening, url = _listen(host, port)
+    server = _Server(_config(service, examples), lambda: on_ready(url))
+    # uvicorn raises the signal again once it has stopped; a server that finished its work ends with 0.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+
+
+class RunningServer:
+    """A server on a thread of this process. A context manager, too: leaving it stops the server.
+
+    Attributes:
+        url: where it listens.
+    """
+
+    def __init__(self, server: uvicorn.Server, thread: threading.Thread, url: str) -> None:
+        self._server, self._thread, self.url = server, thread, url
+
+    def stop(self) -> None:
+        """Stop listening and answer what was accepted."""
+        self._server.should_exit = True
+        self._thread.join()
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"RunningServer({self.url!r})"
+
+
+def start_server(service: Service, host: str, port: int, *, examples: Sequence[str] = ()) -> RunningServer:
+    """Serve on a thread and return once it takes requests; arguments and errors as for `run_server`."""
+    listening, url = _listen(host, port)
+    is_ready = threading.Event()
+    server = _Server(_config(service, examples), is_ready.set)
+
+    def run() -> None:
+        try:
+            server.run(sockets=[listening])
+        finally:
+            is_ready.set()  # nobody waits for a server that failed to start
+
+    thread = threading.Thread(target=run, name="vlmtune-serve", daemon=True)
+    thread.start()
+    is_ready.wait()
+    return RunningServer(server, thread, url)
+
+
+def _config(service: Service, examples: Sequence[str]) -> uvicorn.Config:
     hold_memory()  # batches of many sizes come and go; a tenth of a batch's time was spent on fresh pages
     settings = service.settings
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listening.getsockname()[1]}"
     options: dict[str, Any] = {"http": bounded_protocol(settings), "ws": "none", "log_level": "warning"}
-    config = uvicorn.Config(
+    return uvicorn.Config(
         create_app(service, examples),
         access_log=False,
         server_header=False,
@@ -57,13 +107,10 @@ def run_server(
         backlog=2048,
         **options,
     )
-    # uvicorn raises the signal again once it has stopped; a server that finished its work ends with 0.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
-        _Server(config, lambda: on_ready(url)).run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> tuple[socket.socket, str]:
+    """A socket that listens, and its address."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)
@@ -74,4 +121,5 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error.strerror or error}). Choose another --port or --host."
         ) from error
     listening.set_inheritable(True)
-    return listening
+    written = f"[{host}]" if ":" in host else host
+    return listening, f"http://{written}:{listening.getsockname()[1]}"
