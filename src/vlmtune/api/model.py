@@ -67,13 +67,13 @@ class Model:
             UserError: not images, a question too many or missing. UnreadableImageError: the only image cannot be read;
                 of several, an unreadable one has its `Prediction.error` set.
         """
-        if self.task.asks_from_data and question is None:
-            raise UserError(f"{self.source} was trained on questions. Ask one: model.ask(image, 'What is it?')")
         if not self._is_trained:
             raise UserError(
                 f"{self.source} has no task, and nothing says which labels there are. Name them, as in "
                 f"load({self.source!r}, labels=['cat', 'dog']), or ask a question: model.ask(image, 'What is it?')"
             )
+        if self.task.asks_from_data and question is None:
+            raise UserError(f"{self.source} was trained on questions. Ask one: model.ask(image, 'What is it?')")
         if question is not None and not self.task.asks_from_data:
             raise UserError(
                 f"{self.source} has one question of its own. Ask it another with model.ask(image, question)"
