@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tests.vqa_sets import write_official
-from vlmtune.data.read.stanford_cars import prepare
+from vlmtune.data.stanford_cars import prepare
 
 CIFAR_FINE: list[str] = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle

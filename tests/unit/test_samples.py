@@ -13,7 +13,7 @@ import torch
 from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from vlmtune.config.schema import Experiment
-from vlmtune.data.loading import read_ahead
+from vlmtune.data.prefetch import read_ahead
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import UserError
 from vlmtune.models.images import ProcessedImage

@@ -1,6 +1,6 @@
 """Reads every image and label of an experiment: counts, sizes, unreadable files, duplicates, imbalance.
 
-Called by `vlmtune data check`. The report is plain data; `cli/data.py` prints it.
+Called by `vlmtune data check`. What it finds is a `check_report.CheckReport`.
 """
 
 from __future__ import annotations
@@ -9,120 +9,33 @@ import io
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vlmtune.config.schema import DataSection, TaskSection
-from vlmtune.data.duplicates import METHOD, difference_hash, pixel_digest, similar_pairs, thumbnail
-from vlmtune.data.loading import read_ahead
+from vlmtune.data.check_report import CheckReport, Copy, DuplicateCounts, DuplicateGroup, NearPair, Spread, Unreadable
+from vlmtune.data.duplicates import difference_hash, pixel_digest, similar_pairs, thumbnail
+from vlmtune.data.prefetch import read_ahead
 from vlmtune.data.split_names import ROLES, Role
 from vlmtune.data.splits import load_splits
 from vlmtune.errors import UnreadableImageError
 from vlmtune.records import Example, ImageSource
 
-MOST_LISTED = 200
+MAX_LISTED = 200
 """Duplicates listed one by one; the counts are always of all."""
 _EXIF_ORIENTATION = 0x0112
 
-Advance = Callable[[int], None]
 
+class Progress(Protocol):
+    """Counts the images that were read."""
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """An image that cannot be decoded, and why."""
-
-    id: str
-    split: Role
-    label: str
-    file: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One image among duplicates."""
-
-    id: str
-    split: Role
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class DuplicateGroup:
-    """Images with the same pixels."""
-
-    copies: tuple[Copy, ...]
-    across_splits: bool
-    labels_differ: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NearPair:
-    """Two images that are nearly the same."""
-
-    first: Copy
-    second: Copy
-    distance_bits: int
-    difference_levels: float
-    across_splits: bool
-    labels_differ: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Least, middle and greatest of one measure."""
-
-    min: float
-    median: float
-    max: float
-
-
-@dataclass(slots=True)
-class DuplicateCounts:
-    """How many duplicates there are in all; the lists beside them are cut at `MOST_LISTED`."""
-
-    groups: int = 0
-    images: int = 0
-    groups_across_splits: int = 0
-    groups_with_different_labels: int = 0
-    near_pairs: int = 0
-    near_pairs_across_splits: int = 0
-    near_pairs_with_different_labels: int = 0
-    is_complete: bool = True
-    method: str = METHOD
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """What `vlmtune data check` found. Splits are whole: limits of the experiment are listed, not applied."""
-
-    source: str
-    kind: str
-    revision: str | None
-    labels_from: str
-    num_images: int
-    counts: dict[str, int]  # by split
-    counts_per_label: dict[str, dict[str, int]]  # label -> split -> images
-    origins: dict[str, str]  # split -> where its images come from
-    imbalance: dict[str, float | None]  # split -> most frequent / rarest label; None with a label that has none
-    width: Spread | None
-    height: Spread | None
-    modes: dict[str, int]
-    formats: dict[str, int]
-    peculiarities: dict[str, int]  # what reading evens out: rotation, transparency, frames after the first
-    unreadable: list[Unreadable]
-    duplicates: list[DuplicateGroup]
-    near_duplicates: list[NearPair]
-    duplicate_counts: DuplicateCounts
-    left_out: list[dict[str, Any]]
-    notes: list[str]
-    limits: dict[str, float] = field(default_factory=dict)
-    num_questions: int = 0  # of a question task; counts are then of images, and labels are answer types
+    def advance(self, num: float = 1) -> None: ...
 
 
 @dataclass(slots=True)
@@ -145,15 +58,13 @@ def check_data(
     task: TaskSection,
     seed: int,
     *,
-    on_total: Callable[[int], None] | None = None,
-    on_advance: Advance | None = None,
+    progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
     num_threads: int | None = None,
 ) -> CheckReport:
     """Read and decode every image of every split, before limits.
 
     Args:
-        on_total: told once how many images there are.
-        on_advance: told how many more have been read.
+        progress: opens a bar for so many images.
         num_threads: decoders at work; Pillow leaves the interpreter free while it decodes.
 
     Raises DataError for what stops loading (see `load_splits`). Unreadable images are listed, not raised.
@@ -170,9 +81,9 @@ def check_data(
     first = {(role, e.image_id or e.id): (role, e) for role in ROLES for e in reversed(splits.split(role))}
     members: list[tuple[Role, Example]] = list(first.values())[::-1]
     members.sort(key=lambda member: ROLES.index(member[0]))
-    if on_total is not None:
-        on_total(len(members))
-    looks = list(_look_at_all([example.image for _, example in members], num_threads, on_advance))
+    images = [example.image for _, example in members]
+    with nullcontext() if progress is None else progress(len(images)) as bar:
+        looks = list(_look_at_all(images, num_threads, bar))
 
     described = splits.description["splits"]
     key = "per_answer_type" if splits.labels is None or task.asks_from_data else "per_label"
@@ -217,10 +128,10 @@ def _label(example: Example) -> str:
     return example.label if example.question is None else ""
 
 
-def _look_at_all(images: Sequence[ImageSource], num_threads: int | None, on_advance: Advance | None) -> Iterator[_Look]:
+def _look_at_all(images: Sequence[ImageSource], num_threads: int | None, bar: Progress | None) -> Iterator[_Look]:
     for _, look in read_ahead(_look_at, images, num_threads=num_threads or min(32, 2 * (os.cpu_count() or 1))):
-        if on_advance is not None:
-            on_advance(1)
+        if bar is not None:
+            bar.advance()
         yield _Look(problem=look) if isinstance(look, UnreadableImageError) else look
 
 
@@ -275,7 +186,7 @@ def _exact_duplicates(
         "groups_across_splits": sum(group.across_splits for group in groups),
         "groups_with_different_labels": sum(group.labels_differ for group in groups),
     }
-    return groups[:MOST_LISTED], counts
+    return groups[:MAX_LISTED], counts
 
 
 def _near_duplicates(
@@ -308,7 +219,7 @@ def _near_duplicates(
         "near_pairs_with_different_labels": sum(pair.labels_differ for pair in pairs),
         "is_complete": similar.is_complete,
     }
-    return pairs[:MOST_LISTED], counts
+    return pairs[:MAX_LISTED], counts
 
 
 def _copy(member: tuple[Role, Example]) -> Copy:

@@ -22,7 +22,7 @@ MAX_DIFFERENCE = 8.0
 MAX_CANDIDATES = 20_000_000
 """Pairs compared by thumbnail before the search gives up (a set of blank images has them by the square)."""
 
-# Measured on CIFAR photos: 99.7 % of copies saved again as JPEG of quality 70 are found, 99 % of copies scaled by 1.5,
+# Measured on CIFAR photos: 99.7 % of copies saved again as JPEG of quality 70 are pairs, 99 % of copies scaled by 1.5,
 # 95 % of copies 5 % brighter, and 1 pair among 6,000 photos that is no copy of ours.
 
 METHOD = (
@@ -105,21 +105,21 @@ def similar_pairs(
     3 s for 50,000 images on one core), so no choice of buckets can lose a pair.
     """
     flat = thumbnails.reshape(len(hashes), -1)
-    found: list[tuple[int, float, int, int]] = []
+    pairs: list[tuple[int, float, int, int]] = []
     num_candidates = 0
     for left, right, distance in _near_hashes(hashes, max_distance):
         num_candidates += len(left)
         difference = np.abs(flat[left].astype(np.int16) - flat[right].astype(np.int16)).mean(axis=1)
         alike = difference <= max_difference
         columns = (distance[alike], difference[alike], left[alike], right[alike])
-        found.extend(zip(*(column.tolist() for column in columns), strict=True))
+        pairs.extend(zip(*(column.tolist() for column in columns), strict=True))
         if num_candidates > max_candidates:
             break
-    found.sort()
+    pairs.sort()
     return SimilarPairs(
-        [(left, right) for _, _, left, right in found],
-        [distance for distance, *_ in found],
-        [round(difference, 2) for _, difference, *_ in found],
+        [(left, right) for _, _, left, right in pairs],
+        [distance for distance, *_ in pairs],
+        [round(difference, 2) for _, difference, *_ in pairs],
         num_candidates <= max_candidates,
     )
 

@@ -81,12 +81,12 @@ def _expand(name: str, *, allow_urls: bool) -> Iterator[ImageSource]:
         yield ImageSource(path=path, name=name)
         return
     is_empty = True
-    found = _in_folder(path) if path.is_dir() else map(Path, _matches(name))
-    for file in found:
+    files = _in_folder(path) if path.is_dir() else map(Path, _matches(name))
+    for file in files:
         is_empty = False
         yield ImageSource(path=file, name=str(file))
     if is_empty:
-        what = "a folder without images" if path.is_dir() else "not found"
+        what = "a folder without images" if path.is_dir() else "not files"
         raise UserError(f"{name}: {what}. Give files, folders, globs ('photos/*.jpg'), or - for a list on stdin.")
 
 
@@ -101,5 +101,5 @@ def _matches(pattern: str) -> list[str]:
     if not glob.has_magic(pattern):
         return []
     # Path.glob wants the fixed part of a pattern apart, and knows no pattern that begins at the root.
-    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
-    return [path for path in found if Path(path).is_file()]
+    files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    return [path for path in files if Path(path).is_file()]

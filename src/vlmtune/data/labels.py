@@ -25,7 +25,8 @@ def build_label_set(
     Where examples have questions of their own, annotators may give answers outside the set; those teach nothing.
 
     Raises DataError: a row whose label is not in the set (with file and row), a name for a label that is not there,
-    two labels shown alike, fewer than two labels, levels that are not numbers and that nobody has put in order.
+    two labels that share a surface form, fewer than two labels, levels that are not numbers and that nobody has put in
+    order.
     """
     key = "task.levels" if task.is_ordered else "task.labels"
     names = {clean_label(label): _as_tuple(name) for label, name in (task.label_names or {}).items()}

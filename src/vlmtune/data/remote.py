@@ -102,10 +102,10 @@ def _connect(
     host, port = parts.hostname, _PORTS[parts.scheme]
     assert host is not None
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise RemoteError(f"{host}: this name cannot be resolved ({error}).") from error
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]
     if not addresses or not all(map(is_allowed, addresses)):
         raise RemoteError(f"{host}: not a public address. Private networks and this machine are never fetched from.")
     connection: http.client.HTTPConnection

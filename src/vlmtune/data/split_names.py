@@ -49,18 +49,18 @@ def parse_split(text: str, names: Iterable[str] = ()) -> list[SplitPart]:
         return [SplitPart(text)]
     parts = []
     for piece in text.split("+"):
-        found = _PART.fullmatch(piece.strip())
-        if found is None:
+        match = _PART.fullmatch(piece.strip())
+        if match is None:
             raise DataError(f"'{text}' is not a split. Expected NAME, NAME[a:b], or several joined by '+'.")
-        start, stop = (None if found[key] is None else int(found[key]) for key in ("start", "stop"))
-        parts.append(SplitPart(found["name"], start, stop))
+        start, stop = (None if match[key] is None else int(match[key]) for key in ("start", "stop"))
+        parts.append(SplitPart(match["name"], start, stop))
     return parts
 
 
 def split_names(data: DataSection) -> set[str]:
-    """The names of all splits that an experiment file asks for."""
-    asked = (data.train_split, data.validation_split, data.test_split)
-    return {part.name for text in asked if text is not None for part in parse_split(text)}
+    """The names of all splits that an experiment names."""
+    given = (data.train_split, data.validation_split, data.test_split)
+    return {part.name for text in given if text is not None for part in parse_split(text)}
 
 
 def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Role, str]:
@@ -68,18 +68,19 @@ def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Ro
 
     Splits named in the experiment file come first; the others are recognized by their usual names. A source with
     one split of any other name is all training images. A role that no split plays is missing from the result.
-    Raises DataError on an unknown name, on one whole split in two roles, and when no training split can be told.
+
+    Raises DataError on an unknown name, on one whole split in two roles, and when no split is clearly the training one.
     (That slices of one split do not overlap shows when they are read.)
     """
     names = list(names)
-    asked: dict[Role, str | None] = {
+    given: dict[Role, str | None] = {
         "train": data.train_split,
         "validation": data.validation_split,
         "test": data.test_split,
     }
     roles: dict[Role, str] = {}
     used: set[SplitPart] = set()
-    for role, name in asked.items():
+    for role, name in given.items():
         if name is None:
             continue
         for part in parse_split(name, names):
@@ -87,7 +88,7 @@ def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Ro
                 raise DataError(f"{where}: {unknown_name('split', part.name, names)} Correct data.{role}_split.")
             if part in used:
                 raise DataError(
-                    f"{where}: the split '{name}' is asked for in two roles, so the model would be measured on "
+                    f"{where}: the split '{name}' is given two roles, so the model would be measured on "
                     f"images it learned from. Give each of data.train_split, validation_split and test_split its own."
                 )
             used.add(part)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlmtune.data.loading import read_ahead
+from vlmtune.data.prefetch import read_ahead
 from vlmtune.data.splits import Splits
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.evaluate.files import write_evaluation

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.config.schema import TaskSection
-from vlmtune.data.loading import read_ahead
+from vlmtune.data.prefetch import read_ahead
 from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.inference.batch import Question, run_prefix
 from vlmtune.inference.generation import Sampling, generate

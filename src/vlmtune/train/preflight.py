@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vlmtune.data.augment.label_safety import colored_labels, has_colors, has_sides, sided_labels
-from vlmtune.data.loading import read_ahead
+from vlmtune.data.prefetch import read_ahead
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example, LabelSet

@@ -18,7 +18,7 @@ from vlmtune.config.schema import Experiment
 from vlmtune.data.augment.label_safety import colored_labels, has_colors, has_sides, refuse_flips, sided_labels
 from vlmtune.data.augment.mix import Mixing
 from vlmtune.data.augment.pipeline import Augmentation
-from vlmtune.data.loading import read_ahead
+from vlmtune.data.prefetch import read_ahead
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.images import ProcessedImage

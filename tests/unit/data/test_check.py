@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,25 @@ def check(folder: Path, **keys: object) -> CheckReport:
     return check_data(DataSection(source=str(folder), validation_fraction=0.1, **keys), TaskSection(), 0)
 
 
+class Bar:
+    """Counts what a progress bar would draw."""
+
+    total = 0
+    done = 0.0
+
+    def open(self, total: int) -> AbstractContextManager[Bar]:
+        self.total = total
+        return nullcontext(self)
+
+    def advance(self, num: float = 1) -> None:
+        self.done += num
+
+
 def test_clean_folder_has_counts_and_nothing_to_complain_of(folder: Path) -> None:
-    seen: list[int] = []
     section = DataSection(source=str(folder), limit=2)
-    report = check_data(section, TaskSection(), 0, on_total=seen.append, on_advance=seen.append)
-    assert seen == [12] + [1] * 12
+    bar = Bar()
+    report = check_data(section, TaskSection(), 0, progress=bar.open)
+    assert (bar.total, bar.done) == (12, 12)
     assert report.counts["train"] + report.counts["validation"] == 8  # limits are listed, not applied
     assert report.limits == {"data.limit": 2}
     assert report.counts_per_label["a"]["test"] == 2

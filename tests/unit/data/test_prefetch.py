@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vlmtune.data.loading import read_ahead
+from vlmtune.data.prefetch import read_ahead
 from vlmtune.errors import UnreadableImageError
 
 pytestmark = pytest.mark.unit

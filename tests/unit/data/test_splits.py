@@ -169,7 +169,7 @@ def test_roles_are_recognized_or_asked_for() -> None:
     }
     with pytest.raises(DataError, match=r"Unknown split 'tets'. Did you mean 'test'\?"):
         assign_roles(DataSection(test_split="tets"), ["train", "test"], "x")
-    with pytest.raises(DataError, match="in two roles"):
+    with pytest.raises(DataError, match="is given two roles"):
         assign_roles(DataSection(test_split="train", train_split="train"), ["train", "test"], "x")
     with pytest.raises(DataError, match="none of its splits is called 'train': even, odd"):
         assign_roles(DataSection(), ["even", "odd"], "x")

@@ -1,7 +1,6 @@
-"""What random changes must spare: images whose answer depends on left and right, on writing, or on a color.
+"""Which random changes would make an answer false: those of images whose answer depends on a side, writing or a color.
 
-Called by training where `train.augment` mirrors, turns far or changes colors, and by preflight, which says what was
-found.
+Called by training where `train.augment` mirrors, turns far or changes colors, and by preflight, which reports it.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 def sided_labels(labels: LabelSet) -> str | None:
     """Why images of these labels must not be mirrored, in words; None if they may."""
-    words = [(form, _words(form)) for forms in labels.shown for form in forms[:1]]
-    sided = [form for form, own in words if own & _SIDES]
+    words = [(form, _words(form)) for form in (forms[0] for forms in labels.shown)]
+    sided = [form for form, parts in words if parts & _SIDES]
     if sided:
         return f"the label '{sided[0]}' names a side"
     # 'letter b' and 'digit 3' as well as 'b' and '3'.
-    written = [form for form, own in words if _is_character(own - {"letter", "digit", "number"})]
+    written = [form for form, parts in words if _is_character(parts - {"letter", "digit", "number"})]
     if len(written) * 2 > len(words):
         return f"{len(written)} of {len(words)} labels are letters or digits, such as '{written[0]}'"
     return None
@@ -46,7 +45,7 @@ def refuse_flips(steps: Sequence[AugmentStep], labels: LabelSet | None) -> None:
     if reason and any(name == "flip" and not settings["anyway"] for name, settings in map(settings_of, steps)):
         raise UserError(
             f"train.augment: flip would mirror the images, but {reason}. Leave it out (crop instead of flip-crop); "
-            "if a mirrored image keeps its label all the same, write it as {flip: {anyway: 1}}."
+            "if a mirrored image keeps its label nevertheless, write it as {flip: {anyway: 1}}."
         )
 
 
@@ -59,24 +58,24 @@ def colored_labels(labels: LabelSet) -> str | None:
 
 
 def has_sides(example: Example) -> bool:
-    """Whether a question, its answers, or what was said before speak of left and right; or a question of writing."""
-    asked, answered = _said(example)
-    return bool(asked & (_SIDES | _WRITING) or answered & _SIDES)
+    """Whether a question, its answers, or earlier turns mention left and right; or a question mentions writing."""
+    questions, answers = _question_words(example)
+    return bool(questions & (_SIDES | _WRITING) or answers & _SIDES)
 
 
 def has_colors(example: Example) -> bool:
-    """Whether a question, its answers, or what was said before speak of color."""
-    asked, answered = _said(example)
-    return bool((asked | answered) & _COLORS)
+    """Whether a question, its answers, or earlier turns mention a color."""
+    questions, answers = _question_words(example)
+    return bool((questions | answers) & _COLORS)
 
 
-def _said(example: Example) -> tuple[set[str], set[str]]:
-    """The words of the questions, and of the answers; none where nothing is asked."""
+def _question_words(example: Example) -> tuple[set[str], set[str]]:
+    """The words of the questions, and of the answers; none where the example has no question of its own."""
     if example.question is None:
         return set(), set()
-    asked = [example.question, *(question for question, _ in example.history)]
-    answered = [*example.answers, *(answer for _, answer in example.history)]
-    return _words(" ".join(asked)), _words(" ".join(answered))
+    questions = [example.question, *(question for question, _ in example.history)]
+    answers = [*example.answers, *(answer for _, answer in example.history)]
+    return _words(" ".join(questions)), _words(" ".join(answers))
 
 
 def _is_character(words: set[str]) -> bool:

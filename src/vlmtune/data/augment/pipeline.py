@@ -63,7 +63,7 @@ class Augmentation:
 
 
 def _chain(steps: Sequence[AugmentStep], keep_sides: bool, keep_colors: bool) -> tuple[Change, ...]:
-    """The changes of the steps, less those that an answer forbids (see `data/spared.py`)."""
+    """The changes of the steps without those that an answer forbids (see `label_safety`)."""
     changes: list[Change] = []
     for name, settings in map(settings_of, steps):
         anyway = settings.pop("anyway", 0)

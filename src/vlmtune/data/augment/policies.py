@@ -2,7 +2,8 @@
 
 RandAugment (arXiv 1909.13719) applies several at one strength, TrivialAugment (arXiv 2103.10158) a single one at a
 strength of its own, over wider ranges. Ranges and the scale of 31 strengths are those of torchvision's
-`RandAugment` and `TrivialAugmentWide`, which cannot be installed beside a CPU build of torch.
+`RandAugment` and `TrivialAugmentWide`, which draw from torch's global generator: here each image has a generator of its
+own, so that neither threads nor a resumed run change what it becomes.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _solarize(image: Image.Image, amount: float) -> Image.Image:
     return ImageOps.solarize(image, round(amount))
 
 
-def _table(shear: float, move: float, turn: float, enhance: float, least_bits: int) -> Mapping[str, Operation]:
+def _table(shear: float, move: float, turn: float, enhance: float, min_bits: int) -> Mapping[str, Operation]:
     """The fourteen operations; the arguments are the amounts at the largest strength."""
     return MappingProxyType(
         {
@@ -118,7 +119,7 @@ def _table(shear: float, move: float, turn: float, enhance: float, least_bits: i
             "saturation": Operation(_saturation, (0, enhance), True),
             "contrast": Operation(_contrast, (0, enhance), True),
             "sharpness": Operation(_sharpness, (0, enhance), True),
-            "posterize": Operation(_posterize, (8, least_bits)),
+            "posterize": Operation(_posterize, (8, min_bits)),
             "solarize": Operation(_solarize, (256, 0)),
             "autocontrast": Operation(lambda image, _: ImageOps.autocontrast(image)),
             "equalize": Operation(lambda image, _: ImageOps.equalize(image)),
@@ -126,9 +127,9 @@ def _table(shear: float, move: float, turn: float, enhance: float, least_bits: i
     )
 
 
-RAND_AUGMENT = _table(shear=0.3, move=150 / 331, turn=30, enhance=0.9, least_bits=4)
+RAND_AUGMENT = _table(shear=0.3, move=150 / 331, turn=30, enhance=0.9, min_bits=4)
 # torchvision moves by up to 32 pixels of ImageNet's 224; as a share, a small image is not pushed out of its frame.
-TRIVIAL_AUGMENT = _table(shear=0.99, move=32 / 224, turn=135, enhance=0.99, least_bits=2)
+TRIVIAL_AUGMENT = _table(shear=0.99, move=32 / 224, turn=135, enhance=0.99, min_bits=2)
 
 
 COLOR_OPERATIONS = frozenset(
@@ -163,7 +164,7 @@ def _pick(table: Mapping[str, Operation], without: frozenset[str], draw: Draw) -
 
 
 def _apply(operation: Operation, image: Image.Image, draw: Draw, strength: float) -> Image.Image:
-    least, most = operation.amounts
-    amount = least + (most - least) * strength / (NUM_STRENGTHS - 1)
+    weakest, strongest = operation.amounts
+    amount = weakest + (strongest - weakest) * strength / (NUM_STRENGTHS - 1)
     sign = -1 if operation.is_signed and draw.random() < 0.5 else 1
     return operation.apply(image, sign * amount)

@@ -17,7 +17,7 @@ _CLEARLY_APART = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`type` says what is asked about: `color`, `count`, `yes/no`…"""
+    """`type` says what is questions about: `color`, `count`, `yes/no`…"""
 
     question: str
     answer: str
@@ -26,10 +26,10 @@ class Question:
 
 def scene_questions(facts: Facts, rng: Random) -> list[Question]:
     """All questions about a scene in a random order. `type` is color, shape, count, position, letter or yes/no."""
-    asked = [Question("What color is the background?", facts.background, "color")]
-    asked += _about_letter(facts, rng) if facts.kind == "letter" else _about_shapes(facts, rng)
-    rng.shuffle(asked)
-    return asked
+    questions = [Question("What color is the background?", facts.background, "color")]
+    questions += _about_letter(facts, rng) if facts.kind == "letter" else _about_shapes(facts, rng)
+    rng.shuffle(questions)
+    return questions
 
 
 def caption(facts: Facts) -> str:
@@ -53,42 +53,42 @@ def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
     names, colors = [thing.name for thing in facts.things], [thing.color for thing in facts.things]
     guess, color = _guess(SHAPES, names, rng), _guess(FOREGROUNDS, colors, rng)
     number = _guess(tuple(str(i + 1) for i in range(MAX_SHAPES)), [str(len(names))], rng)
-    asked = [
+    questions = [
         Question("How many shapes are there?", str(len(names)), "count"),
         yes_no("Is there one shape?" if number == "1" else f"Are there {number} shapes?", number == str(len(names))),
         yes_no(f"Is there a {guess}?", guess in names),
         yes_no(f"Is there {with_article(color)} shape?", color in colors),
     ]
     if len(names) == 1:
-        asked.append(Question("What shape is this?", names[0], "shape"))
-        asked.append(Question("What color is the shape?", colors[0], "color"))
+        questions.append(Question("What shape is this?", names[0], "shape"))
+        questions.append(Question("What color is the shape?", colors[0], "color"))
     else:
         # The hard one: which color belongs to which shape.
         thing = rng.choice(facts.things)
-        asked.append(Question(f"What color is the {thing.name}?", thing.color, "color"))
+        questions.append(Question(f"What color is the {thing.name}?", thing.color, "color"))
     if len(names) == 2:
         first, second = rng.sample(facts.things, 2)
-        asked += _where(first, second, rng)
-    return asked
+        questions += _where(first, second, rng)
+    return questions
 
 
 def _where(first: Thing, second: Thing, rng: Random) -> list[Question]:
     """Of two things: what is on which side, and on which side of the other one is."""
-    asked = []
+    questions = []
     if abs(first.x - second.x) > _CLEARLY_APART:
         side, thing = rng.choice((("left", min(first, second, key=_x)), ("right", max(first, second, key=_x))))
-        asked.append(Question(f"What color is the shape on the {side}?", thing.color, "color"))
-        asked.append(Question(f"Which shape is on the {side}?", thing.name, "shape"))
+        questions.append(Question(f"What color is the shape on the {side}?", thing.color, "color"))
+        questions.append(Question(f"Which shape is on the {side}?", thing.name, "shape"))
         answer = "left" if first.x < second.x else "right"
         words = f"Is the {first.name} left or right of the {second.name}?"
-        asked.append(Question(words, answer, "position"))
+        questions.append(Question(words, answer, "position"))
         side = rng.choice(("left", "right"))
-        asked.append(yes_no(f"Is the {first.name} {side} of the {second.name}?", side == answer))
+        questions.append(yes_no(f"Is the {first.name} {side} of the {second.name}?", side == answer))
     if abs(first.y - second.y) > _CLEARLY_APART:
         side, thing = rng.choice((("top", min(first, second, key=_y)), ("bottom", max(first, second, key=_y))))
-        asked.append(Question(f"What color is the shape at the {side}?", thing.color, "color"))
-        asked.append(Question(f"Which shape is at the {side}?", thing.name, "shape"))
-    return asked
+        questions.append(Question(f"What color is the shape at the {side}?", thing.color, "color"))
+        questions.append(Question(f"Which shape is at the {side}?", thing.name, "shape"))
+    return questions
 
 
 def _x(thing: Thing) -> float:

@@ -15,7 +15,8 @@ from typing import Any
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data.duplicates import group_identical_files
-from vlmtune.data.read.columns import ColumnMapper, RowMapping, TableRow
+from vlmtune.data.read.columns import ColumnMapper
+from vlmtune.data.read.rows import RowMapping, TableRow
 from vlmtune.data.read.source import Source
 from vlmtune.errors import DataError
 from vlmtune.records import Example, ImageSource, clean_label

@@ -16,7 +16,8 @@ from random import Random
 
 from vlmtune.data.drawn.questions import caption, scene_questions
 from vlmtune.data.drawn.scenes import Scene, compose_scene
-from vlmtune.data.read.columns import NUM_ANNOTATORS, ColumnMapper
+from vlmtune.data.read.columns import ColumnMapper
+from vlmtune.data.read.rows import NUM_ANNOTATORS
 from vlmtune.data.read.source import Source
 from vlmtune.errors import DataError, unknown_name
 from vlmtune.records import Example, ImageSource

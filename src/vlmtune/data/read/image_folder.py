@@ -127,7 +127,7 @@ def _loose_images(root: Path) -> str:
 def _files(folder: Path) -> Iterator[Path]:
     """Every file below a folder, sorted by path, links followed once (a link to a parent would never end)."""
     seen: set[tuple[int, int]] = set()
-    found: list[Path] = []
+    paths: list[Path] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         stat = Path(parent).stat()
         if (stat.st_dev, stat.st_ino) in seen:
@@ -135,6 +135,6 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = [name for name in sorted(folders) if not is_hidden(Path(name))]
-        found.extend(Path(parent) / name for name in files)
+        paths.extend(Path(parent) / name for name in files)
     # A broken link has an image's name and stays: it is counted as unreadable, not passed over.
-    yield from sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    yield from sorted(paths, key=lambda path: path.relative_to(folder).as_posix())

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlmtune.data.read.columns import ColumnMapper, TableRow, short_text, usual_column
+from vlmtune.data.read.columns import ColumnMapper, usual_column
+from vlmtune.data.read.rows import TableRow, short_text
 from vlmtune.data.read.source import Source
 from vlmtune.errors import DataError
 from vlmtune.records import Example, ImageSource

@@ -26,8 +26,8 @@ _SPLITS = {"train2014": "train", "val2014": "validation", "test2015": "test", "t
 
 def question_files(folder: Path) -> list[Path]:
     """The questions files of a folder and its sub-folders, multiple-choice ones left out."""
-    found = sorted([*folder.glob("*_questions.json"), *folder.glob("*/*_questions.json")])
-    return [path for path in found if "MultipleChoice" not in path.name]
+    paths = sorted([*folder.glob("*_questions.json"), *folder.glob("*/*_questions.json")])
+    return [path for path in paths if "MultipleChoice" not in path.name]
 
 
 def read_official_files(files: list[Path], mapper: ColumnMapper) -> Source:
@@ -40,17 +40,17 @@ def read_official_files(files: list[Path], mapper: ColumnMapper) -> Source:
         root = root.parent
     source = Source(str(root), "VQA's official files", {})
     for path in files:
-        found = _QUESTIONS.fullmatch(path.name)
-        if found is None:
+        name = _QUESTIONS.fullmatch(path.name)
+        if name is None:
             raise DataError(
                 f"{path}: not the name of a questions file. Expected v2_OpenEnded_mscoco_val2014_questions.json or "
                 f"the like; a table of your own must be .csv, .jsonl or .parquet."
             )
-        image_set = found["set"].removeprefix("mscoco_")
+        image_set = name["set"].removeprefix("mscoco_")
         split = _SPLITS.get(image_set, image_set)
         if split in source.splits:
             raise DataError(f"{root}: two questions files for the split '{split}' ({path.name} is one). Keep one.")
-        annotations = f"{found['version'] or ''}{found['set']}_annotations.json"
+        annotations = f"{name['version'] or ''}{name['set']}_annotations.json"
         source.splits[split] = partial(_read_split, path, annotations, image_set, root, mapper.data, source)
     return source
 
@@ -160,8 +160,8 @@ class _Images:
         """The image, one source for all questions about it, and whether its file exists."""
         if image_id not in self._sources:
             path = next((self._files[name] for name in self._names(image_id) if name in self._files), None)
-            place = path or self.expected(str(image_id))
-            self._sources[image_id] = ImageSource(path=place, name=str(place)), path is not None
+            file = path or self.expected(str(image_id))
+            self._sources[image_id] = ImageSource(path=file, name=str(file)), path is not None
         return self._sources[image_id]
 
     def expected(self, image_id: str) -> Path:
@@ -174,21 +174,21 @@ class _Images:
 
 
 def _beside(path: Path, name: str, root: Path) -> Path | None:
-    places = [path.parent / name, root / name, *sorted(root.glob(f"*/{name}"))]
-    return next((place for place in places if place.is_file()), None)
+    files = [path.parent / name, root / name, *sorted(root.glob(f"*/{name}"))]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _by_question(path: Path) -> dict[int, Any]:
-    found: dict[int, Any] = {}
+    annotations: dict[int, Any] = {}
     for number, item in enumerate(_read_list(path, "annotations")):
         try:
             question_id = _number(item, "question_id")
         except ValueError as problem:
             raise DataError(f"{path}, annotations[{number}]: {problem}") from problem
-        if question_id in found:
+        if question_id in annotations:
             raise DataError(f"{path}, annotations[{number}]: question {question_id} is annotated twice.")
-        found[question_id] = item
-    return found
+        annotations[question_id] = item
+    return annotations
 
 
 def _number(item: Any, key: str) -> int:
@@ -209,7 +209,7 @@ def _read_list(path: Path, key: str) -> list[Any]:
         raise DataError(
             f"{path}, line {error.lineno}: this is not valid JSON ({error.msg}). Download it again."
         ) from error
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, list):
+    items = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(items, list):
         raise DataError(f"{path}: expected a JSON object with the list '{key}', as VQA's official files have it.")
-    return found
+    return items

@@ -12,8 +12,8 @@ from vlmtune.config.schema import DataSection, TaskSection
 from vlmtune.data.read.cifar_binary import RECORD_BYTES, read_cifar_binary
 from vlmtune.data.read.columns import ColumnMapper
 from vlmtune.data.read.open import open_source
-from vlmtune.data.read.stanford_cars import prepare, split_name
 from vlmtune.data.splits import load_splits
+from vlmtune.data.stanford_cars import prepare, split_name
 from vlmtune.errors import DataError, UnreadableImageError
 
 pytestmark = pytest.mark.unit

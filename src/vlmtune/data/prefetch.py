@@ -1,4 +1,4 @@
-"""Images read ahead of their use by a few threads, in order, with the unreadable ones kept as errors."""
+"""Images read ahead of their use by a few threads, in order; an unreadable one stands as its error."""
 
 from __future__ import annotations
 
@@ -76,29 +76,29 @@ class _Window:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._held = 0
-        self._wanted = 0
+        self._num_bytes = 0
+        self._next = 0
         self._is_open = False
         self._changed = Condition()
 
     def wait_for_room(self, number: int) -> None:
         """Wait until item ``number`` may be begun. The one that is to be taken next never waits."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_open or number <= self._wanted or self._held < self._max_bytes)
+            self._changed.wait_for(lambda: self._is_open or number <= self._next or self._num_bytes < self._max_bytes)
 
     def hold(self, size: int) -> None:
         with self._changed:
-            self._held += size
+            self._num_bytes += size
 
     def release(self, size: int) -> None:
-        """A result was taken: the next one is wanted."""
+        """A result was taken: the next one may be read."""
         with self._changed:
-            self._held -= size
-            self._wanted += 1
+            self._num_bytes -= size
+            self._next += 1
             self._changed.notify_all()
 
     def open(self) -> None:
-        """Nobody takes results any more: let everybody go."""
+        """No result will be taken any more: let all threads go."""
         with self._changed:
             self._is_open = True
             self._changed.notify_all()

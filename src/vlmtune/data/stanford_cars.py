@@ -140,27 +140,27 @@ def _write(
     image_column = find_column("image", None, list(dataset.features), source)
     encoded = dataset.cast_column(image_column, datasets.Image(decode=False))
     formats = [_format_of(row[image_column]) for row in encoded.select_columns([image_column])]
-    kept = [number for number, found in enumerate(formats) if found == "JPEG" or (found and not jpeg_only)]
+    chosen = [number for number, format_ in enumerate(formats) if format_ == "JPEG" or (format_ and not jpeg_only)]
     classes = dataset[_label_column(dataset, source)]
-    numbers = [int(classes[number]) for number in kept]
-    chosen = [cars[number] for number in numbers]
-    table = encoded.select(kept).select_columns([image_column]).cast_column(image_column, datasets.Image())
+    numbers = [int(classes[number]) for number in chosen]
+    rows = [cars[number] for number in numbers]
+    table = encoded.select(chosen).select_columns([image_column]).cast_column(image_column, datasets.Image())
     if image_column != "image":
         table = table.rename_column(image_column, "image")
     text = datasets.Value("string")
     columns: list[tuple[str, list[Any], Any]] = [
-        ("make", [makes.index(car.make) for car in chosen], datasets.ClassLabel(names=list(makes))),
-        ("model", [car.model for car in chosen], text),
-        ("year", [car.year for car in chosen], text),
+        ("make", [makes.index(car.make) for car in rows], datasets.ClassLabel(names=list(makes))),
+        ("model", [car.model for car in rows], text),
+        ("year", [car.year for car in rows], text),
         ("car", numbers, datasets.ClassLabel(names=list(names))),
     ]
     for name, values, feature in columns:
         table = table.add_column(name, values, feature=feature)
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    unreadable = [f"{source}, split '{split}', row {n}" for n, found in enumerate(formats) if found is None]
-    counts = dict(Counter(found or "unreadable" for found in formats).most_common())
-    return PreparedSplit(len(kept), counts, unreadable, len(formats) - len(kept) - len(unreadable))
+    unreadable = [f"{source}, split '{split}', row {n}" for n, format_ in enumerate(formats) if format_ is None]
+    counts = dict(Counter(format_ or "unreadable" for format_ in formats).most_common())
+    return PreparedSplit(len(chosen), counts, unreadable, len(formats) - len(chosen) - len(unreadable))
 
 
 def _format_of(cell: dict[str, Any]) -> str | None:
