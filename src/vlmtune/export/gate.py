@@ -7,7 +7,7 @@ is scored by both; for open answers both answer greedily and score the trained m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from vlmtune.errors import DataError, UnreadableImageError
 from vlmtune.export.runtime import Asked, Runtime
 from vlmtune.export.subject import Subject
+from vlmtune.inference.posterior import SurfaceForms, label_log_probs
+from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
-from vlmtune.records import LabelSet
 from vlmtune.text.prompt import PromptBuilder
 
 MAX_NEW_TOKENS = 32
@@ -116,11 +117,11 @@ def judge(
     Raises:
         DataError: none of the images can be opened.
     """
-    prompt = PromptBuilder(opened.tokenizer, subject.task, subject.labels)
-    compare = _Closed(prompt, subject.labels) if subject.labels is not None else _Open(opened)
+    predictor = Predictor(opened, subject.task, subject.labels)
+    compare = ClosedComparison(predictor) if subject.labels is not None else OpenComparison(opened)
     differences: list[Difference] = []
     largest, num_agree, num_images, num_unreadable = 0.0, 0, 0, 0
-    for asked in held_out_prompts(subject, opened, prompt):
+    for asked in held_out_prompts(subject, opened, predictor.prompt):
         if asked is None:
             num_unreadable += 1
             continue
@@ -161,29 +162,26 @@ def held_out_prompts(subject: Subject, opened: OpenedModel, prompt: PromptBuilde
         yield Asked(example.id, image, processed, ids, before, after)
 
 
-class _Closed:
+class ClosedComparison:
     """(label of the trained model, label of the export, largest difference over the labels' probabilities)."""
 
-    def __init__(self, prompt: PromptBuilder, labels: LabelSet) -> None:
-        self._labels = labels
-        self._owner = [label for label, forms in enumerate(labels.shown) for _ in forms]
-        self._answers = [prompt.answer_tokens(form) for forms in labels.shown for form in forms]
+    def __init__(self, predictor: Predictor) -> None:
+        assert predictor.labels is not None
+        self._names = predictor.labels.stored
+        self._answers = predictor.trie.sequences
+        self._forms = SurfaceForms.of(predictor.trie.forms)
 
     def __call__(self, asked: Asked, trained: Runtime, exported: Runtime) -> tuple[str, str, float]:
-        first, second = (self._probabilities(runtime.score(asked, self._answers)) for runtime in (trained, exported))
-        names = self._labels.stored
-        return names[int(first.argmax())], names[int(second.argmax())], float(np.abs(first - second).max())
+        first, second = (self.probabilities(runtime, asked) for runtime in (trained, exported))
+        return self._names[int(first.argmax())], self._names[int(second.argmax())], float(np.abs(first - second).max())
 
-    def _probabilities(self, form_scores: Sequence[float]) -> NDArray[np.float64]:
-        """float64[L]: the forms of a label summed, then normalized over the labels."""
-        scores = np.full(len(self._labels), -np.inf)
-        for label, score in zip(self._owner, form_scores, strict=True):
-            scores[label] = np.logaddexp(scores[label], score)
-        exponentials = np.exp(scores - scores.max())
-        return np.asarray(exponentials / exponentials.sum())
+    def probabilities(self, runtime: Runtime, asked: Asked) -> NDArray[np.float64]:
+        """float64[L], as a runtime scores the labels' surface forms."""
+        form_scores = np.asarray(runtime.score(asked, self._answers), dtype=np.float64)
+        return np.exp(label_log_probs(form_scores, self._forms))
 
 
-class _Open:
+class OpenComparison:
     """(answer of the trained model, answer of the export, difference in the probability of the trained one's)."""
 
     def __init__(self, opened: OpenedModel) -> None:

@@ -21,6 +21,7 @@ from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.inference.batch import Question, run_prefix
 from vlmtune.inference.generation import Sampling, generate
 from vlmtune.inference.label_scorer import LabelScorer
+from vlmtune.inference.posterior import label_log_probs, label_scores
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example, ImageSource, LabelScores, LabelSet, Turn
@@ -128,11 +129,11 @@ class Predictor:
         for outcomes, questions in self._batches(queries, len(self.trie) if mode == "full" else _SEARCH_ROWS):
             results: list[LabelScores] = []
             if questions and mode == "full":
-                form_scores = scorer.score_forms(questions)
-                scores = scorer.label_scores(form_scores)
-                log_probs = scores.double().log_softmax(-1)
+                form_scores = scorer.score_forms(questions).numpy()
+                scores = label_scores(form_scores, scorer.forms)
+                log_probs = label_log_probs(form_scores, scorer.forms)
                 for row, question in enumerate(questions):
-                    best = int(scores[row].argmax())
+                    best = int(log_probs[row].argmax())
                     results.append(
                         LabelScores(
                             prediction=self.labels.stored[best],
@@ -141,7 +142,7 @@ class Predictor:
                             scores=tuple(scores[row].tolist()),
                             form_scores=tuple(form_scores[row].tolist()),
                             num_prompt_tokens=len(self.prefix) + len(question.ids),
-                            num_rows=len(question.ids) + len(self.trie.children) - 1,
+                            num_rows=len(question.ids) + self.trie.num_inner,
                         )
                     )
             elif questions:
@@ -150,7 +151,7 @@ class Predictor:
                         prediction=self.labels.stored[winner.label],
                         log_prob=winner.score,
                         num_prompt_tokens=len(self.prefix) + len(question.ids),
-                        num_rows=len(question.ids) + winner.num_rows,
+                        num_rows=len(question.ids) + winner.num_tokens,
                     )
                     for question, winner in zip(questions, scorer.best(questions), strict=True)
                 ]

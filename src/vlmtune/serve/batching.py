@@ -227,7 +227,7 @@ class ModelThread:
     def _score(self, batch: Sequence[Job]) -> None:
         scorer = batch[0].task.scorer
         assert scorer is not None
-        log_probs = scorer.score(self._questions(batch)).double().log_softmax(-1).tolist()
+        log_probs = scorer.log_probs(self._questions(batch)).tolist()
         for row, job in enumerate(batch):
             assert isinstance(job, ScoreJob)
             job.deliver(log_probs[row])

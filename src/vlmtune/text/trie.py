@@ -1,7 +1,17 @@
 """A trie over the token sequences of a closed set of labels, as flat arrays.
 
-In: each label's surface forms as tokens, end token included. Out: the nodes that the label scorer hangs on every
-image's state, so that tokens shared by several labels are run once. No torch.
+In: each label's surface forms as tokens, end token included. Out: the nodes that the label scorer puts under every
+image's prompt, so that tokens shared by several labels are run once. No torch.
+
+For the labels bee = [5, END] and beetle = [5, 7, END]:
+
+    node          0    1    2    3
+    token         5    END  7    END
+    parent        -1   0    0    2      (-1 is the root)
+    leaf of            bee       beetle
+
+Nodes 0 and 2 are inner: the decoder runs them to predict their children. A leaf's token is END, after which nothing is
+predicted, so leaves are never run.
 """
 
 from __future__ import annotations
@@ -9,6 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,10 +93,20 @@ class LabelTrie:
             lists.setdefault(before, []).append(node)
         return {node: tuple(nodes) for node, nodes in lists.items()}
 
+    @property
+    def num_inner(self) -> int:
+        """Nodes that have children."""
+        return len(self.children) - 1
+
     @cached_property
     def forms(self) -> tuple[tuple[int, int], ...]:
         """(label, number of tokens) of each distinct surface form, in the order in which the scorer gives scores."""
         return tuple((label, self.depth[node] + 1) for node, (label, _) in sorted(self.leaf.items()))
+
+    @cached_property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each distinct surface form, in the order of `forms`."""
+        return tuple(tuple(self.token[node] for node in self.path(leaf)) for leaf in sorted(self.leaf))
 
     @property
     def num_labels(self) -> int:
@@ -95,3 +120,40 @@ class LabelTrie:
             nodes.append(node)
             node = self.parent[node]
         return nodes[::-1]
+
+    @cached_property
+    def form_path(self) -> Ints:
+        """int64[F, longest form]: the nodes of each form, padded with -1."""
+        paths = [self.path(leaf) for leaf in sorted(self.leaf)]
+        longest = max(map(len, paths))
+        return np.array([path + [-1] * (longest - len(path)) for path in paths], dtype=np.int64)
+
+    @cached_property
+    def forms_through(self) -> list[Ints]:
+        """For each node, the forms that begin with its path."""
+        return [np.flatnonzero((self.form_path == node).any(axis=1)) for node in range(len(self))]
+
+    def with_ancestors(self, nodes: Sequence[int]) -> list[int]:
+        """The nodes of the paths to ``nodes``, parents before children."""
+        return sorted({step for node in nodes for step in self.path(node)})
+
+    def parent_index(self, nodes: Sequence[int]) -> list[int]:
+        """For each of ``nodes``, which hold their own ancestors: where among them its parent is; -1 at the root."""
+        index = {node: position for position, node in enumerate(nodes)} | {-1: -1}
+        return [index[self.parent[node]] for node in nodes]
+
+    def inner_segments(self, most: int) -> list[list[int]]:
+        """The inner nodes, parents before children, in segments of about ``most`` that share no first token."""
+        first: list[int] = []
+        subtrees: dict[int, list[int]] = {}
+        for node, parent in enumerate(self.parent):
+            first.append(node if parent < 0 else first[parent])
+            if node in self.children:
+                subtrees.setdefault(first[node], []).append(node)
+        segments: list[list[int]] = []
+        for subtree in subtrees.values():
+            if segments and len(segments[-1]) + len(subtree) <= most:
+                segments[-1] += subtree
+            else:
+                segments.append(subtree)
+        return segments

@@ -6,8 +6,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from vlmtune.serve.batching import ModelThread, ScoreJob
 from vlmtune.serve.metrics import Metrics
@@ -42,12 +42,12 @@ class _Task:
     def prefix_cache(self) -> None:
         return None
 
-    def score(self, questions: list[Any]) -> torch.Tensor:
+    def log_probs(self, questions: list[Any]) -> np.ndarray:
         self.gate.wait(10)
         if any(question.ids == [13] for question in questions):
             raise RuntimeError("unlucky")
         self.batches.append(len(questions))
-        return torch.zeros(len(questions), 2)
+        return np.zeros((len(questions), 2))
 
 
 class _Run:

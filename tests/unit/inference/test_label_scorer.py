@@ -69,7 +69,8 @@ def test_scores_that_are_not_numbers_are_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_large_trie_is_scored_as_several_groups_with_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = two_token_labels(1200)
     whole = LabelScorer(MODEL, [7], LabelTrie.build(labels))
-    assert [len(forest) for forest in whole._edges.forests] == [492, 492, 246]  # 12 first tokens, 40 behind each, …
+    segments = whole.trie.inner_segments(512)
+    assert [len(nodes) for nodes in segments] == [492, 492, 246]  # 12 first tokens, 40 behind each, …
     widths: list[int] = []
     decode = MODEL.decode
 
@@ -80,7 +81,7 @@ def test_a_large_trie_is_scored_as_several_groups_with_the_same_scores(monkeypat
     monkeypatch.setattr(MODEL, "decode", watched)
     by_groups = whole.score(QUESTIONS[:2])
     assert max(widths) == 492
-    monkeypatch.setattr(scoring, "_FOREST_ROWS", 10**6)
+    monkeypatch.setattr(scoring, "_SEGMENT_TOKENS", 10**6)
     at_once = LabelScorer(MODEL, [7], LabelTrie.build(labels))
     torch.testing.assert_close(by_groups, at_once.score(QUESTIONS[:2]), rtol=1e-5, atol=1e-4)
     assert max(widths) == 1230
@@ -94,7 +95,7 @@ def test_a_large_trie_is_scored_as_several_groups_with_the_same_scores(monkeypat
 def test_one_label_of_one_token_is_scored_without_a_trie_row() -> None:
     scorer = LabelScorer(MODEL, [], LabelTrie.build([[[END]]]))
     (winner, *_), scores = scorer.best(QUESTIONS), scorer.score(QUESTIONS)
-    assert winner.label == 0 and winner.num_rows == 0
+    assert winner.label == 0 and winner.num_tokens == 0
     assert winner.score == pytest.approx(scores[0, 0].item())
 
 
