@@ -125,29 +125,33 @@ def test_a_killed_search_goes_on_and_repeats_the_trial_that_was_cut_off(
 
 
 class Verdict:
-    """A trial's link to a search that ends it at a validation."""
+    """A trial's handle on a search that ends it at a validation."""
 
     def __init__(self, last: int) -> None:
         self.last = last
+        self.num_expected = 0
         self.accuracies: list[float] = []
+        self.outcome: dict[str, Any] = {}
 
-    def step(self, share: float) -> None:
-        assert 0 < share <= 1
+    def expect(self, num_validations: int) -> None:
+        self.num_expected = num_validations
 
-    def validated(self, accuracy: float) -> bool:
+    def report(self, accuracy: float) -> bool:
         self.accuracies.append(accuracy)
         return len(self.accuracies) == self.last
 
+    def finish(self, accuracy: float, details: dict[str, Any], *, is_pruned: bool) -> None:
+        self.outcome = {"accuracy": accuracy, "is_pruned": is_pruned, **details}
+
 
 @pytest.mark.parametrize(("last", "steps", "is_pruned"), [(2, 2, True), (4, 4, False)])
-def test_a_trial_that_falls_behind_is_ended_at_once(tmp_path: Path, last: int, steps: int, is_pruned: bool) -> None:
+def test_a_trial_that_falls_behind_ends_at_once(tmp_path: Path, last: int, steps: int, is_pruned: bool) -> None:
     """And one that has come to its end anyway is not called pruned."""
-    link = Verdict(last)
-    experiment = load_experiment(write(tmp_path, search=None))
-    result = train_trial(link, {"experiment": experiment.model_dump()})  # type: ignore[arg-type]
-    assert (result["details"]["steps"], result["is_pruned"]) == (steps, is_pruned)
-    assert result["accuracy"] == max(link.accuracies) and len(link.accuracies) == last
-    assert result["details"]["loss"] > 0
+    handle = Verdict(last)
+    train_trial(handle, load_experiment(write(tmp_path, search=None)).model_dump())  # type: ignore[arg-type]
+    assert (handle.outcome["steps"], handle.outcome["is_pruned"]) == (steps, is_pruned)
+    assert handle.outcome["accuracy"] == max(handle.accuracies) and len(handle.accuracies) == last
+    assert handle.outcome["loss"] > 0 and handle.num_expected == 4
 
 
 def test_an_experiment_that_cannot_train_stops_the_search_with_its_message(

@@ -6,8 +6,11 @@ In: an experiment with its search space. Out: the figures of all trials and the 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Mapping
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,7 @@ from vlmtune.runs.prepare import load_data
 from vlmtune.train.tracking import check_installed
 from vlmtune.workflows.evaluate import evaluate
 from vlmtune.workflows.progress import SILENT, Observer, Progress
-from vlmtune.workflows.trial import train_trial
-from vlmtune.workflows.trial_processes import Event, TrialProcesses
+from vlmtune.workflows.trial import TrialTask, run_trial
 from vlmtune.workflows.trials import Search, TrialRecord, standing
 
 MOST_FAILURES_IN_A_ROW = 3
@@ -38,110 +40,98 @@ def run_search(
     experiment: Experiment, *, num_trials: int, num_jobs: int = 1, observer: Observer = SILENT
 ) -> tuple[dict[str, Any], Path]:
     """Run the trials that are left; the figures and the folder, written anew after every trial."""
-
     check_installed(experiment.tracking)
     folder, task = Path(experiment.output_dir) / f"{experiment.name}-search", experiment.task
     resolved, splits = load_data(experiment)
     if not splits.validation:
         raise DataError("A search needs validation images. Check data.validation_split and data.validation_fraction.")
-    studied = Search(folder, experiment, resolved)
+    searched = Search(folder, experiment, resolved)
     try:
-        with (
-            TrialProcesses(train_trial, folder / "logs") as processes,
-            observer.progress(f"search {experiment.name}", num_trials, "trials") as bar,
-        ):
-            bar.start_at(studied.num_done)
-            _Session(studied, processes, bar, num_trials, num_jobs, len(splits.validation)).run()
-        against = _against_runner_up(studied, splits, observer) if task.is_closed and not task.asks_from_data else None
-        return _write(studied, num_trials, len(splits.validation), against), folder
+        with observer.progress(f"search {experiment.name}", num_trials, "trials") as bar:
+            bar.start_at(searched.num_done)
+            with _Workers(searched, num_jobs, bar) as workers:
+                while workers.fill(num_trials):
+                    if workers.collect():
+                        _write(searched, num_trials, len(splits.validation), None)
+        against = _against_runner_up(searched, splits, observer) if task.is_closed and not task.asks_from_data else None
+        return _write(searched, num_trials, len(splits.validation), against), folder
     finally:
-        studied.close()
+        searched.close()
 
 
-class _Session:
-    """The trials of one call: as many at a time as asked for, until enough are done."""
+class _Workers:
+    """The processes of the trials that run now. Use as a context manager: leaving it ends them."""
 
-    def __init__(
-        self,
-        search: Search,
-        processes: TrialProcesses,
-        bar: Progress,
-        num_trials: int,
-        num_jobs: int,
-        num_validation: int,
-    ) -> None:
-        self.search, self.processes, self.bar = search, processes, bar
-        self.num_trials, self.num_jobs, self.num_validation = num_trials, num_jobs, num_validation
-        self._shares: dict[int, float] = {}
-        self._num_validations: dict[int, int] = {}
-        self._num_pruned = 0
-        self._free_slots = list(range(num_jobs))
-        self._slots: dict[int, int] = {}
-        self._num_failed = 0
+    def __init__(self, search: Search, num_jobs: int, bar: Progress) -> None:
+        self.search, self.num_jobs, self.bar = search, num_jobs, bar
+        self.num_failed = 0
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: dict[int, tuple[int, BaseProcess]] = {}  # slot -> trial and its process
+        (search.folder / "logs").mkdir(exist_ok=True)
 
-    def run(self) -> None:
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for _, process in self._processes.values():
+            process.kill()
+        for _, process in self._processes.values():
+            process.join()
+
+    def fill(self, num_trials: int) -> bool:
+        """Start trials in the slots that are free, as far as any are left; whether one is running."""
+        for slot in range(self.num_jobs):
+            if slot not in self._processes and self.search.num_done + len(self._processes) < num_trials:
+                number, point = self.search.ask()
+                task = TrialTask(
+                    self.search.folder,
+                    number,
+                    self.search.pruner,
+                    trial_experiment(self.search, number, point).model_dump(),
+                    self._log(number),
+                    _environment(slot, self.num_jobs),
+                )
+                process = self._context.Process(target=run_trial, args=(task,), daemon=True)
+                process.start()
+                self._processes[slot] = number, process
+        return bool(self._processes)
+
+    def collect(self) -> bool:
+        """Wait for a second at most, show progress, and settle trials whose process has ended; whether one had."""
+        wait([process.sentinel for _, process in self._processes.values()], timeout=1.0)
+        ended = {slot: number for slot, (number, process) in self._processes.items() if not process.is_alive()}
+        for slot, number in ended.items():
+            self._processes.pop(slot)[1].join()
+            self._settle(self.search.trials()[number])
+        records = self.search.trials()
+        done = self.search.num_done + sum(records[number].share for number, _ in self._processes.values())
+        best = next(iter(_ranked(self.search)), None)
+        note = f"best {100 * (best.accuracy or 0):.1f} % (trial {best.number})" if best else "none finished yet"
+        self.bar.update(done, f"{note}, {sum(record.outcome == 'pruned' for record in records)} pruned")
+        return bool(ended)
+
+    def _settle(self, record: TrialRecord) -> None:
         """Raises UserError where trial after trial fails."""
-        while True:
-            while self._free_slots and self.search.num_done + len(self.processes) < self.num_trials:
-                self._start()
-            if not self.processes:
-                return
-            for event in self.processes.wait(timeout_s=1.0):
-                self._take(event)
-            self.bar.update(self.search.num_done + sum(self._shares.values()), self._note())
-
-    def _start(self) -> None:
-        number, point = self.search.ask()
-        slot = self._slots[number] = self._free_slots.pop(0)
-        self._shares[number] = 0.0
-        self._num_validations[number] = 0
-        experiment = trial_experiment(self.search, number, point)
-        self.processes.start(number, {"experiment": experiment.model_dump()}, _environment(slot, self.num_jobs))
-
-    def _take(self, event: Event) -> None:
-        number = event.number
-        if event.kind == "step":
-            self._shares[number] = event.value
-            return
-        if event.kind == "validated":
-            is_over = self.search.report(number, event.value, self._num_validations[number])
-            self._num_validations[number] += 1
-            self.processes.answer(number, is_over=is_over)
-            return
-        self._end(event)
-
-    def _end(self, event: Event) -> None:
-        number = event.number
-        del self._shares[number]
-        self._free_slots.append(self._slots.pop(number))
-        if event.kind == "killed":
-            self.bar.message(f"trial {number}: its process was killed; it is tried again")
-            self.search.kill(number)
-        elif event.kind == "failed":
-            self._num_failed += 1
-            self.bar.message(f"trial {number} failed: {event.value}")
-            self.search.fail(number, event.value)
-            if self._num_failed >= MOST_FAILURES_IN_A_ROW:
+        if record.outcome == "running":
+            self.bar.message(f"trial {record.number}: its process was killed; it is tried again")
+            self.search.kill(record.number)
+        elif record.outcome == "failed":
+            self.num_failed += 1
+            self.bar.message(f"trial {record.number} failed: {record.details['error']}")
+            if self.num_failed >= MOST_FAILURES_IN_A_ROW:
                 raise UserError(
-                    f"The last {self._num_failed} trials failed, the last with: {event.value}\n"
-                    f"What it printed: {self.processes.log(number)}. Correct the experiment or narrow search.space."
+                    f"The last {self.num_failed} trials failed, the last with: {record.details['error']}\n"
+                    f"What it printed: {self._log(record.number)}. Correct the experiment or narrow search.space."
                 )
         else:
-            self._num_failed = 0
-            told = event.value
-            self._num_pruned += told["is_pruned"]
-            self.search.finish(number, told["accuracy"], told["details"], is_pruned=told["is_pruned"])
-        _write(self.search, self.num_trials, self.num_validation, None)
+            self.num_failed = 0
 
-    def _note(self) -> str:
-        best = _ranked(self.search)[:1]
-        told = f"best {100 * (best[0].accuracy or 0):.1f} % (trial {best[0].number})" if best else "none finished yet"
-        return f"{told}, {self._num_pruned} pruned"
+    def _log(self, number: int) -> Path:
+        return self.search.folder / "logs" / f"trial-{number:03d}.log"
 
 
 def trial_experiment(search: Search, number: int, point: Mapping[str, Any]) -> Experiment:
     """A trial as an experiment of its own, in the search's folder."""
-
     own = with_point(search.experiment, point)
     place = search.folder / trial_name(number)
     own.name, own.output_dir = place.name, str(place.parent)
@@ -169,13 +159,11 @@ def _environment(slot: int, num_jobs: int) -> dict[str, str]:
 
 def _ranked(search: Search) -> list[TrialRecord]:
     """The trials that were trained to the end, the best first."""
-
     return sorted((r for r in search.trials() if r.outcome == "finished"), key=standing, reverse=True)
 
 
 def _against_runner_up(search: Search, splits: Splits, observer: Observer) -> dict[str, Any] | None:
     """The best two trials on the same validation images, one by one."""
-
     ranked = _ranked(search)[:2]
     if len(ranked) < 2:
         return None
@@ -198,16 +186,15 @@ def _against_runner_up(search: Search, splits: Splits, observer: Observer) -> di
 
 def _write(search: Search, num_planned: int, num_validation: int, against: dict[str, Any] | None) -> dict[str, Any]:
     """The figures of a search as it stands, its files and the best configuration."""
-
     records = [record for record in search.trials() if record.outcome not in ("waiting", "running")]
     order = ("finished", "pruned", "failed", "killed")
     records.sort(key=standing, reverse=True)
     records.sort(key=lambda record: order.index(record.outcome))
     best = _ranked(search)[:1]
-    found = {
+    figures = {
         "name": search.experiment.name,
         "keys": list(search.space),
-        "trials": [_told(search, record) for record in records],
+        "trials": [_describe(search, record) for record in records],
         "best": best[0].number if best else None,
         "baseline": 0,
         "num_validation": num_validation,
@@ -215,7 +202,7 @@ def _write(search: Search, num_planned: int, num_validation: int, against: dict[
         "importance": search.importance(),
         "against": against,
     }
-    write_search(search.folder, found)
+    write_search(search.folder, figures)
     if best:
         own = trial_experiment(search, best[0].number, best[0].point)
         own.name, own.output_dir = f"{search.experiment.name}-best", search.experiment.output_dir
@@ -224,11 +211,11 @@ def _write(search: Search, num_planned: int, num_validation: int, against: dict[
             f"{num_validation} validation images.\n"
         )
         write_text(search.folder / "best.yaml", head + dump(own))
-    return found
+    return figures
 
 
-def _told(search: Search, record: TrialRecord) -> dict[str, Any]:
-
+def _describe(search: Search, record: TrialRecord) -> dict[str, Any]:
+    """A trial as search.json holds it."""
     shown = {key: label(value) for key, value in record.point.items()}
     details = {key: record.details.get(key) for key in ("loss", "steps", "seconds", "error", "repeat_of")}
     return {

@@ -1,8 +1,8 @@
 """The trials of a search on disk: what to try next, which trial falls behind, what decides accuracy.
 
-In: an experiment and its space, and what trials report. Out: points to try, verdicts, records of all trials. Optuna
-proposes, prunes and stores (a journal file in the search's folder); only one process ever opens it. Called by
-`vlmtune search`, which trains.
+In: an experiment and its space. Out: points to try, and records of all trials. Optuna proposes, prunes and stores: a
+journal file in the search's folder, which the search and the process of each trial open side by side. A trial reports
+to the journal by itself (`TrialHandle`); the search only asks, reads, and repeats what was killed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "trials.journal"
 """Optuna's journal storage; `optuna-dashboard` opens it too."""
+_STUDY = "search"
 FEWEST_FOR_IMPORTANCE = 4
 _MOST_KILLS = 3
 
@@ -39,7 +40,7 @@ class TrialRecord:
         point: what it varies.
         accuracy: best validation accuracy; of a pruned trial until it was ended.
         history: validation accuracies so far.
-        details: what training told (`loss`, `steps`, `seconds`, `error`, `repeat_of`), as far as there is any.
+        details: `loss`, `steps`, `seconds`, `error`, `repeat_of`, `num_validations`, as far as there are any.
     """
 
     number: int
@@ -48,6 +49,11 @@ class TrialRecord:
     accuracy: float | None
     history: list[float]
     details: dict[str, Any]
+
+    @property
+    def share(self) -> float:
+        """How much of its validations are done, from 0 to 1."""
+        return min(1.0, len(self.history) / int(self.details.get("num_validations", 1)))
 
     @property
     def is_done(self) -> bool:
@@ -72,7 +78,6 @@ class Search:
     def __init__(self, folder: Path, experiment: Experiment, resolved: Experiment) -> None:
         try:
             import optuna
-            from optuna.storages.journal import JournalFileBackend
         except ImportError as error:
             raise MissingExtraError("optuna", "search") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -87,16 +92,14 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         self._claim = _claim_search(folder)
         self._check_same()
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self._distributions = {key: _distribution(key, choices) for key, choices in self.space.items()}
         self._study = optuna.create_study(
-            storage=storage,
-            study_name="search",
+            storage=_storage(folder),
+            study_name=_STUDY,
             direction="maximize",
             pruner=_pruner(section.pruner),
             load_if_exists=True,
         )
-        self._open: dict[int, optuna.Trial] = {}
         self._settle(resolved)
 
     def _check_same(self) -> None:
@@ -145,44 +148,27 @@ class Search:
         seed = self.experiment.seed + len(self._study.get_trials(deepcopy=False))
         self._study.sampler = RandomSampler(seed=seed) if is_random else TPESampler(seed=seed)
         trial = self._study.ask(self._distributions)
-        self._open[trial.number] = trial
         return trial.number, self._point(trial.params)
-
-    def report(self, number: int, accuracy: float, num_before: int) -> bool:
-        """Take a trial's validation after ``num_before`` others; whether the trial should end here."""
-        trial = self._open[number]
-        trial.report(accuracy, num_before + 1)
-        return bool(trial.should_prune())
-
-    def finish(self, number: int, accuracy: float, details: Mapping[str, Any], *, is_pruned: bool) -> None:
-        """A trial came to its end, or was ended."""
-        from optuna.trial import TrialState
-
-        trial = self._close(number, details)
-        if is_pruned:
-            self._study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._study.tell(trial, accuracy)
-
-    def fail(self, number: int, error: str) -> None:
-        """A trial cannot be trained as asked: its loss is not finite, it does not fit."""
-        from optuna.trial import TrialState
-
-        self._study.tell(self._close(number, {"error": error}), state=TrialState.FAIL)
 
     def kill(self, number: int) -> None:
         """A trial's process died without a word: tried again, and given up when it keeps dying."""
-        ends = [record for record in self.trials() if record.number == number or record.outcome == "killed"]
-        same = [record for record in ends if record.point == self._point(self._open[number].params)]
+        records = self.trials()
+        ends = [record for record in records if record.number == number or record.outcome == "killed"]
+        same = [record for record in ends if record.point == records[number].point]
         if len(same) >= _MOST_KILLS:
-            self.fail(number, f"its process was killed {len(same)} times; is the memory enough for it?")
+            error = f"its process was killed {len(same)} times; is the memory enough for it?"
+            TrialHandle.open(self.folder, number, self._settings.pruner).fail(error)
         else:
-            self._open.pop(number)
             self._repeat(number)
 
     def trials(self) -> list[TrialRecord]:
         """All trials, by number."""
         return [self._record(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    @property
+    def pruner(self) -> str:
+        """The pruner's name in the experiment file."""
+        return self._settings.pruner
 
     @property
     def num_done(self) -> int:
@@ -201,12 +187,6 @@ class Search:
     def close(self) -> None:
         """Let another process continue this search."""
         self._claim.close()
-
-    def _close(self, number: int, details: Mapping[str, Any]) -> optuna.Trial:
-        trial = self._open.pop(number)
-        for key, value in details.items():
-            trial.set_user_attr(key, value)
-        return trial
 
     def _point(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {key: _value(self.space[key], params[key]) for key in self.space if key in params}
@@ -227,6 +207,51 @@ class Search:
         return TrialRecord(trial.number, outcomes[trial.state], point, accuracy, history, dict(trial.user_attrs))
 
 
+class TrialHandle:
+    """One trial, in the hands of the process that trains it."""
+
+    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        self._study, self._trial = study, trial
+        self._num_reported = 0
+
+    @classmethod
+    def open(cls, folder: Path, number: int, pruner: str) -> TrialHandle:
+        """A trial that `Search.ask` has made, by its number."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.load_study(study_name=_STUDY, storage=_storage(folder), pruner=_pruner(pruner))
+        return cls(study, optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id))
+
+    def expect(self, num_validations: int) -> None:
+        """Note how many validations there will be, for the search's progress."""
+        self._trial.set_user_attr("num_validations", num_validations)
+
+    def report(self, accuracy: float) -> bool:
+        """Add a validation; whether the trial should end here."""
+        self._num_reported += 1
+        self._trial.report(accuracy, self._num_reported)
+        return bool(self._trial.should_prune())
+
+    def finish(self, accuracy: float, details: Mapping[str, Any], *, is_pruned: bool) -> None:
+        """The trial came to its end, or was ended."""
+        from optuna.trial import TrialState
+
+        for key, value in details.items():
+            self._trial.set_user_attr(key, value)
+        if is_pruned:
+            self._study.tell(self._trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(self._trial, accuracy)
+
+    def fail(self, error: str) -> None:
+        """The trial cannot be trained as configured: its loss is not finite, it does not fit."""
+        from optuna.trial import TrialState
+
+        self._trial.set_user_attr("error", error)
+        self._study.tell(self._trial, state=TrialState.FAIL)
+
+
 def standing(record: TrialRecord) -> tuple[float, float, int]:
     """What trials are ranked by: accuracy, of equal ones the lower loss, then the earlier."""
     loss = record.details.get("loss")
@@ -238,6 +263,15 @@ def _claim_search(folder: Path) -> IO[bytes]:
         return claim(folder)
     except BlockingIOError as error:
         raise RunFolderError(f"{folder}: another process is searching here. Wait for it, or stop it first.") from error
+
+
+def _storage(folder: Path) -> optuna.storages.BaseStorage:
+    """The journal; its lock is a file that is opened exclusively, for not every drive has links."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    path = str(folder / JOURNAL)
+    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 
 
 def _spaces(experiment: Experiment) -> dict[str, Any]:

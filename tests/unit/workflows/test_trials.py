@@ -13,7 +13,7 @@ from vlmtune.config import defaults
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
 from vlmtune.report.search import findings, trial_table, write_search
-from vlmtune.workflows.trials import Search, TrialRecord, standing
+from vlmtune.workflows.trials import Search, TrialHandle, TrialRecord, standing
 
 pytestmark = pytest.mark.unit
 
@@ -27,9 +27,13 @@ def open_search(folder: Path, wanted: Experiment | None = None) -> Search:
     return Search(folder, wanted, defaults.apply(wanted, num_train=129, num_labels=10))
 
 
+def handle(search: Search, number: int) -> TrialHandle:
+    return TrialHandle.open(search.folder, number, search.pruner)
+
+
 def run_trial(search: Search, accuracy: float) -> dict[str, Any]:
     number, point = search.ask()
-    search.finish(number, accuracy, {"loss": 1.0, "steps": 4, "seconds": 2.0}, is_pruned=False)
+    handle(search, number).finish(accuracy, {"loss": 1.0, "steps": 4, "seconds": 2.0}, is_pruned=False)
     return point
 
 
@@ -41,7 +45,7 @@ def test_the_first_trial_is_the_experiment_as_it_is(tmp_path: Path) -> None:
     assert point["adapter.targets"] == ["attention", "mlp", "conv", "connector"]
 
 
-def test_a_trial_that_died_with_its_session_is_marked_and_repeated(tmp_path: Path) -> None:
+def test_a_trial_that_died_is_marked_and_repeated(tmp_path: Path) -> None:
     search = open_search(tmp_path)
     run_trial(search, 0.5)
     number, lost = search.ask()
@@ -51,12 +55,12 @@ def test_a_trial_that_died_with_its_session_is_marked_and_repeated(tmp_path: Pat
     assert again.num_done == 1
     repeated, point = again.ask()
     assert (repeated, point) == (2, lost)
-    again.finish(repeated, 0.6, {}, is_pruned=False)
+    handle(again, repeated).finish(0.6, {}, is_pruned=False)
     assert again.trials()[2].details == {"repeat_of": number}
     assert again.num_done == 2
 
 
-def test_a_search_that_is_continued_proposes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+def test_a_continued_search_proposes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     whole = open_search(tmp_path / "whole")
     expected = [run_trial(whole, 0.1 * index) for index in range(12)]
     search = open_search(tmp_path / "cut")
@@ -68,10 +72,10 @@ def test_a_search_that_is_continued_proposes_what_an_uninterrupted_one_does(tmp_
     assert len({str(point) for point in found}) > 10
 
 
-def test_a_failed_trial_counts_and_is_not_repeated_but_a_killed_one_is_a_few_times(tmp_path: Path) -> None:
+def test_killed_trials_are_repeated_and_failed_ones_are_not(tmp_path: Path) -> None:
     search = open_search(tmp_path)
     number, _ = search.ask()
-    search.fail(number, "The loss is not finite")
+    handle(search, number).fail("The loss is not finite")
     assert search.num_done == 1
     point = None
     for _ in range(3):
@@ -83,13 +87,14 @@ def test_a_failed_trial_counts_and_is_not_repeated_but_a_killed_one_is_a_few_tim
     assert "killed 3 times" in search.trials()[-1].details["error"]
 
 
-def test_a_trial_far_behind_the_others_is_pruned_and_a_good_one_is_not(tmp_path: Path) -> None:
+def test_a_trial_far_behind_the_others_is_pruned(tmp_path: Path) -> None:
     search = open_search(tmp_path)
 
     def validate(accuracy: float) -> list[bool]:
         number, _ = search.ask()
-        verdicts = [search.report(number, accuracy, before) for before in range(5)]
-        search.finish(number, accuracy, {}, is_pruned=verdicts[-1])
+        trial = handle(search, number)
+        verdicts = [trial.report(accuracy) for _ in range(5)]
+        trial.finish(accuracy, {}, is_pruned=verdicts[-1])
         return verdicts
 
     for accuracy in (0.6, 0.7, 0.8, 0.7):
@@ -104,11 +109,12 @@ def test_no_pruner_ends_nothing(tmp_path: Path) -> None:
     search = open_search(tmp_path, experiment(pruner="none"))
     for accuracy in (0.8, 0.8, 0.8, 0.8, 0.8, 0.0):
         number, _ = search.ask()
-        assert not any(search.report(number, accuracy, before) for before in range(5))
-        search.finish(number, accuracy, {}, is_pruned=False)
+        trial = handle(search, number)
+        assert not any(trial.report(accuracy) for _ in range(5))
+        trial.finish(accuracy, {}, is_pruned=False)
 
 
-def test_a_folder_is_searched_by_one_process_and_for_one_experiment(tmp_path: Path) -> None:
+def test_a_folder_holds_one_search_by_one_process(tmp_path: Path) -> None:
     search = open_search(tmp_path)
     with pytest.raises(RunFolderError, match="another process is searching here"):
         open_search(tmp_path)
@@ -133,13 +139,13 @@ def test_importance_goes_to_the_key_that_decides(tmp_path: Path) -> None:
     for _ in range(12):
         number, point = search.ask()
         accuracy = {4: 0.2, 8: 0.5, 16: 0.6, 32: 0.9}[point["adapter.rank"]]
-        search.finish(number, accuracy, {}, is_pruned=False)
+        handle(search, number).finish(accuracy, {}, is_pruned=False)
     shares = search.importance()
     assert max(shares, key=lambda key: shares[key]) == "adapter.rank"
     assert shares["adapter.rank"] > 0.6 and sum(shares.values()) == pytest.approx(1)
 
 
-def test_of_equal_accuracies_the_lower_loss_wins_then_the_earlier() -> None:
+def test_ties_go_to_the_lower_loss_then_the_earlier() -> None:
     first = TrialRecord(1, "finished", {}, 0.9, [], {"loss": 0.5})
     lower = dataclasses.replace(first, number=2, details={"loss": 0.4})
     later = dataclasses.replace(first, number=3)
@@ -171,7 +177,7 @@ def figures(*trials: dict[str, Any], **more: Any) -> dict[str, Any]:
     }
 
 
-def test_the_files_of_a_search_hold_table_charts_and_honest_words(tmp_path: Path) -> None:
+def test_search_files_hold_table_charts_and_findings(tmp_path: Path) -> None:
     search = figures(
         trial(2, 0.95), trial(0, 0.9), trial(1, 0.4, "pruned"), trial(3, None, "failed", error="The loss is not finite")
     )
@@ -200,7 +206,7 @@ def test_a_search_without_a_finished_trial_says_so(tmp_path: Path) -> None:
     assert not (write_search(tmp_path, search).parent / "charts" / "history.png").exists()
 
 
-def test_an_experiment_that_nothing_beats_and_what_is_left_are_told() -> None:
+def test_findings_name_an_unbeaten_start_and_open_trials() -> None:
     told = " ".join(findings(figures(trial(0, 0.95), trial(1, 0.9), num_planned=5)))
     assert "That is the experiment as it was: nothing tried was better." in told
     assert "3 trials of 5 left: run the command again" in told
