@@ -43,6 +43,7 @@ HAS_EFFECT: dict[str, tuple[Callable[[TaskSection], bool], str]] = {
     "data.caption_column": (_asks_from_data, _DATA),
     "data.caption_question": (_asks_from_data, _DATA),
     "task.max_answer_tokens": (_is_open, "open answers (task.type: text)"),
+    "train.mix_probability": (_is_closed, _CLOSED),
     "train.answer": (_asks_from_data, _DATA),
     "train.mixup": (_is_closed, _CLOSED),
     "train.cutmix": (_is_closed, _CLOSED),
@@ -222,6 +223,8 @@ def _train(experiment: Experiment) -> Iterator[Finding]:
         yield ("train", "average_last"), "found 1, expected 0 (off) or at least 2 checkpoints to average."
     if train.patience is None and train.min_gain:
         yield ("train", "min_gain"), "found without train.patience, which it belongs to. Set how many validations."
+    if train.mix_probability != 1 and not (train.mixup or train.cutmix):
+        yield ("train", "mix_probability"), "found without train.mixup or train.cutmix, whose probability it is."
     if train.class_weights == "balanced" and train.sampling == "balanced":
         yield (
             ("train", "class_weights"),
