@@ -70,7 +70,7 @@ def test_alpha_follows_the_rank_and_fewer_images_get_more_passes() -> None:
     assert few.train.epochs > many.train.epochs
 
 
-def test_whole_parts_without_targets_are_trained_alone_at_a_lower_rate() -> None:
+def test_parts_without_targets_take_a_lower_rate() -> None:
     parts = defaults.apply(
         Experiment(model=REAL, adapter=AdapterSection(parts=["connector"])), num_train=100, num_labels=2
     )
@@ -90,7 +90,7 @@ def test_whole_parts_without_targets_are_trained_alone_at_a_lower_rate() -> None
         (None, {}),
     ],
 )
-def test_an_aligned_connector_beside_lora_takes_a_tenth_of_its_rate_and_a_random_one_all(
+def test_only_an_aligned_connector_takes_a_tenth_of_the_rate(
     connector: ConnectorSection | None, factors: dict[str, float]
 ) -> None:
     model = REAL.model_copy(update={"connector": connector})
@@ -102,14 +102,14 @@ def test_an_aligned_connector_beside_lora_takes_a_tenth_of_its_rate_and_a_random
     assert decided.adapter.learning_rate_factors == {"connector": 0.5, "mlp": 2.0}
 
 
-def test_the_base_s_own_connector_trained_whole_beside_lora_takes_a_tenth_too_and_alone_the_whole_rate() -> None:
+def test_the_bases_connector_takes_a_tenth_beside_lora() -> None:
     for targets, factors in (["mlp"], {"connector": 0.1}), ([], {}):
         adapter = AdapterSection(targets=targets, parts=["connector"])
         decided = defaults.apply(Experiment(model=REAL, adapter=adapter), num_train=100, num_labels=2)
         assert decided.adapter.learning_rate_factors == factors
 
 
-def test_a_long_class_list_is_left_out_of_the_prompt_and_open_answers_have_none() -> None:
+def test_a_long_class_list_is_left_out_of_the_prompt() -> None:
     decided = [defaults.apply(Experiment(model=REAL), num_train=100, num_labels=num) for num in (0, 100, 1_000)]
     listed = [one.task.list_labels for one in decided]
     assert listed == ["never", "prompt", "never"]
@@ -121,7 +121,7 @@ def test_the_texts_cifar_run_has_its_published_number_of_steps() -> None:
     assert defaults.num_steps(experiment, 45_000) == 8_439
 
 
-def test_a_fine_tuned_tiny_model_can_be_said_to_be_tiny() -> None:
+def test_a_tiny_models_folder_can_be_declared_tiny() -> None:
     folder = Experiment(model=ModelSection(base="/models/mine"))
     tiny = defaults.apply(folder, num_train=500, num_labels=10, kind="tiny")
     assert tiny.train.learning_rate == defaults.apply(Experiment(), num_train=500, num_labels=10).train.learning_rate

@@ -41,7 +41,7 @@ def message(path: Path, *overrides: str) -> str:
 # ── what is read ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_left_out_sections_take_their_defaults_and_the_name_is_the_files(write) -> None:
+def test_left_out_sections_take_their_defaults(write) -> None:
     experiment = load_experiment(write("seed: 3\n", "digits.yaml"))
     assert experiment == Experiment(seed=3, name="digits")
 
@@ -68,7 +68,7 @@ def test_digits_are_text_where_text_is_meant_exactly_as_written(write) -> None:
     assert experiment.task.label_names == {"0": "zero", "010": ["ten", "10"]}
 
 
-def test_yes_no_on_and_true_are_text_where_text_is_meant(write) -> None:
+def test_booleans_are_text_where_text_is_meant(write) -> None:
     experiment = load_experiment(
         write("name: yes\ntask:\n  labels: [yes, No, true]\n  label_names: {yes: on, No: [off, n]}\n"),
         ["task.labels=[yes, No, True]"],
@@ -83,14 +83,14 @@ def test_a_choice_named_off_is_not_a_boolean(write) -> None:
     assert (train.feature_cache, train.checkpoint_activations) == ("off", "on")
 
 
-def test_a_plain_text_stands_for_the_source_of_the_data_and_for_the_base_model(write, tmp_path) -> None:
+def test_a_plain_text_stands_for_source_or_base(write, tmp_path) -> None:
     (tmp_path / "images").mkdir()
     experiment = load_experiment(write("data: images\nmodel: LiquidAI/LFM2-VL-450M\n"))
     assert experiment.data.source == str(tmp_path / "images")
     assert experiment.model.base == "LiquidAI/LFM2-VL-450M"
 
 
-def test_a_relative_source_is_looked_for_in_the_current_directory_before_the_files_folder(
+def test_a_relative_source_prefers_the_current_directory(
     write, tmp_path, monkeypatch
 ) -> None:
     here = tmp_path / "here"
@@ -157,7 +157,7 @@ def test_a_run_folder_stands_for_its_config(write, tmp_path) -> None:
         (b"name: \xff\xfe\n", "F: byte 6 is not UTF-8"),
     ],
 )
-def test_a_file_that_is_not_an_experiment_is_refused_with_its_line(write, text, expected) -> None:
+def test_a_file_of_no_experiment_names_its_line(write, text, expected) -> None:
     assert expected in message(write(text))
 
 
@@ -218,7 +218,7 @@ def test_a_missing_file_is_refused(tmp_path) -> None:
         ("name: a/b\n", "1: name: found 'a/b', expected the name of one folder"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_named_with_line_key_found_and_expected(write, text, expected) -> None:
+def test_a_wrong_value_names_line_key_and_expectation(write, text, expected) -> None:
     (only,) = problems(write(text))
     assert expected in only
 
@@ -250,7 +250,7 @@ def test_all_problems_are_reported_at_once_in_the_files_order(write) -> None:
     ]
 
 
-def test_a_file_of_another_schema_is_checked_in_the_same_way(write) -> None:
+def test_another_schema_is_checked_in_the_same_way(write) -> None:
     path = write("model: small\nwhole: {stps: 3}\ntower: {steps: 5e1}\n")
     with pytest.raises(InvalidExperimentError) as caught:
         load_section(path, Pretraining, ["whole.learning_rate=fast"])

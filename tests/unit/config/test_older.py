@@ -69,7 +69,7 @@ def enumerate_text(names: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(str(index), name) for index, name in enumerate(names)]
 
 
-def test_faithfully_it_keeps_the_loss_the_layers_the_batch_and_the_prompt(tmp_path: Path) -> None:
+def test_faithful_keeps_loss_layers_batch_and_prompt(tmp_path: Path) -> None:
     text = older_files.cifar_fine_tuning()
     found, notes = load(tmp_path, text, faithful=True)
     assert found.adapter.targets == ["q_proj", "k_proj", "v_proj"] and found.adapter.parts == []
@@ -80,7 +80,7 @@ def test_faithfully_it_keeps_the_loss_the_layers_the_batch_and_the_prompt(tmp_pa
     assert defaults.num_steps(decided, 45_000) == 8_439
 
 
-def test_a_list_that_agrees_is_shown_to_the_model_as_it_was(tmp_path: Path) -> None:
+def test_a_list_that_agrees_is_kept_as_written(tmp_path: Path) -> None:
     text = older_files.cifar_fine_tuning()
     found, _ = load(tmp_path, text)
     assert found.task.system_prompt is not None
@@ -129,7 +129,7 @@ def test_evaluation_measures_the_whole_split_unless_faithful(tmp_path: Path) -> 
     assert load(tmp_path, text, faithful=True)[0].evaluate.limit == 200
 
 
-def test_a_checkpoint_is_found_beside_its_base_in_its_own_file_or_by_its_name(tmp_path: Path) -> None:
+def test_a_checkpoint_is_found_by_base_file_or_name(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-8439"
     folder.mkdir()
     found, _ = load(tmp_path, older_files.cifar_evaluation(str(folder), "LiquidAI/LFM2-VL-1.6B"))
@@ -141,14 +141,14 @@ def test_a_checkpoint_is_found_beside_its_base_in_its_own_file_or_by_its_name(tm
     assert found.model.base == "LiquidAI/LFM2-VL-3B" and "by the checkpoint's name" in notes
 
 
-def test_a_checkpoint_in_the_older_volume_is_asked_for_at_its_line(tmp_path: Path) -> None:
+def test_a_checkpoint_in_the_older_volume_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "cars.yaml"
     path.write_text(older_files.cars_evaluation())
     with pytest.raises(InvalidExperimentError, match=r"cars\.yaml:2: evaluate\.checkpoint: found '/model_checkpoints/"):
         load_experiment(path)
 
 
-def test_several_spellings_are_one_label_and_the_mapping_is_what_is_learned(tmp_path: Path) -> None:
+def test_several_spellings_are_one_label(tmp_path: Path) -> None:
     found, notes = load(tmp_path, older_files.actions_evaluation())
     assert found.task.label_names == {
         "0": "calling",
@@ -206,7 +206,7 @@ def test_mistakes_are_told_with_line_and_key(tmp_path: Path) -> None:
         load_experiment(path)
 
 
-def test_a_mistake_that_shows_in_our_terms_has_the_older_line(tmp_path: Path) -> None:
+def test_a_mistake_keeps_the_older_line(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("use_wandb: false\ndataset_name: ./nowhere\n")
     with pytest.raises(InvalidExperimentError, match=r"wrong\.yaml:2: data\.source: found './nowhere'"):

@@ -62,7 +62,7 @@ def test_without_lora_there_is_no_rank_to_vary() -> None:
     assert set(space) == {"train.learning_rate", "train.augment"}
 
 
-def test_given_entries_are_laid_over_the_default_and_nothing_takes_one_away(tmp_path: Path) -> None:
+def test_given_entries_replace_defaults_and_null_removes_one(tmp_path: Path) -> None:
     text = (
         "search:\n  space:\n    adapter.rank: [2, 64]\n    adapter.dropout: null\n    train.mixup: {low: 0, high: 1}\n"
     )
@@ -75,7 +75,7 @@ def test_given_entries_are_laid_over_the_default_and_nothing_takes_one_away(tmp_
     assert ALPHA_PER_RANK not in whole_space(defaults.apply(absolute, num_train=129, num_labels=10))
 
 
-def test_a_point_becomes_an_experiment_in_which_alpha_follows_the_rank() -> None:
+def test_alpha_follows_the_rank_of_a_point() -> None:
     experiment = Experiment.model_validate({"adapter": {"rank": 4}, "search": {"space": {"adapter.rank": [8]}}})
     own = with_point(
         experiment,
@@ -95,7 +95,7 @@ def test_a_space_survives_being_written_and_read(tmp_path: Path) -> None:
     assert load(tmp_path, dump(experiment)).search == experiment.search
 
 
-def test_every_searchable_key_is_of_the_experiment_and_none_changes_what_is_measured() -> None:
+def test_no_searchable_key_changes_what_is_measured() -> None:
     keys = set(searchable_keys())
     assert {"adapter.rank", "train.learning_rate", "train.mixup", "task.list_labels", ALPHA_PER_RANK} <= keys
     assert not {"seed", "data.limit", "data.validation_fraction", "task.type", "task.labels", "evaluate.split"} & keys
@@ -123,7 +123,7 @@ def test_a_wrong_space_is_one_problem_with_its_line(tmp_path: Path, line: str, w
     assert words in found[0] and found[0].startswith("F:3: search.space.")
 
 
-def test_a_contradiction_that_one_value_makes_is_said_and_one_that_is_there_anyway_is_not_repeated(
+def test_only_contradictions_of_one_value_are_reported(
     tmp_path: Path,
 ) -> None:
     text = "train: {sampling: balanced, min_gain: 0.1}\nsearch: {space: {train.class_weights: [none, balanced]}}\n"
