@@ -90,9 +90,7 @@ def test_a_plain_text_stands_for_source_or_base(write, tmp_path) -> None:
     assert experiment.model.base == "LiquidAI/LFM2-VL-450M"
 
 
-def test_a_relative_source_prefers_the_current_directory(
-    write, tmp_path, monkeypatch
-) -> None:
+def test_a_relative_source_prefers_the_current_directory(write, tmp_path, monkeypatch) -> None:
     here = tmp_path / "here"
     (here / "images").mkdir(parents=True)
     (tmp_path / "images").mkdir()
