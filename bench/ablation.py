@@ -30,11 +30,11 @@ from vlmtune.config.schema import ROLES, Experiment
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.evaluate.statistics import bootstrap_means, percentile_interval
 from vlmtune.inference.predictor import Predictor, Query
-from vlmtune.models.malloc import hold_memory
+from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.models.registry import open_model
 from vlmtune.records import LabelScores
 from vlmtune.runs.folder import RunFolder
-from vlmtune.train.loop import Report, Trainer
+from vlmtune.train.loop import StepEvent, Trainer
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,17 @@ def run(arm: int, seed: int, splits: Splits, options: argparse.Namespace) -> dic
     opened = open_model("builtin:tiny", device=options.device)
     losses: list[float] = []
 
-    def watch(report: Report) -> None:
-        losses.append(report.loss)
+    def on_step(event: StepEvent) -> None:
+        losses.append(event.loss)
 
     silent = Splits(splits.train, [], splits.test, splits.labels, splits.description)
-    trainer = Trainer(experiment, opened, silent, watch)
+    trainer = Trainer(experiment, opened, silent)
     with tempfile.TemporaryDirectory() as folder:
         start = Clock.now()
-        trainer.run(RunFolder(Path(folder)))
+        trainer.run(RunFolder(Path(folder)), on_step=on_step)
         train_s = Clock.now() - start
         start = Clock.now()
-        predictor = trainer.prompts.later
+        predictor = Predictor(opened, experiment.task.after_first_epoch(), splits.labels)
         results = predictor.classify((Query(example.image, example.question) for example in splits.test), "argmax")
         right = [
             isinstance(result, LabelScores) and result.prediction == example.label
@@ -247,7 +247,7 @@ def main() -> None:
 
 def _run_all(found: dict[str, Any], options: argparse.Namespace, device: torch.device) -> None:
     """Every run that is not in ``found`` yet, seed by seed so that an early end leaves whole ladders."""
-    hold_memory()
+    keep_freed_memory()
     experiment = experiment_of(0, options)
     splits = load_splits(experiment.data, experiment.task, seed=0)  # the same images for every seed
     progress(f"{len(splits.train)} training and {len(splits.test)} test images")

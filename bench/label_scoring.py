@@ -48,7 +48,7 @@ from vlmtune.inference.batch import Question
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.malloc import hold_memory
+from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.models.tree import Level
 from vlmtune.text.trie import LabelTrie
 
@@ -233,7 +233,7 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
     device = apply_options(options)
-    hold_memory()
+    keep_freed_memory()
     repetitions = options.repetitions or (2 if options.quick else 5)
 
     progress("building")

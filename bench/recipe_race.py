@@ -29,11 +29,11 @@ from vlmtune.config import defaults
 from vlmtune.config.schema import DataSection, Experiment
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.inference.predictor import Predictor, Query
-from vlmtune.models.malloc import hold_memory
+from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import Example, LabelScores
 from vlmtune.runs.folder import RunFolder
-from vlmtune.train.loop import Report, Trainer
+from vlmtune.train.loop import StepEvent, Trainer
 
 BASE = "builtin:tiny"
 OLDER_RATES = (5e-5, 2e-4, 1e-3)
@@ -122,19 +122,19 @@ def run_ours(experiment: Experiment, splits: Splits, rate: float, epochs: float)
     wanted = milestones(round(len(splits.train) * epochs))
     watch = StopWatch()
 
-    def measure(report: Report) -> None:
-        seen = min(report.step * batch, wanted[-1])
-        if (wanted and seen >= wanted[0]) or report.step == report.num_steps:
+    def measure(event: StepEvent) -> None:
+        seen = min(event.step * batch, wanted[-1])
+        if (wanted and seen >= wanted[0]) or event.step == event.num_steps:
             seconds = watch.hold()
             while len(wanted) > 1 and seen >= wanted[0]:
                 wanted.pop(0)
             curve.add(seconds, seen, accuracy_of(opened, experiment, splits, splits.test))
             watch.go_on()
 
-    trainer = Trainer(experiment, opened, silent, measure)
+    trainer = Trainer(experiment, opened, silent)
     with tempfile.TemporaryDirectory() as folder:
         watch.go_on()
-        trainer.run(RunFolder(Path(folder)))
+        trainer.run(RunFolder(Path(folder)), on_step=measure)
     curve.validation = accuracy_of(opened, experiment, splits, splits.validation)
     return curve
 
@@ -321,7 +321,7 @@ def main() -> None:
     parser.add_argument("--chart", type=Path, help="a PNG file")
     options = parser.parse_args()
     device = apply_options(options)
-    hold_memory()
+    keep_freed_memory()
     sources = ["builtin:digits", *([str(options.cifar)] if options.cifar else [])]
     races = [race(source, options) for source in sources]
     ratios = {

@@ -59,9 +59,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlmtune.adapters.plan import apply_adapter, trainable_parameters
 from vlmtune.config.schema import AdapterSection
 from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.models.malloc import hold_memory
-from vlmtune.train.precision import autocast
-from vlmtune.train.step import Answer, Sample, sample_loss
+from vlmtune.models.malloc import keep_freed_memory
+from vlmtune.train.device import autocast
+from vlmtune.train.step import Answer, Sample, plan_step, run
 
 DTYPE = torch.bfloat16
 LEARNING_RATE = 2e-4
@@ -115,15 +115,16 @@ def our_step(model: Lfm2Vl, batch: Batch, *, cached: bool) -> Step:
         with autocast(model.device, "bfloat16"):
             encoded = model.encode_images(batch.images) if features is None else features
             samples = [
-                Sample(own, [image], [Answer(answer)])
-                for own, image, answer in zip(batch.own, encoded, batch.answers, strict=True)
+                Sample(own, image, [Answer(answer)])
+                for image, (own, answer) in enumerate(zip(batch.own, batch.answers, strict=True))
             ]
-            loss = sample_loss(model, batch.shared, samples)
-        (loss.total / loss.weight).backward()  # type: ignore[no-untyped-call]
+            plan = plan_step(model, batch.shared, samples)
+            loss = run(model, plan, encoded)
+        (loss / plan.weight).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.total.item() / loss.weight
+        return loss.item() / plan.weight
 
     return step
 
@@ -196,7 +197,7 @@ def main() -> None:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = apply_options(options)
-    hold_memory()
+    keep_freed_memory()
     if options.memory_of:
         report_memory(options.memory_of, device, num_steps=1 if options.quick else 2)
         return

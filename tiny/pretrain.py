@@ -38,8 +38,8 @@ from vlmtune.files import read_json, write_json, write_text
 from vlmtune.runs.environment import environment, now
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.resume import differing_keys
-from vlmtune.train.precision import autocast
-from vlmtune.train.schedule import learning_rate_factor
+from vlmtune.train.device import autocast
+from vlmtune.train.optimizer import learning_rate_factor
 
 StageName = Literal["tower", "whole"]
 

@@ -28,8 +28,7 @@ from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example, ImageSource, LabelScores
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.prepare import load_data, open_base
-from vlmtune.train.description import describe_run
-from vlmtune.train.loop import Trainer
+from vlmtune.train.loop import Trainer, run_record
 
 pytestmark = pytest.mark.e2e
 
@@ -218,7 +217,7 @@ def test_a_model_is_not_measured_on_images_it_was_trained_on(base: Path, tmp_pat
     folder.begin(resolved)
     trainer = Trainer(resolved, open_base(resolved.model), splits)
     trainer.run(folder)
-    describe_run(trainer, "now").write(folder)
+    run_record(trainer, "now").write(folder)
 
     def measure(said: list[str], checkpoint: str = "best", **sections: dict[str, object]) -> Measured:
         changed, others = load_data(experiment(base, images, tmp_path, **sections))

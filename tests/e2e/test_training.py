@@ -21,7 +21,7 @@ from vlmtune.runs.layout import RunLayout
 from vlmtune.runs.prepare import load_data, open_base, open_checkpoint
 from vlmtune.tasks.question import Task
 from vlmtune.tasks.validation import Validation, Validator
-from vlmtune.train.loop import Trainer
+from vlmtune.train.loop import StepEvent, Trainer
 from vlmtune.workflows.train import train
 
 pytestmark = pytest.mark.e2e
@@ -51,18 +51,24 @@ def experiment(base: Path, images: Path, output: Path, name: str, **train: objec
     )
 
 
-def start(wanted: Experiment, *, resume: bool = False, stop_after: int | None = None) -> tuple[Trainer, RunFolder]:
+def start(wanted: Experiment, *, resume: bool = False) -> tuple[Trainer, RunFolder]:
     resolved, splits = load_data(wanted)
     folder = RunFolder.claim(resolved, resume=resume)
     folder.begin(resolved)
-    trainer = Trainer(resolved, open_base(resolved.model), splits)
+    return Trainer(resolved, open_base(resolved.model), splits), folder
 
-    def watch(report: object) -> None:
-        if stop_after is not None and trainer.progress.step == stop_after:
+
+def cut_off(wanted: Experiment, after: int) -> RunFolder:
+    """A run that is interrupted after a step."""
+    trainer, folder = start(wanted)
+
+    def on_step(event: StepEvent) -> None:
+        if event.step == after:
             raise KeyboardInterrupt
 
-    trainer.watch = watch
-    return trainer, folder
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(folder, on_step=on_step)
+    return folder
 
 
 def adapter_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -72,9 +78,7 @@ def adapter_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(base: Path, images: Path, tmp_path: Path) -> None:
     whole, folder = start(experiment(base, images, tmp_path, "whole"))
     whole.run(folder)
-    stopped, cut = start(experiment(base, images, tmp_path, "cut"), stop_after=6)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.run(cut)
+    cut_off(experiment(base, images, tmp_path, "cut"), after=6)
     again, cut = start(experiment(base, images, tmp_path, "cut"), resume=True)
     again.run(cut, resume=True)
     expected, found = adapter_tensors(folder.path, 8), adapter_tensors(cut.path, 8)
@@ -115,13 +119,17 @@ def test_accumulated_micro_batches_have_the_gradients_of_one_batch(base: Path, i
 
 
 def test_a_run_that_is_cut_short_gives_its_feature_cache_back(base: Path, images: Path, tmp_path: Path) -> None:
-    stopped, cut = start(experiment(base, images, tmp_path, "cut", feature_cache="on"), stop_after=1)
+    stopped, cut = start(experiment(base, images, tmp_path, "cut", feature_cache="on"))
+
+    def interrupt(event: StepEvent) -> None:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        stopped.run(cut)
+        stopped.run(cut, on_step=interrupt)
     # While the first trainer still stands, as it does in a search whose trial was pruned.
     other, folder = start(experiment(base, images, tmp_path, "other", feature_cache="on", max_steps=1))
     other.run(folder)
-    assert other.cache_note == "image features are cached"
+    assert other.features.note == "image features are cached"
 
 
 def test_the_base_weights_do_not_move(base: Path, images: Path, tmp_path: Path) -> None:
@@ -157,9 +165,7 @@ def test_a_resumed_run_with_random_images_equals_an_uninterrupted_one(base: Path
     }
     whole, folder = start(experiment(base, images, tmp_path, "whole-random", **settings))
     whole.run(folder)
-    stopped, cut = start(experiment(base, images, tmp_path, "cut-random", **settings), stop_after=6)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.run(cut)
+    cut_off(experiment(base, images, tmp_path, "cut-random", **settings), after=6)
     again, cut = start(experiment(base, images, tmp_path, "cut-random", **settings), resume=True)
     again.run(cut, resume=True)
     expected, found = adapter_tensors(folder.path, 8), adapter_tensors(cut.path, 8)

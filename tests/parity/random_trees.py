@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.parity.lfm2_peer import IMAGE_TOKEN, VOCABULARY, peer_pixels, random_image
+from vlmtune.inference.batch import Question
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
-from vlmtune.train.step import Answer
+from vlmtune.train.step import Answer, Sample
 
 END = 3
 RandomBatch = tuple[list[int], list[tuple[list[int], ProcessedImage, list[Answer]]]]
@@ -50,11 +51,27 @@ def prompt_lists(draw: st.DrawFn, most: int) -> list[tuple[list[int], ProcessedI
     return drawn
 
 
-def encoded(model: Lfm2Vl, images: list[ProcessedImage]) -> list[Tensor]:
-    """Features of each image; of one that stands there twice, the very same tensor."""
-    distinct = {id(image): image for image in images}
-    features = dict(zip(distinct, model.encode_images(list(distinct.values())), strict=True))
-    return [features[id(image)] for image in images]
+def numbered(images: list[ProcessedImage]) -> tuple[list[ProcessedImage], list[int]]:
+    """The different images, and the index among them of each."""
+    distinct = list({id(image): image for image in images}.values())
+    return distinct, [next(n for n, other in enumerate(distinct) if other is image) for image in images]
+
+
+def questions_of(model: Lfm2Vl, drawn: list[tuple[list[int], ProcessedImage]]) -> list[Question]:
+    """Questions about the images, each of which is encoded once."""
+    images, indices = numbered([image for _, image in drawn])
+    with torch.no_grad():
+        features = model.encode_images(images)
+    return [Question(ids, [features[index]], index) for (ids, _), index in zip(drawn, indices, strict=True)]
+
+
+def samples_of(
+    model: Lfm2Vl, drawn: list[tuple[list[int], ProcessedImage, list[Answer]]]
+) -> tuple[list[Sample], list[Tensor]]:
+    """Samples, and the features of the images that they name."""
+    images, indices = numbered([image for _, image, _ in drawn])
+    samples = [Sample(ids, index, answers) for (ids, _, answers), index in zip(drawn, indices, strict=True)]
+    return samples, model.encode_images(images)
 
 
 @st.composite

@@ -33,7 +33,7 @@ from vlmtune.inference.batch import Question
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.paligemma import PaliGemma
 from vlmtune.text.trie import LabelTrie
-from vlmtune.train.step import Answer, Sample, sample_loss
+from vlmtune.train.step import Answer, Sample, plan_step, run
 
 pytestmark = pytest.mark.parity
 
@@ -77,10 +77,10 @@ def peer_loss(peer: Any, drawn: list[Drawn]) -> Tensor:
 def our_loss(ours: PaliGemma, drawn: list[Drawn]) -> Tensor:
     seeds = sorted({seed for _, seed, _ in drawn})
     features = dict(zip(seeds, ours.encode_images([random_image(seed)[0] for seed in seeds]), strict=True))
-    # Questions about one image hold one tensor, as they do in training; their prompts share nothing all the same.
-    step = sample_loss(ours, [], [Sample(prompt, [features[seed]], answers) for prompt, seed, answers in drawn])
-    assert step.weight == pytest.approx(sum(a.weight * len(a.ids) for _, _, answers in drawn for a in answers))
-    return step.total
+    # Questions about one image name it, as they do in training; their prompts share nothing all the same.
+    plan = plan_step(ours, [], [Sample(prompt, seed, answers) for prompt, seed, answers in drawn])
+    assert plan.weight == pytest.approx(sum(a.weight * len(a.ids) for _, _, answers in drawn for a in answers))
+    return run(ours, plan, features)
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from torch import Tensor
 
 from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_image
-from tests.parity.random_trees import RandomBatch, batches, encoded, peer_loss, relaxed
+from tests.parity.random_trees import RandomBatch, batches, peer_loss, relaxed, samples_of
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.adapters.connector_swap import install_connector, wanted_shape
 from vlmtune.adapters.peft_files import load_adapter, save_adapter
@@ -20,7 +20,7 @@ from vlmtune.adapters.plan import AdapterPlan, apply_adapter
 from vlmtune.config.schema import AdapterSection, ConnectorSection
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.tree import Level
-from vlmtune.train.step import Sample, sample_loss
+from vlmtune.train.step import plan_step, run
 
 pytestmark = pytest.mark.parity
 
@@ -141,9 +141,8 @@ def test_lora_gradients_over_random_trees_equal_pefts_over_whole_samples(max_ans
         prefix, drawn = batch
         expected = peer_loss(loaded, prefix, drawn)
         expected.backward()
-        features = encoded(ours, [image for _, image, _ in drawn])
-        samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
-        loss = sample_loss(ours, prefix, samples).total
+        samples, features = samples_of(ours, drawn)
+        loss = run(ours, plan_step(ours, prefix, samples), features)
         loss.backward()
         assert loss.item() == pytest.approx(expected.item(), rel=LOSS)
         largest = max(gradient(parameter).abs().max().item() for parameter in theirs.values())

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.parity.lfm2_peer import IMAGE_TOKEN, build_pair, peer_pixels, random_image
-from tests.parity.random_trees import END, RandomBatch, batches, encoded, peer_loss, prompt_lists, relaxed
+from tests.parity.random_trees import (
+    END,
+    RandomBatch,
+    batches,
+    peer_loss,
+    prompt_lists,
+    questions_of,
+    relaxed,
+    samples_of,
+)
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.inference.batch import Question
 from vlmtune.inference.generation import generate
@@ -21,7 +30,7 @@ from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.text.trie import LabelTrie
-from vlmtune.train.step import Answer, Sample, loss_weight, sample_loss
+from vlmtune.train.step import Answer, Sample, plan_step, run
 
 pytestmark = pytest.mark.parity
 
@@ -47,12 +56,12 @@ def test_loss_and_gradients_equal_running_every_sample_whole(max_answers: int) -
         prefix, drawn = batch
         theirs = peer_loss(peer, prefix, drawn)
         theirs.backward()
-        features = encoded(ours, [image for _, image, _ in drawn])
-        samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
-        step = sample_loss(ours, prefix, samples)
-        step.total.backward()
-        assert step.total.item() == pytest.approx(theirs.item(), rel=LOSS)
-        assert step.weight == pytest.approx(sum(a.weight * len(a.ids) for _, _, answers in drawn for a in answers))
+        samples, features = samples_of(ours, drawn)
+        plan = plan_step(ours, prefix, samples)
+        loss = run(ours, plan, features)
+        loss.backward()
+        assert loss.item() == pytest.approx(theirs.item(), rel=LOSS)
+        assert plan.weight == pytest.approx(sum(a.weight * len(a.ids) for _, _, answers in drawn for a in answers))
         expected = gradients(peer)
         floor = 1e-6 * max(grad.abs().max().item() for grad in expected.values())
         for name, grad in gradients(ours).items():
@@ -68,8 +77,8 @@ def test_checkpointed_activations_give_the_same_gradients() -> None:
     found = []
     for enabled in (False, True):
         ours.checkpoint_activations(enabled)
-        sample = Sample([*[IMAGE_TOKEN] * 4, 10], ours.encode_images([image]), [Answer([20, 21, END])])
-        sample_loss(ours, [7, 8, 9], [sample]).total.backward()
+        plan = plan_step(ours, [7, 8, 9], [Sample([*[IMAGE_TOKEN] * 4, 10], 0, [Answer([20, 21, END])])])
+        run(ours, plan, ours.encode_images([image])).backward()
         found.append(gradients(ours))
     ours.checkpoint_activations(False)
     assert all(torch.equal(grad, found[1][name]) for name, grad in found[0].items())
@@ -87,10 +96,10 @@ def test_loss_on_everything_equals_the_older_recipe() -> None:
         whole = prefix + ids + answers[0].ids
         logits = peer(input_ids=torch.tensor([whole]), **peer_pixels([own])).logits[0]
         theirs = theirs + F.cross_entropy(logits[:-1], torch.tensor(whole[1:]), reduction="sum")
-    features = ours.encode_images([own for _, own, _ in drawn])
-    step = sample_loss(ours, prefix, [Sample(i, [f], a) for (i, _, a), f in zip(drawn, features, strict=True)], "all")
-    assert step.total.item() == pytest.approx(theirs.item(), rel=LOSS)
-    assert step.weight == sum(len(prefix) + len(ids) + 1 for ids, _, _ in drawn)
+    samples, features = samples_of(ours, drawn)
+    plan = plan_step(ours, prefix, samples, "all")
+    assert run(ours, plan, features).item() == pytest.approx(theirs.item(), rel=LOSS)
+    assert plan.weight == sum(len(prefix) + len(ids) + 1 for ids, _, _ in drawn)
 
 
 def test_loss_on_everything_sums_the_samples_also_where_images_and_prompts_are_shared() -> None:
@@ -102,13 +111,13 @@ def test_loss_on_everything_sums_the_samples_also_where_images_and_prompts_are_s
     def check(batch: RandomBatch) -> None:
         prefix, drawn = batch
         with torch.no_grad():
-            features = encoded(ours, [image for _, image, _ in drawn])
-            samples = [Sample(ids, [f], answers) for (ids, _, answers), f in zip(drawn, features, strict=True)]
-            together = sample_loss(ours, prefix, samples, "all")
-            alone = [sample_loss(ours, [], [Sample(prefix + s.ids, s.features, s.answers)], "all") for s in samples]
-        assert together.total.item() == pytest.approx(sum(loss.total.item() for loss in alone), rel=LOSS)
-        assert together.weight == pytest.approx(sum(loss.weight for loss in alone))
-        assert together.weight == pytest.approx(loss_weight(samples, prefix, "all"))
+            samples, features = samples_of(ours, drawn)
+            together = plan_step(ours, prefix, samples, "all")
+            alone = [plan_step(ours, [], [Sample(prefix + s.ids, s.image, s.answers)], "all") for s in samples]
+            losses = [run(ours, plan, features).item() for plan in alone]
+            loss = run(ours, together, features).item()
+        assert loss == pytest.approx(sum(losses), rel=LOSS)
+        assert together.weight == pytest.approx(sum(plan.weight for plan in alone))
 
     check()
 
@@ -144,9 +153,7 @@ def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(
 ) -> None:
     peer, ours = pair()
     scorer = LabelScorer(ours, prefix, LabelTrie.build(labels))
-    with torch.no_grad():
-        features = encoded(ours, [image for _, image in drawn])
-    questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
+    questions = questions_of(ours, drawn)
     scores, best = scorer.score(questions), scorer.best(questions)
     for row, (ids, image) in enumerate(drawn):
         theirs = peer_scores(peer, prefix + ids, image, labels)
@@ -179,9 +186,7 @@ def test_batched_generation_equals_one_at_a_time_and_transformers() -> None:
     ]
     drawn.append(([*drawn[0][0][:4], 14, 15], drawn[0][1]))  # another question about the first image
     scorer = LabelScorer(ours, prefix, LabelTrie.build([[[6, END]]]))
-    with torch.no_grad():
-        features = encoded(ours, [image for _, image in drawn])
-    questions = [Question(ids, [f]) for (ids, _), f in zip(drawn, features, strict=True)]
+    questions = questions_of(ours, drawn)
     together = generate(ours, scorer.prefix_cache(), questions, stop=[])
     for (ids, image), answer in zip(drawn, together, strict=True):
         whole = torch.tensor([prefix + ids])
@@ -189,9 +194,9 @@ def test_batched_generation_equals_one_at_a_time_and_transformers() -> None:
         assert answer == theirs[0, whole.shape[1] :].tolist()
 
 
-def test_questions_about_one_image_share_its_rows() -> None:
+def test_questions_about_one_image_share_its_tokens() -> None:
     _, ours = pair()
-    features = ours.encode_images([random_image([(4, 4)], 5)])
-    samples = [Sample([*[IMAGE_TOKEN] * 4, 10 + n, 20], features, [Answer([30, END])]) for n in range(3)]
-    step = sample_loss(ours, [7, 8], samples)
-    assert step.num_rows == 2 + 4 + 3 * 3 and step.num_rows_unshared == 3 * (2 + 6 + 1)
+    samples = [Sample([*[IMAGE_TOKEN] * 4, 10 + n, 20], 0, [Answer([30, END])]) for n in range(3)]
+    assert plan_step(ours, [7, 8], samples).num_tokens == 2 + 4 + 3 * 3
+    apart = [Sample(sample.ids, image, sample.answers) for image, sample in enumerate(samples)]
+    assert plan_step(ours, [7, 8], apart).num_tokens == 2 + 3 * (4 + 3)

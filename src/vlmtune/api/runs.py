@@ -28,7 +28,7 @@ from vlmtune.runs.layout import RunLayout, layout_of
 from vlmtune.runs.open import open_adapted
 from vlmtune.runs.prepare import load_data
 from vlmtune.runs.record import RunResult, read_record
-from vlmtune.train.loop import Report, Trainer
+from vlmtune.train.loop import StepEvent, Trainer
 from vlmtune.workflows.evaluate import evaluate as run_evaluation
 from vlmtune.workflows.export import export_run, raise_if_refused
 from vlmtune.workflows.progress import SILENT, Observer
@@ -191,7 +191,7 @@ class Comparison:
 def train(
     experiment: Experiment | Mapping[str, Any] | PathOrName,
     *,
-    on_step: Callable[[Report], object] | None = None,
+    on_step: Callable[[StepEvent], object] | None = None,
     resume: bool = False,
     with_base: bool = True,
     observer: Observer = SILENT,
@@ -209,7 +209,7 @@ def train(
         ConfigError: wrong keys or values, all of them at once. UserError: see `workflows.train.train`.
     """
 
-    def watch(trainer: Trainer, step: Report) -> None:
+    def watch(trainer: Trainer, step: StepEvent) -> None:
         if on_step is not None and on_step(step) is False:
             trainer.progress.is_stopped = True
 

@@ -69,14 +69,14 @@ def show(
     from vlmtune.errors import DataError
     from vlmtune.models.registry import open_processor
     from vlmtune.runs.prepare import image_overrides, load_data
-    from vlmtune.train.contact_sheet import draw_sheet, exhibits
-    from vlmtune.train.samples import SampleReader
+    from vlmtune.train.contact_sheet import draw_sheet, sheet_entries
+    from vlmtune.train.items import ItemReader
 
     experiment, splits = load_data(open_experiment(config, set_))
     model = experiment.model
     processor = open_processor(model.base, model.revision, image_overrides(model))
-    reader = SampleReader(experiment, processor, splits.train, splits.labels)
-    drawn = exhibits(reader, images, epoch)
+    reader = ItemReader(experiment, processor, splits.train, splits.labels)
+    drawn = sheet_entries(reader, images, epoch)
     if not drawn:
         raise DataError("There is no training image to show that can be read. See `vlmtune data check`.")
     title = f"{experiment.name}: {len(drawn)} images of epoch {epoch}, seed {experiment.seed}"
@@ -88,15 +88,15 @@ def show(
     for name, reason in reader.unreadable.items():
         stderr_console().print(f"left out, not readable: {name} ({reason})", markup=False)
     if json_:
-        print_json({"file": file, "shown": [exhibit for exhibit, _ in drawn], "unreadable": reader.unreadable})
+        print_json({"file": file, "shown": [entry for entry, _ in drawn], "unreadable": reader.unreadable})
         return
     rows = [
         (
-            exhibit.id,
-            ", ".join(f"{text} {weight:.2f}" for text, weight in exhibit.answers.items()),
-            "" if exhibit.mixed_with is None else f"{exhibit.mixed_with} (λ {exhibit.share:.2f})",
+            entry.id,
+            ", ".join(f"{text} {weight:.2f}" for text, weight in entry.answers.items()),
+            "" if entry.mixed_with is None else f"{entry.mixed_with} (λ {entry.share:.2f})",
         )
-        for exhibit, _ in drawn[:MAX_ROWS]
+        for entry, _ in drawn[:MAX_ROWS]
     ]
     print_table(["image", "answers and weights", "mixed with"], rows, title=first_rows(title, len(drawn)))
     print(f"written to {file}")

@@ -16,7 +16,7 @@ from vlmtune.config.schema import Experiment
 from vlmtune.estimate.costs import Costs, SampleShape, adapted
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import build_on_meta, choose_device, choose_dtype, family_of
-from vlmtune.train.step import Answer, Sample, sample_loss
+from vlmtune.train.step import Answer, Sample, plan_step, run
 
 _SLICE_ROWS = 1024  # decoder rows of the measured step
 
@@ -56,8 +56,8 @@ def slice_rate(experiment: Experiment, config: Mapping[str, Any], shape: SampleS
         start = time.perf_counter()
         features = model.encode_images([image] * batch)
         answers = [Answer([5] * int(measured.answer))]
-        samples = [Sample(own, [own_features], answers) for own_features in features]
-        sample_loss(model, [5] * measured.prefix, samples).total.backward()  # type: ignore[no-untyped-call]
+        samples = [Sample(own, image, answers) for image in range(batch)]
+        run(model, plan_step(model, [5] * measured.prefix, samples), features).backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -33,7 +33,7 @@ from vlmtune.evaluate.scoring import (
     options,
 )
 from vlmtune.inference.predictor import Predictor, Query
-from vlmtune.models.malloc import hold_memory
+from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.records import Example
 from vlmtune.runs.environment import environment, now
 from vlmtune.train.feature_cache import features_key
@@ -97,7 +97,7 @@ def evaluate(
     assert predictor.labels is not None
     section, splits = section or EvaluateSection(), splits or Splits([], [], [], predictor.labels)
     _require_validation(section, splits)
-    hold_memory()
+    keep_freed_memory()
     facts = {"data": {"num_examples": len(examples), "fingerprint": fingerprint(examples)}, **(facts or {})}
     key = journal_key(predictor, {"data": facts["data"]["fingerprint"], "mode": section.mode})
     journal = Journal(folder, key, say=say, block_size=block_size(predictor.batch_size))

@@ -25,7 +25,7 @@ from vlmtune.evaluate.vqa_metrics import measure_vqa
 from vlmtune.evaluate.vqa_predictions import VqaTable, write_vqa_evaluation
 from vlmtune.inference.generation import Sampling
 from vlmtune.inference.predictor import Predictor, Query
-from vlmtune.models.malloc import hold_memory
+from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.records import Example
 from vlmtune.runs.environment import environment, now
 
@@ -57,7 +57,7 @@ def evaluate_vqa(
     if not examples:
         raise DataError("There is nothing to evaluate: the split is empty. Check data.source and evaluate.split.")
     section = section or EvaluateSection()
-    hold_memory()
+    keep_freed_memory()
     facts = {"data": {"num_examples": len(examples), "fingerprint": fingerprint(examples)}, **(facts or {})}
     key = journal_key(predictor, {"data": facts["data"]["fingerprint"], "mode": section.mode})
     journal = Journal(folder, key, say=say, block_size=block_size(predictor.batch_size))

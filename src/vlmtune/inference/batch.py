@@ -1,12 +1,12 @@
 """Prompts as the upper levels of a prefix tree: the shared text, each image once, what is asked about it.
 
 In: questions as tokens and image features. Out: levels, tokens and features in the packed order of `decode`. The
-scorer, generation and the training step hang their answers on these levels.
+scorer, generation and the training step put their answers under these levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,83 +17,97 @@ from vlmtune.models.tree import Level
 from vlmtune.models.vlm import VisionLanguageModel
 
 
-@dataclass
+@dataclass(frozen=True)
 class Question:
     """What is asked about one image.
 
     Attributes:
         ids: the prompt's tokens after the shared prefix, image placeholders included; at least one.
-        features: the image's float[T, D] features, T placeholders among `ids`. Questions about one image share
-            its rows if they hold the very same tensor.
+        features: the image's float[T, D] features, T placeholders among `ids`.
+        image: identifies the image within a batch; the tokens of an image run once for all questions that name it.
+            None shares with nobody.
     """
 
     ids: list[int]
     features: list[Tensor]
+    image: int | None = None
 
 
-@dataclass
-class PromptTree:
-    """The levels that hold the questions' own parts of the prompt.
+@dataclass(frozen=True)
+class PromptPlan:
+    """How the prompts of a batch are laid out: an image, with what precedes and follows it, once for all its questions.
 
     Attributes:
-        above: the level of images that several questions share, or nothing.
-        parent: the segment of the level above (or of the cache, where there is none) that each question continues.
-        own: each question's tokens in its own segment; at least one.
-        ids: of the level above, in packed order.
-        features: of all placeholders, in packed order.
+        shared: tokens of each segment that several prompts continue; empty where nothing is shared, and there is then
+            no such level.
+        parent: the segment of the level above (`shared`, or the shared prefix) that each prompt continues.
+        rests: each prompt's tokens in its own segment; at least one.
+        sources: the prompts whose image features fill the placeholders, in packed order.
     """
 
-    above: list[Level]
+    shared: list[list[int]]
     parent: list[int]
-    own: list[list[int]]
-    ids: list[int]
-    features: list[Tensor]
+    rests: list[list[int]]
+    sources: list[int]
 
     @classmethod
-    def of(cls, model: VisionLanguageModel, questions: Sequence[Question], *, share: bool = True) -> PromptTree:
-        """An image with what comes before and right after it is run once for all questions about it.
+    def of(
+        cls,
+        model: VisionLanguageModel,
+        prompts: Sequence[list[int]],
+        images: Sequence[Hashable],
+        *,
+        share: bool = True,
+    ) -> PromptPlan:
+        """Lay out prompts.
 
-        Not where prompts see themselves whole: there each token before the question depends on the question.
+        Args:
+            model: prompts of a model with bidirectional ones share nothing: there each token before the question
+                depends on the question.
+            prompts: tokens after the shared prefix.
+            images: what identifies each prompt's image.
+            share: False gives every prompt its own segment.
         """
-        share = share and not model.bidirectional_prompt
-        members: dict[tuple[int, ...], list[int]] = {}
-        for number, question in enumerate(questions):
-            members.setdefault(tuple(id(features) for features in question.features), []).append(number)
-        images = list(members.values())
-        shared = [_num_shared([questions[number].ids for number in segment]) for segment in images]
-        # A shared part holds all of its image's placeholders, or the questions stand before the image.
+        members: dict[Hashable, list[int]] = {}
+        for number, image in enumerate(images):
+            members.setdefault(image, []).append(number)
+        groups = list(members.values())
+        num_shared = [_num_shared([prompts[number] for number in group]) for group in groups]
+        # A shared segment holds all of its image's placeholders, or the questions stand before the image.
         is_whole = all(
-            model.image_token_id not in questions[number].ids[count:]
-            for segment, count in zip(images, shared, strict=True)
-            for number in segment
+            model.image_token_id not in prompts[number][count:]
+            for group, count in zip(groups, num_shared, strict=True)
+            for number in group
         )
-        if not share or len(images) == len(questions) or not is_whole:
-            features = [features for question in questions for features in question.features]
-            return cls([], [0] * len(questions), [question.ids for question in questions], [], features)
-        image_of = {number: image for image, segment in enumerate(images) for number in segment}
-        first = [questions[segment[0]] for segment in images]
+        if not share or model.bidirectional_prompt or len(groups) == len(prompts) or not is_whole:
+            return cls([], [0] * len(prompts), list(prompts), list(range(len(prompts))))
+        parent = {number: segment for segment, group in enumerate(groups) for number in group}
+        first = [group[0] for group in groups]
         return cls(
-            above=[Level.chains(shared, read_last=0)],
-            parent=[image_of[number] for number in range(len(questions))],
-            own=[question.ids[shared[image_of[number]] :] for number, question in enumerate(questions)],
-            ids=[token for question, count in zip(first, shared, strict=True) for token in question.ids[:count]],
-            features=[features for question in first for features in question.features],
+            shared=[prompts[number][:count] for number, count in zip(first, num_shared, strict=True)],
+            parent=[parent[number] for number in range(len(prompts))],
+            rests=[ids[num_shared[parent[number]] :] for number, ids in enumerate(prompts)],
+            sources=first,
         )
 
 
 def _num_shared(prompts: Sequence[list[int]]) -> int:
-    """How many leading tokens all prompts share; each keeps one at least, the row that its answer is read from."""
+    """How many leading tokens all prompts share; each keeps at least one, which its answer is read from."""
     most = min(map(len, prompts)) - 1
     return next((i for i in range(most) if any(ids[i] != prompts[0][i] for ids in prompts)), most)
 
 
 def prompt_levels(model: VisionLanguageModel, questions: Sequence[Question]) -> tuple[list[Level], Tensor]:
-    """The levels of the questions, the last row of each read in their order, and their embeddings float[R, D]."""
-    tree = PromptTree.of(model, questions)
-    lengths = [len(ids) for ids in tree.own]
-    rows = Level.chains(lengths, parent=tree.parent, bidirectional=lengths if model.bidirectional_prompt else None)
-    ids = torch.tensor([*tree.ids, *(token for own in tree.own for token in own)], device=model.device)
-    return [*tree.above, rows], model.embed(ids, tree.features)
+    """The levels of the questions, the last token of each read in their order, and their embeddings float[R, D]."""
+    # Questions without an image share what they begin with; one whose image has no number shares with nobody.
+    images = [q.image if q.image is not None or not q.features else ~number for number, q in enumerate(questions)]
+    plan = PromptPlan.of(model, [question.ids for question in questions], images)
+    levels = [Level.chains([len(ids) for ids in plan.shared], read_last=0)] if plan.shared else []
+    lengths = [len(ids) for ids in plan.rests]
+    is_bidirectional = model.bidirectional_prompt
+    levels.append(Level.chains(lengths, parent=plan.parent, bidirectional=lengths if is_bidirectional else None))
+    ids = torch.tensor([token for chain in [*plan.shared, *plan.rests] for token in chain], device=model.device)
+    return levels, model.embed(ids, [features for number in plan.sources for features in questions[number].features])
 
 
 @torch.inference_mode()

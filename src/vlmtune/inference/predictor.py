@@ -76,12 +76,11 @@ class Predictor:
         self.labels = labels
         self.batch_size = batch_size
         self.prompt = PromptBuilder(opened.tokenizer, task, labels)
-        self._rest_of_prompt: dict[tuple[str | None, str, tuple[Turn, ...]], list[int]] = {}
 
-    @cached_property
+    @property
     def prefix(self) -> list[int]:
         """The tokens every prompt of this task begins with; run once for all images."""
-        return [] if self.opened.model.bidirectional_prompt else self.prompt.shared_prefix()
+        return self.prompt.prefix
 
     @cached_property
     def trie(self) -> LabelTrie:
@@ -102,14 +101,7 @@ class Predictor:
         self, processed: HasText, question: str | None = None, history: tuple[Turn, ...] = ()
     ) -> list[int]:
         """The prompt's tokens after the shared prefix, image placeholders included."""
-        key = (question, processed.text, history)
-        if key not in self._rest_of_prompt:
-            if len(self._rest_of_prompt) > 4096:
-                self._rest_of_prompt.clear()
-            ids = self.prompt.build(question, processed.text, history).ids
-            assert ids[: len(self.prefix)] == self.prefix
-            self._rest_of_prompt[key] = ids[len(self.prefix) :]
-        return self._rest_of_prompt[key]
+        return self.prompt.rest(question, processed.text, history)
 
     def encode(self, processed: list[ProcessedImage]) -> list[Tensor]:
         """float[T, D] features of each image."""
@@ -204,8 +196,8 @@ class Predictor:
         distinct = {source: image for source, image, _ in asked}
         with torch.inference_mode():
             encoded = self.encode(list(distinct.values())) if asked else []
-        features = dict(zip(distinct, encoded, strict=True))
-        return [Question(prompt, [features[source]]) for source, _, prompt in asked]
+        number = {source: image for image, source in enumerate(distinct)}
+        return [Question(prompt, [encoded[number[source]]], number[source]) for source, _, prompt in asked]
 
 
 def _fill(

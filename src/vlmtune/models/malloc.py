@@ -2,7 +2,7 @@
 
 glibc gives large freed blocks back at once and takes them anew, page by page, each page zeroed: at 450M parameters and
 a micro-batch of 32 that was a million page faults and 30 % of a training step on a virtual machine. The loop and the
-evaluation of whole splits call `hold_memory` once; nothing else depends on it.
+evaluation of whole splits call `keep_freed_memory` once; nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
 
 
-def hold_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Keep freed memory for reuse until the process ends. False where the C library cannot be told (not glibc)."""
     if not sys.platform.startswith("linux"):
         return False

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from vlmtune.errors import UserError
-from vlmtune.models.malloc import hold_memory
+from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.serve.app import create_app
 from vlmtune.serve.protocol import bounded_protocol
 from vlmtune.serve.service import Service
@@ -95,7 +95,7 @@ def start_server(service: Service, host: str, port: int, *, examples: Sequence[s
 
 
 def _config(service: Service, examples: Sequence[str]) -> uvicorn.Config:
-    hold_memory()  # batches of many sizes come and go; a tenth of a batch's time was spent on fresh pages
+    keep_freed_memory()  # batches of many sizes come and go; a tenth of a batch's time was spent on fresh pages
     settings = service.settings
     options: dict[str, Any] = {"http": bounded_protocol(settings), "ws": "none", "log_level": "warning"}
     return uvicorn.Config(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from vlmtune.config.schema import TaskSection
@@ -101,6 +101,7 @@ class PromptBuilder:
             if found := self._control_token(form):
                 raise ConfigError(f"task.label_names: '{form}' holds the special token '{found}'. Show another name.")
         self._render = lru_cache(maxsize=4096)(self._render_around_image)
+        self._rest = lru_cache(maxsize=4096)(self._after_prefix)
         self._system_content: str | list[dict[str, str]] = self.system
         self._check_template()
 
@@ -125,6 +126,20 @@ class PromptBuilder:
         self._check_tiles(image_text)
         text = self.text(question, image_text, history)
         return PromptTokens(self.tokenizer.encode(text), self.tokenizer.image_token_id)
+
+    def rest(self, question: str | None, image_text: str, history: tuple[Turn, ...] = ()) -> list[int]:
+        """The prompt's tokens after `prefix`, image placeholders included. Arguments and errors as those of `build`."""
+        return list(self._rest(question, image_text, history))
+
+    def _after_prefix(self, question: str | None, image_text: str, history: tuple[Turn, ...]) -> tuple[int, ...]:
+        ids = self.build(question, image_text, history).ids
+        assert ids[: len(self.prefix)] == self.prefix
+        return tuple(ids[len(self.prefix) :])
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """What `shared_prefix` gives, computed once: a batch runs these tokens once for all its images."""
+        return self.shared_prefix()
 
     def shared_prefix(self) -> list[int]:
         """The leading tokens that every prompt of the task has, whatever the image and the question.

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vlmtune.errors import UnreadableImageError
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import ImageProcessor
-from vlmtune.train.samples import SampleReader, Shown
+from vlmtune.train.items import ItemReader, TrainItem
 
 _SIDE, _GAP, _LINE, _FONT_SIZE = 176, 12, 15, 11
 _NUM_COLUMNS, _NUM_LINES = 6, 4
@@ -23,14 +23,14 @@ _BACKGROUND, _INK, _SOFT = "#ffffff", "#1c1c1c", "#6b6b6b"
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """One showing of an example.
+class SheetEntry:
+    """An example as training presents it once.
 
     Attributes:
         answers: what it teaches -> weight of its loss.
         mixed_with: the other example's id in a mixed image, and share: this one's part λ of it.
         size: of the image that the tower gets, (width, height) in pixels; of the last tile where there are several.
-        num_tiles, num_tokens: what the image costs.
+        num_tiles, num_image_tokens: what the image costs.
     """
 
     id: str
@@ -40,71 +40,71 @@ class Exhibit:
     share: float | None
     size: tuple[int, int]
     num_tiles: int
-    num_tokens: int
+    num_image_tokens: int
 
 
-def exhibits(reader: SampleReader, count: int, epoch: int = 0) -> list[tuple[Exhibit, Image.Image]]:
-    """The first ``count`` examples of an epoch as they will be shown. Unreadable images are left out and noted in
+def sheet_entries(reader: ItemReader, count: int, epoch: int = 0) -> list[tuple[SheetEntry, Image.Image]]:
+    """The first ``count`` examples of an epoch as training presents them. Unreadable images are left out and noted in
     ``reader.unreadable``."""
-    found = []
-    for place in islice(reader.order.places(epoch * len(reader.examples), len(reader.examples)), count):
+    entries = []
+    for slot in islice(reader.order.slots(epoch * len(reader.examples), len(reader.examples)), count):
         try:
-            shown = reader.show(place)
+            item = reader.item(slot)
         except UnreadableImageError as error:
-            reader.unreadable[reader.examples[place.example].id] = error.reason
+            reader.unreadable[reader.examples[slot.example].id] = error.reason
             continue
-        found.append(_exhibit(shown, reader.processor))
-    return found
+        entries.append(_entry(item, reader.processor))
+    return entries
 
 
-def _exhibit(shown: Shown, processor: ImageProcessor) -> tuple[Exhibit, Image.Image]:
-    assert isinstance(shown.image, ProcessedImage)
-    image = processor.restore(*shown.image.tiles[-1])  # the whole image: the thumbnail, where it is cut into tiles
-    other, share = shown.mixed_with or (None, None)
-    exhibit = Exhibit(
-        id=shown.example.id,
-        question=shown.example.question,
-        answers=shown.answers,
+def _entry(item: TrainItem, processor: ImageProcessor) -> tuple[SheetEntry, Image.Image]:
+    assert isinstance(item.image, ProcessedImage)
+    image = processor.restore(*item.image.tiles[-1])  # the whole image: the thumbnail, where it is cut into tiles
+    other, share = item.mixed_with or (None, None)
+    entry = SheetEntry(
+        id=item.example.id,
+        question=item.example.question,
+        answers=item.answers,
         mixed_with=other.id if other else None,
         share=share,
         size=image.size,
-        num_tiles=len(shown.image.tiles),
-        num_tokens=shown.image.num_tokens,
+        num_tiles=len(item.image.tiles),
+        num_image_tokens=item.image.num_tokens,
     )
-    return exhibit, image
+    return entry, image
 
 
-def draw_sheet(shown: Sequence[tuple[Exhibit, Image.Image]], title: str) -> Image.Image:
+def draw_sheet(entries: Sequence[tuple[SheetEntry, Image.Image]], title: str) -> Image.Image:
     """Images in rows, enlarged without smoothing so that the pixels can be told apart, a caption under each."""
-    num_rows = -(-len(shown) // _NUM_COLUMNS)
+    num_rows = -(-len(entries) // _NUM_COLUMNS)
     cell_width, cell_height = _SIDE + _GAP, _SIDE + _NUM_LINES * _LINE + _GAP
     sheet = Image.new("RGB", (_NUM_COLUMNS * cell_width + _GAP, num_rows * cell_height + 2 * _GAP + _LINE), _BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(font_files["Roboto"], _FONT_SIZE)
     draw.text((_GAP, _GAP // 2), _cut(title, sheet.width - 2 * _GAP, font), _INK, font)
-    for place, (exhibit, image) in enumerate(shown):
-        row, column = divmod(place, _NUM_COLUMNS)
+    for index, (entry, image) in enumerate(entries):
+        row, column = divmod(index, _NUM_COLUMNS)
         left, top = _GAP + column * cell_width, _GAP + _LINE + row * cell_height
         factor = min(_SIDE / image.width, _SIDE / image.height)
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         scaled = image.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
         sheet.paste(scaled, (left + (_SIDE - size[0]) // 2, top + (_SIDE - size[1]) // 2))
-        for line, (text, color) in enumerate(_caption(exhibit)):
+        for line, (text, color) in enumerate(_caption(entry)):
             where = (left, top + _SIDE + line * _LINE)
             draw.text(where, _cut(text, _SIDE, font), color, font)
     return sheet
 
 
-def _caption(exhibit: Exhibit) -> list[tuple[str, str]]:
-    ranked = sorted(exhibit.answers.items(), key=lambda item: -item[1])
+def _caption(entry: SheetEntry) -> list[tuple[str, str]]:
+    ranked = sorted(entry.answers.items(), key=lambda item: -item[1])
     answers = [text if weight == 1 else f"{text} {weight:.2f}" for text, weight in ranked]
     more = f" … {len(answers)} answers" if len(answers) > 3 else ""
     lines = [(" + ".join(answers[:3]) + more, _INK)]
-    if exhibit.question:
-        lines.append((exhibit.question, _INK))
-    if exhibit.mixed_with is not None:
-        lines.append((f"λ {exhibit.share:.2f} with {_tail(exhibit.mixed_with)}", _SOFT))
-    tiles = f", {exhibit.num_tiles} tiles" if exhibit.num_tiles > 1 else ""
-    lines.append((f"{_tail(exhibit.id)} · {exhibit.num_tokens} tokens{tiles}", _SOFT))
+    if entry.question:
+        lines.append((entry.question, _INK))
+    if entry.mixed_with is not None:
+        lines.append((f"λ {entry.share:.2f} with {_tail(entry.mixed_with)}", _SOFT))
+    tiles = f", {entry.num_tiles} tiles" if entry.num_tiles > 1 else ""
+    lines.append((f"{_tail(entry.id)} · {entry.num_image_tokens} tokens{tiles}", _SOFT))
     return lines[:_NUM_LINES]
 
 

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from vlmtune.adapters.plan import AdapterPlan
-from vlmtune.data.augment.pipeline import Augmentation
-from vlmtune.errors import UnreadableImageError
+from vlmtune.config.schema import Experiment
+from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.models.images import ProcessedImage, VisionFeatures
 from vlmtune.models.registry import OpenedModel
 from vlmtune.models.vlm import VisionLanguageModel
-from vlmtune.records import ImageSource
+from vlmtune.records import Example, ImageSource
+from vlmtune.train.device import autocast
 from vlmtune.train.feature_files import FORMAT, CachedImage, FeatureCache, Level
-from vlmtune.train.precision import autocast
 
 _NUM_PROBES = 8
 # The cache may fill this much of what is free on its disk.
@@ -38,9 +38,14 @@ _SHARE_OF_DISK = 0.5
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why features are not cached, in words for the log and `run.json`."""
+    """Why features are not cached."""
 
     reason: str
+
+    @property
+    def note(self) -> str:
+        """In words for the log and `run.json`."""
+        return f"image features are not cached: {self.reason}"
 
 
 def encode(model: VisionLanguageModel, level: Level, images: Sequence[ProcessedImage]) -> list[CachedImage]:
@@ -62,12 +67,9 @@ def open_feature_cache(
     folder: Path,
     opened: OpenedModel,
     plan: AdapterPlan,
-    augmentation: Augmentation,
-    mode: Literal["auto", "on", "off"],
-    *,
-    images: Sequence[ImageSource] = (),
-    num_epochs: float = 2.0,
-    precision: str = "auto",
+    experiment: Experiment,
+    examples: Sequence[Example] = (),
+    changes: str | None = None,
 ) -> FeatureCache | Refusal:
     """The cache of a training run, or why there is none.
 
@@ -75,12 +77,27 @@ def open_feature_cache(
         folder: of the cache, shared by runs over the same base model.
         opened: the base model.
         plan: what learns in it.
-        augmentation: what changes images at random.
-        mode: `train.feature_cache`. ``auto`` measures on a few of the images whether it pays.
-        images: those the run will learn from; one may stand there several times.
-        num_epochs: how often each will be seen.
-        precision: `model.dtype` of the experiment, under which the features are made.
+        experiment: resolved. With `train.feature_cache: auto` it is measured on a few images whether caching pays.
+        examples: what the run will learn from; several may be about one image.
+        changes: why images differ from one epoch to the next, if they do.
+
+    Raises UserError where `train.feature_cache` is on and features cannot be cached.
     """
+    cache = _open(folder, opened, plan, experiment, list(dict.fromkeys(e.image for e in examples)), changes)
+    if isinstance(cache, Refusal) and experiment.train.feature_cache == "on":
+        raise UserError(f"train.feature_cache is on, but features cannot be cached: {cache.reason}")
+    return cache
+
+
+def _open(
+    folder: Path,
+    opened: OpenedModel,
+    plan: AdapterPlan,
+    experiment: Experiment,
+    images: Sequence[ImageSource],
+    changes: str | None,
+) -> FeatureCache | Refusal:
+    mode, precision, num_epochs = experiment.train.feature_cache, experiment.model.dtype, experiment.train.epochs
     if mode == "off":
         return Refusal("train.feature_cache is off.")
     tower, connector = (f"{plan.module_map.towers[part]}." for part in ("vision tower", "connector"))
@@ -93,18 +110,16 @@ def open_feature_cache(
     connector_learns = any(name.startswith(connector) for name in plan.parameters)
     level: Level = "tower" if connector_learns else "connector"
     frozen = (tower,) if connector_learns else (tower, connector)
-    if augmentation.changes:
-        return Refusal(
-            f"train.augment is '{augmentation.name}', which makes a new image each time. Set it to none to cache."
-        )
+    if changes is not None:
+        return Refusal(changes)
+    assert num_epochs is not None
     try:
         cache = FeatureCache(folder / level, features_key(opened, frozen, precision), level)
     except BlockingIOError:
         return Refusal(f"another process is using {folder / level}.")
     except OSError as error:
         return Refusal(f"{folder / level} cannot be written ({error.strerror or error}).")
-    distinct = list(dict.fromkeys(images))  # several questions may ask about one
-    refusal = _judge(cache, opened, distinct, num_epochs, precision, mode)
+    refusal = _judge(cache, opened, images, num_epochs, precision, mode)
     if refusal is not None:
         cache.close()
         return refusal

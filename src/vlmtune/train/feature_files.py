@@ -12,7 +12,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, Self
 
 import torch
 from torch import Tensor
@@ -145,6 +145,12 @@ class FeatureCache:
                 self.write_error = error.strerror or str(error)
             else:
                 self._entries[digest] = entry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give the folder back to other processes."""

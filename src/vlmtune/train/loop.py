@@ -1,7 +1,7 @@
 """Fine-tuning: from an experiment to a run folder. The loop of steps, with validation and checkpoints between them.
 
-Called by `vlmtune train` and `vlmtune demo`. What is shown comes from `samples`, what is learned from `targets`, the
-gradient from `step`, the accuracy from `validation`.
+In: a resolved experiment, the opened base, the data. Out: a run folder. Called by `vlmtune train` and `vlmtune demo`.
+What comes when is decided in `items`, what it teaches in `targets`, the loss in `step`, the accuracy in `validation`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +23,34 @@ from vlmtune.config.defaults import num_steps
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
 from vlmtune.errors import ConfigError, DataError, UserError
-from vlmtune.models.malloc import hold_memory
+from vlmtune.inference.predictor import Predictor
+from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.models.registry import OpenedModel
+from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.runs.checkpoints import mark_best
+from vlmtune.runs.environment import environment, now
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.open import put_connector
-from vlmtune.runs.record import Progress
+from vlmtune.runs.record import Progress, RunRecord
 from vlmtune.tasks.question import Task
 from vlmtune.tasks.validation import Validation, Validator
+from vlmtune.train.device import autocast, needs_checkpointing
 from vlmtune.train.feature_cache import Refusal, open_feature_cache
 from vlmtune.train.feature_files import FeatureCache
+from vlmtune.train.items import EpochPrompts, ItemReader, TrainItem, image_features
 from vlmtune.train.keeping import CheckpointKeeper
-from vlmtune.train.memory import needs_checkpointing
 from vlmtune.train.optimizer import ScheduledOptimizer
-from vlmtune.train.precision import autocast
-from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, image_features
-from vlmtune.train.step import loss_weight, sample_loss
+from vlmtune.train.step import run
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a step tells whoever watches: the command line draws a progress bar from it.
+class StepEvent:
+    """What a callback receives after every optimizer step.
 
     Attributes:
         step, num_steps: optimizer steps taken, and of the whole run.
-        samples_per_s: images learned from a second, lately.
-        loss: mean negative log-probability a token, of this step.
+        samples_per_s: examples learned from per second, lately.
+        loss: mean negative log-probability per token, of this step.
         accuracy: of the latest validation, or None.
     """
 
@@ -59,8 +62,8 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """What an optimizer step did: mean loss a token, gradient norm before clipping, images, tokens learned."""
+class StepResult:
+    """Outcome of one optimizer step: mean loss per token, gradient norm before clipping, examples, learned tokens."""
 
     loss: float
     grad_norm: float
@@ -75,225 +78,199 @@ class Trainer:
         experiment: resolved (no `None` that decides anything), with a name.
         opened: the base model; its weights are adapted in place.
         splits: the data.
-        watch: called after every optimizer step.
 
     Attributes:
         plan: what learns.
-        prompts: what is asked.
-        reader: what is shown, in which order; its `targets` are what is answered.
+        prompts: of the first epoch and of the later ones.
+        reader: which example comes when, in what shape, and what it teaches.
         validator: measures accuracy; None without validation images.
+        features: the cache of image features, or why there is none.
+
+    Raises DataError without training images, and ConfigError for settings that the base cannot follow.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        opened: OpenedModel,
-        splits: Splits,
-        watch: Callable[[Report], None] = lambda report: None,
-    ) -> None:
+    def __init__(self, experiment: Experiment, opened: OpenedModel, splits: Splits) -> None:
+        train = experiment.train
         if not splits.train:
             raise DataError("There are no training images. Check data.source, data.train_split and data.limit.")
-        if experiment.train.loss == "all" and opened.model.bidirectional_prompt:
+        if train.loss == "all" and opened.model.bidirectional_prompt:
             raise ConfigError(
                 f"train.loss: found all, but the prompts of {opened.family.name} models see themselves in both "
                 "directions: each token is in sight of the one that should predict it. Set train.loss: answer."
             )
-        self.experiment, self.opened, self.splits, self.watch = experiment, opened, splits, watch
-        self.model = opened.model
-        hold_memory()
+        self.experiment, self.opened, self.splits = experiment, opened, splits
+        keep_freed_memory()
         torch.manual_seed(experiment.seed)
         if experiment.model.connector is not None:
             put_connector(opened, experiment.model.connector, experiment.seed)
-        self.plan: AdapterPlan = apply_adapter(self.model, experiment.adapter, seed=experiment.seed)
-        self.prompts = Prompts(opened, experiment, splits.labels)
-        self.reader = SampleReader(experiment, opened.processor, splits.train, splits.labels)
-        task = Task.of(self.prompts.later.task, splits.labels)
-        self.validator = (
-            Validator(task, dict.fromkeys((q.id for q in task.questions), self.prompts.later), splits.validation)
-            if splits.validation
-            else None
-        )
-        if self.validator is None and experiment.train.patience is not None:
+        self.plan: AdapterPlan = apply_adapter(opened.model, experiment.adapter, seed=experiment.seed)
+        self.prompts = EpochPrompts(opened, experiment, splits.labels)
+        self.reader = ItemReader(experiment, opened.processor, splits.train, splits.labels)
+        self.validator = self._validator()
+        if self.validator is None and train.patience is not None:
             raise DataError("train.patience waits for validation accuracy, and there are no validation images.")
-        self.num_steps = num_steps(experiment, len(splits.train))
-        self.optimizer = ScheduledOptimizer(self.model, self.plan, experiment.train, self.num_steps)
+        self.optimizer = ScheduledOptimizer(opened.model, self.plan, train, num_steps(experiment, len(splits.train)))
         self.progress = Progress()
-        self.cache_note = ""
+        self.features: FeatureCache | Refusal = Refusal("no step was taken.")
 
-    def run(self, folder: RunFolder, *, resume: bool = False) -> Progress:
-        """Train to the end and leave the best checkpoint linked. Raises UserError when a loss is not finite."""
-        keeper = CheckpointKeeper(folder.path, self.experiment, self.model, self.plan, self.optimizer)
-        if resume:
-            self.progress = keeper.resume()
-            folder.truncate_metrics(self.progress.step)
-        with self._feature_cache(folder.path.parent):
-            self._learn(folder, keeper)
-        self._average(folder, keeper)
-        return self.progress
+    def _validator(self) -> Validator | None:
+        """With the prompts of the later epochs, as after training."""
+        if not self.splits.validation:
+            return None
+        section, labels = self.experiment.task.after_first_epoch(), self.splits.labels
+        predictor = Predictor(self.opened, section, labels, self.experiment.evaluate.batch_size)
+        task = Task.of(section, labels)
+        return Validator(task, {question.id: predictor for question in task.questions}, self.splits.validation)
 
-    def _learn(self, folder: RunFolder, keeper: CheckpointKeeper) -> None:
-        """Every step still to take, with validation and checkpoints between them."""
-        started = time.perf_counter() - self.progress.seconds
-        recent: list[tuple[float, int]] = []
-        accuracy = self.progress.history[-1][1] if self.progress.history else None
-        for micro_batches in self._steps():
-            done = self._step(micro_batches)
-            self.progress.step += 1
-            self.progress.micro_batch += len(micro_batches)
-            self.progress.seconds = time.perf_counter() - started
-            recent = [*recent[-20:], (self.progress.seconds, done.samples)]
-            rate = _rate(recent)
-            self._log(
-                folder,
-                "train",
-                **asdict(done),
-                lr=self.optimizer.learning_rate,
-                samples_per_s=rate,
-                seconds=self.progress.seconds,
-            )
-            if self._is_due(self.experiment.train.eval_every) and self.validator is not None:
-                accuracy = self._validate(folder)
-                self.progress.seconds = time.perf_counter() - started
-                keeper.save(self.progress, is_validated=True)
-            elif self._is_due(self.experiment.train.save_every):
-                keeper.save(self.progress, is_validated=None if self.validator is None else False)
-            self.watch(Report(self.progress.step, self.num_steps, rate, done.loss, accuracy))
-            if self.progress.is_stopped:
-                break
+    @property
+    def model(self) -> VisionLanguageModel:
+        return self.opened.model
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.optimizer.num_steps
 
     @property
     def is_finished(self) -> bool:
         """Whether no step is left to take."""
         return self.progress.step >= self.num_steps or self.progress.is_stopped
 
-    def trial_step(self) -> float:
-        """One step's work without its effect, for measuring time and memory; returns its seconds.
+    def run(
+        self, folder: RunFolder, *, resume: bool = False, on_step: Callable[[StepEvent], None] | None = None
+    ) -> Progress:
+        """Train to the end and leave the best checkpoint linked.
 
-        Reading is left out, which a run does ahead on other threads; a short step is timed again, since the first
-        call allocates.
+        Args:
+            folder: of the run.
+            resume: continue from its newest checkpoint.
+            on_step: called after every optimizer step; it may set `progress.is_stopped`.
+
+        Raises UserError when a loss is not finite.
         """
-        micro_batches = next(self._steps())
-        for _ in range(2):
-            start = time.perf_counter()
-            self._step(micro_batches, learn=False)
-            seconds = time.perf_counter() - start
-            if seconds > 1:
+        keeper = CheckpointKeeper(folder.path, self.experiment, self.model, self.plan, self.optimizer)
+        if resume:
+            self.progress = keeper.resume()
+            folder.truncate_metrics(self.progress.step)
+        with self._feature_cache(folder.path.parent):
+            self._fit(folder, keeper, on_step or (lambda event: None))
+        self._average(folder, keeper)
+        return self.progress
+
+    def _fit(self, folder: RunFolder, keeper: CheckpointKeeper, on_step: Callable[[StepEvent], None]) -> None:
+        """Every step still to take, with validation and checkpoints between them."""
+        train, progress = self.experiment.train, self.progress
+        started = time.perf_counter() - progress.seconds
+        recent: list[tuple[float, int]] = []
+        accuracy = progress.history[-1][1] if progress.history else None
+        for micro_batches in self.steps():
+            result = self.step(micro_batches)
+            progress.step += 1
+            progress.micro_batch += len(micro_batches)
+            progress.seconds = time.perf_counter() - started
+            recent = [*recent[-20:], (progress.seconds, result.samples)]
+            speed = {"samples_per_s": _rate(recent), "seconds": progress.seconds}
+            self._log(folder, "train", **asdict(result), lr=self.optimizer.learning_rate, **speed)
+            if self.validator is not None and self._is_due(train.eval_every):
+                accuracy = self._validate(folder)
+                progress.seconds = time.perf_counter() - started
+                keeper.save(progress, is_validated=True)
+            elif self._is_due(train.save_every):
+                keeper.save(progress, is_validated=None if self.validator is None else False)
+            on_step(StepEvent(progress.step, self.num_steps, speed["samples_per_s"], result.loss, accuracy))
+            if progress.is_stopped:
                 break
-        return seconds
 
-    @contextmanager
-    def _feature_cache(self, runs: Path) -> Iterator[None]:
-        """The feature cache for as long as the block lasts, however it ends: another run may be waiting for it."""
-        if not self.is_finished:
-            self._open_cache(runs)
-        try:
-            yield
-        finally:
-            if self.reader.cache is not None:
-                self.cache_note = self.reader.cache.note
-                self.reader.cache.close()
+    def step(self, micro_batches: list[list[TrainItem]], *, learn: bool = True) -> StepResult:
+        """One optimizer step on the mean loss over all learned tokens of its micro-batches.
 
-    def _open_cache(self, runs: Path) -> None:
-        """Features of frozen towers are shared by all runs over the same base, beside their folders."""
-        train = self.experiment.train
-        assert train.epochs is not None
-        found: FeatureCache | Refusal
-        if self.reader.mixing.is_on:
-            found = Refusal("train.mixup or train.cutmix makes a new image each time.")
-        else:
-            found = open_feature_cache(
-                runs / ".features",
-                self.opened,
-                self.plan,
-                self.reader.augmentation,
-                train.feature_cache,
-                images=[example.image for example in self.splits.train],
-                num_epochs=train.epochs,
-                precision=self.experiment.model.dtype,
-            )
-        if isinstance(found, FeatureCache):
-            self.reader.cache, self.cache_note = found, found.note
-        elif train.feature_cache == "on":
-            raise UserError(f"train.feature_cache is on, but features cannot be cached: {found.reason}")
-        else:
-            self.cache_note = f"image features are not cached: {found.reason}"
+        Args:
+            learn: False computes everything and leaves the weights as they are.
+        """
+        train, model = self.experiment.train, self.model.train()
+        plans = [plan for batch in micro_batches for plan in self.prompts.plan(model, batch, train.loss)]
+        weight = max(1e-12, math.fsum(plan.weight for _, plan in plans))
+        model.checkpoint_activations(self._needs_checkpointing(max(plan.num_tokens for _, plan in plans)))
+        total = 0.0
+        for items, plan in plans:
+            with autocast(model.device, self.experiment.model.dtype):
+                features = image_features(model, items, self.reader.cache)
+                loss = run(model, plan, features)
+            total += self._finite(loss)
+            (loss / weight).backward()  # type: ignore[no-untyped-call]
+        grad_norm = self.optimizer.step(self.progress.step, learn=learn)
+        return StepResult(total / weight, grad_norm, sum(map(len, micro_batches)), weight)
 
-    def _steps(self) -> Iterator[list[list[Shown]]]:
+    def steps(self) -> Iterator[list[list[TrainItem]]]:
         """The micro-batches of every optimizer step still to take."""
         train = self.experiment.train
         assert train.batch_size is not None
-        left = 0 if self.is_finished else self.num_steps - self.progress.step
-        count = left * train.gradient_accumulation
-        step: list[list[Shown]] = []
-        for batch in self.reader.micro_batches(train.batch_size, self.progress.micro_batch, count):
-            step.append(batch)
-            if len(step) == train.gradient_accumulation:
-                yield step
-                step = []
+        num = 0 if self.is_finished else self.num_steps - self.progress.step
+        batches = self.reader.micro_batches(
+            train.batch_size, self.progress.micro_batch, num * train.gradient_accumulation
+        )
+        while step := list(islice(batches, train.gradient_accumulation)):
+            yield step
 
-    def _step(self, micro_batches: list[list[Shown]], *, learn: bool = True) -> _Step:
-        """One optimizer step over the mean loss of all its tokens."""
-        train = self.experiment.train
-        self.model.train()
-        trees = [tree for batch in micro_batches for tree in self.prompts.trees(batch)]
-        weight = sum(loss_weight(tree.samples, tree.prefix, train.loss) for tree in trees)
-        self.model.checkpoint_activations(self._needs_checkpointing(trees))
-        total = sum(self._backward(tree, weight) for tree in trees)
-        norm = self.optimizer.step(self.progress.step, learn=learn)
-        return _Step(total / max(weight, 1e-12), norm, sum(map(len, micro_batches)), weight)
-
-    def _backward(self, tree: SampleTree, weight: float) -> float:
-        """Gradients of one tree's loss over the ``weight`` of its whole step; returns the summed loss."""
-        with autocast(self.model.device, self.experiment.model.dtype):
-            features = image_features(self.model, tree.shown, self.reader.cache)
-            for sample, image in zip(tree.samples, features, strict=True):
-                sample.features = [image]
-            loss = sample_loss(self.model, tree.prefix, tree.samples, self.experiment.train.loss)
-        value = loss.total.item()
+    def _finite(self, loss: torch.Tensor) -> float:
+        value = loss.item()
         if not math.isfinite(value):
             raise UserError(
                 f"The loss is not finite at step {self.progress.step + 1}. Lower train.learning_rate "
                 f"({self.experiment.train.learning_rate}), or set model.dtype: float32."
             )
-        (loss.total / weight).backward()  # type: ignore[no-untyped-call]
         return value
 
-    def _needs_checkpointing(self, trees: list[SampleTree]) -> bool:
+    def _needs_checkpointing(self, num_tokens: int) -> bool:
         setting = self.experiment.train.checkpoint_activations
-        if setting != "auto":
-            return setting == "on"
-        return needs_checkpointing(self.model, max(tree.num_rows for tree in trees))
+        return needs_checkpointing(self.model, num_tokens) if setting == "auto" else setting == "on"
 
     def _is_due(self, every: int | None) -> bool:
-        """Whether something done every so many steps, and after the last, is to be done now."""
+        """Whether something done every N steps, and after the last step, is due now."""
         assert every is not None
         return self.progress.step == self.num_steps or self.progress.step % every == 0
 
+    @contextmanager
+    def _feature_cache(self, runs: Path) -> Iterator[None]:
+        """Image features of a frozen tower, shared by all runs beside this one, until the block ends, however it does:
+        another run may be waiting for them."""
+        if not self.is_finished:
+            self.features = open_feature_cache(
+                runs / ".features", self.opened, self.plan, self.experiment, self.splits.train, self.reader.changes
+            )
+        if isinstance(self.features, FeatureCache):
+            self.reader.cache = self.features
+        try:
+            yield
+        finally:
+            if isinstance(self.features, FeatureCache):
+                self.features.close()
+
     def _measure(self, folder: RunFolder, kind: str) -> Validation:
-        """Validate the model as it stands."""
+        """Validate the model as it is."""
         assert self.validator is not None
         started = time.perf_counter()
         with merged(self.model):
-            found = self.validator.measure()
+            validation = self.validator.measure()
         self._log(
             folder,
             kind,
-            accuracy=found.accuracy,
-            loss=found.loss,
-            num=found.num,
-            unreadable=found.num_unreadable,
-            **({} if found.level_distance is None else {"level_distance": found.level_distance}),
+            accuracy=validation.accuracy,
+            loss=validation.loss,
+            num=validation.num,
+            unreadable=validation.num_unreadable,
+            **({} if validation.level_distance is None else {"level_distance": validation.level_distance}),
             seconds=time.perf_counter() - started,
         )
-        return found
+        return validation
 
     def _validate(self, folder: RunFolder) -> float:
-        found = self._measure(folder, "validation")
-        self.progress.history.append((self.progress.step, found.accuracy))
+        validation = self._measure(folder, "validation")
+        self.progress.history.append((self.progress.step, validation.accuracy))
         train = self.experiment.train
         if train.patience is not None and self.progress.step < self.num_steps:
             self.progress.is_stopped = self.progress.num_without_gain(train.min_gain) >= train.patience
-        return found.accuracy
+        return validation.accuracy
 
     def _average(self, folder: RunFolder, keeper: CheckpointKeeper) -> None:
         """The mean of the last checkpoints: validated, and the best if it is better than every step was."""
@@ -301,9 +278,9 @@ class Trainer:
         if average is None or self.validator is None:
             return
         with keeper.loaded(average):
-            found = self._measure(folder, "average")
-        self.progress.average_accuracy = found.accuracy
-        if found.accuracy > self.progress.best_accuracy:
+            validation = self._measure(folder, "average")
+        self.progress.average_accuracy = validation.accuracy
+        if validation.accuracy > self.progress.best_accuracy:
             mark_best(folder.path, average)
 
     def _log(self, folder: RunFolder, kind: str, **values: Any) -> None:
@@ -319,3 +296,29 @@ def _rate(recent: list[tuple[float, int]]) -> float:
     """Images a second, from (seconds so far, images) of the latest steps."""
     seconds = recent[-1][0] - recent[0][0]
     return round(sum(count for _, count in recent[1:]) / seconds, 2) if seconds > 0 else 0.0
+
+
+def run_record(trainer: Trainer, started: str) -> RunRecord:
+    """What is known of a run besides its experiment, before, during or after training.
+
+    Args:
+        started: time of the run's first session.
+    """
+    labels = trainer.splits.labels
+    return RunRecord(
+        name=trainer.experiment.name,
+        seed=trainer.experiment.seed,
+        base=trainer.experiment.model.base,
+        environment=environment(),
+        data=dict(trainer.splits.description),
+        labels=list(labels.stored) if labels else None,
+        trainable_parameters=trainer.plan.num_trainable,
+        total_parameters=trainer.plan.num_total,
+        learned=trainer.plan.summary(),
+        num_steps=trainer.num_steps,
+        started=started,
+        finished=now() if trainer.is_finished else None,
+        progress=trainer.progress,
+        unreadable=trainer.reader.unreadable,
+        feature_cache=trainer.features.note,
+    )

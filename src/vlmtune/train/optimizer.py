@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import nn
 
 from vlmtune.adapters.plan import AdapterPlan
 from vlmtune.config.schema import TrainSection
-from vlmtune.train.schedule import learning_rate_factor
 
 
 class ScheduledOptimizer:
@@ -31,9 +33,9 @@ class ScheduledOptimizer:
         plan.attach(self.adamw)
         for group in self.adamw.param_groups:
             group["initial_lr"] = group["lr"]
-        name_of = {id(parameter): name for name, parameter in plan.parameters.items()}
+        name_of = {parameter: name for name, parameter in plan.parameters.items()}
         self._parameters = [p for group in self.adamw.param_groups for p in group["params"]]
-        self.names = [name_of[id(p)] for p in self._parameters]
+        self.names = [name_of[p] for p in self._parameters]
 
     @property
     def learning_rate(self) -> float:
@@ -57,3 +59,16 @@ class ScheduledOptimizer:
             self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return norm
+
+
+def learning_rate_factor(
+    step: int, num_steps: int, warmup_ratio: float, schedule: Literal["cosine", "linear", "constant"]
+) -> float:
+    """Factor on the learning rate of optimizer step ``step`` (from 0): linear warm-up, then the schedule to zero."""
+    warmup = math.ceil(warmup_ratio * num_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,14 +1,14 @@
-"""What is checked before the first step, and said loudly: what will be learned, from what, and at what cost.
+"""What is checked before the first step: what will be learned, from what, and at what cost.
 
 In: a `Trainer` that has not begun. Out: findings, for `preflight.json` and for the terminal. `train` runs it first.
 """
 
 from __future__ import annotations
 
-import resource
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,12 +18,13 @@ import torch
 from vlmtune.data.augment.label_safety import colored_labels, has_colors, has_sides, sided_labels
 from vlmtune.data.prefetch import read_ahead
 from vlmtune.errors import DataError, UnreadableImageError
-from vlmtune.inference.predictor import Predictor, Query
+from vlmtune.models.images import ProcessedImage
 from vlmtune.records import Example, LabelSet
 from vlmtune.tasks.targets import EXACT_LABELS, NUM_DRAWN
+from vlmtune.text.prompt import PromptBuilder
 from vlmtune.train.loop import Trainer
 
-_NUM_SHOWN = 3
+_NUM_TARGETS = 3
 _NUM_MEASURED = 32
 # Decoding a large set takes minutes; `vlmtune data check` has no such limit.
 _MAX_DIGESTS = 5_000
@@ -33,7 +34,7 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, how it stands, and in words what was found."""
+    """Outcome of one check, in words for the user."""
 
     name: str
     level: Level
@@ -61,7 +62,7 @@ def preflight(trainer: Trainer) -> Preflight:
     findings = [
         *_adapter(trainer),
         *_targets(trainer),
-        *_shown(trainer),
+        *_random_changes(trainer),
         *_tokens(trainer),
         *_labels(trainer),
         *_images(trainer),
@@ -74,13 +75,14 @@ def _adapter(trainer: Trainer) -> list[Finding]:
     plan = trainer.plan
     share = 100 * plan.num_trainable / plan.num_total
     findings = [
-        Finding("learned", "ok", f"{plan.num_trainable:,} parameters learn, {share:.2f} % of {plan.num_total:,}")
+        Finding("learned", "ok", f"{plan.num_trainable:,} of {plan.num_total:,} parameters are trained ({share:.2f} %)")
     ]
     for match in plan.matches:
-        towers = ", ".join(f"{count} in the {tower}" for tower, count in match.towers.items() if count)
-        towers = towers or "none, this family has no such layers"
-        what = "parameters" if match.kind == "part" else "layers"
-        findings.append(Finding("learned", "ok", f"{match.kind} '{match.pattern}': {what} {towers}"))
+        unit = "parameters" if match.kind == "part" else "layers"
+        towers = " and ".join(f"{count} {unit} of the {tower}" for tower, count in match.towers.items() if count)
+        towers = towers or "nothing, since this family has no such layers"
+        key = "adapter.parts" if match.kind == "part" else "adapter.targets"
+        findings.append(Finding("learned", "ok", f"{key} '{match.pattern}' trains {towers}"))
     if (section := trainer.experiment.model.connector) is not None:
         start = "" if section.start is None else f", start: {section.start}"
         findings.append(Finding("connector", "ok", f"{trainer.model.connector.shape}{start}"))
@@ -90,11 +92,12 @@ def _adapter(trainer: Trainer) -> list[Finding]:
 def _targets(trainer: Trainer) -> list[Finding]:
     """The supervised tokens of a few examples, decoded back to text."""
     findings = []
-    tokenizer, prompt = trainer.opened.tokenizer, trainer.prompts.first.prompt
-    for example in trainer.splits.train[:_NUM_SHOWN]:
-        shown = trainer.reader.targets.of(example, 0, np.random.default_rng(trainer.experiment.seed))
-        ids = prompt.answer_tokens(max(shown, key=shown.__getitem__))
-        findings.append(Finding("target", "ok", f"{example.id}: learns {tokenizer.decode(ids)!r} ({len(ids)} tokens)"))
+    tokenizer, prompt = trainer.opened.tokenizer, trainer.prompts.first
+    for example in trainer.splits.train[:_NUM_TARGETS]:
+        weights = trainer.reader.targets.of(example, 0, np.random.default_rng(trainer.experiment.seed))
+        ids = prompt.answer_tokens(max(weights, key=weights.__getitem__))
+        text = f"{example.id} teaches {tokenizer.decode(ids)!r} ({len(ids)} tokens)"
+        findings.append(Finding("target", "ok", text))
     labels = trainer.splits.labels
     names = [forms[0] for forms in labels.shown] if labels else []
     merged = [w for name in names if (w := prompt.check_answer_boundary(name))]
@@ -108,86 +111,89 @@ def _targets(trainer: Trainer) -> list[Finding]:
     return findings
 
 
-def _shown(trainer: Trainer) -> list[Finding]:
-    """What is random about the images and the answers of training."""
+def _random_changes(trainer: Trainer) -> list[Finding]:
+    """What training changes at random about images and answers."""
     train, reader = trainer.experiment.train, trainer.reader
     findings = []
     if reader.augmentation.changes:
-        findings.append(Finding("images shown", "ok", f"changed at random: {reader.augmentation.name}"))
+        findings.append(Finding("augmentation", "ok", f"images are changed at random: {reader.augmentation.name}"))
     if reader.mixing.is_on:
         kinds = {"MixUp": reader.mixing.mixup, "CutMix": reader.mixing.cutmix}
         how = " or ".join(f"{kind} (α {alpha:g})" for kind, alpha in kinds.items() if alpha)
         share = f"{100 * reader.mixing.probability:g} % of the images are mixed with another by {how}"
-        findings.append(Finding("images shown", "ok", f"{share}: two answers each, with the weights λ and 1 - λ"))
+        findings.append(Finding("augmentation", "ok", f"{share}: two answers each, with the weights λ and 1 - λ"))
     labels = trainer.splits.labels
     if train.label_smoothing and labels is not None:
-        others = "all" if len(labels) <= EXACT_LABELS else f"{NUM_DRAWN} drawn ones of the"
-        spread = f"{train.label_smoothing:g} of every target is spread over {others} {len(labels)} labels"
-        findings.append(Finding("target", "ok", f"{spread}, a branch each"))
-    findings += _spared(trainer)
+        others = f"all {len(labels)} labels"
+        if len(labels) > EXACT_LABELS:
+            others = f"{NUM_DRAWN} other labels, drawn anew for each image"
+        text = f"label smoothing spreads {train.label_smoothing:g} of every target over {others}"
+        findings.append(Finding("target", "ok", text))
+    findings += _protected(trainer)
     return findings
 
 
-def _spared(trainer: Trainer) -> list[Finding]:
-    """Images that random changes treat with care, because their answers depend on what would change."""
+def _protected(trainer: Trainer) -> list[Finding]:
+    """Images that some changes leave out, because their answers depend on what would change."""
     augmentation, labels, examples = trainer.reader.augmentation, trainer.splits.labels, trainer.splits.train
     rules: tuple[tuple[bool, Callable[[LabelSet], str | None], Callable[[Example], bool], str, str], ...] = (
-        (augmentation.alters_sides, sided_labels, has_sides, "sides or writing", "not flipped, nor far turned"),
-        (augmentation.alters_colors, colored_labels, has_colors, "colors", "changed in shape alone"),
+        (augmentation.alters_sides, sided_labels, has_sides, "sides or writing", "not flipped or turned far"),
+        (augmentation.alters_colors, colored_labels, has_colors, "colors", "not recolored"),
     )
     findings = []
-    for alters, of_labels, of_example, subject, consequence in rules:
+    for alters, of_labels, of_example, topic, consequence in rules:
         if not alters:
             continue
         reason = of_labels(labels) if labels is not None else None
-        found = [example for example in examples if of_example(example)]
-        if reason is None and found:
-            reason = f"{len(found)} of {len(examples)} questions speak of {subject}, such as {found[0].question!r}"
+        affected = [example for example in examples if of_example(example)]
+        if reason is None and affected:
+            reason = f"{len(affected)} of {len(examples)} questions mention {topic}, such as {affected[0].question!r}"
         if reason is not None:
-            findings.append(Finding("images shown", "ok", f"{reason}: their images are {consequence}"))
+            findings.append(Finding("augmentation", "ok", f"{reason}: their images are {consequence}"))
     return findings
 
 
 def _tokens(trainer: Trainer) -> list[Finding]:
-    """Image tokens, prompt lengths, how much of them is shared, and what two options would change."""
-    counts, rests = [], []
-    example = None
-    for candidate, processed in _read_some(trainer):
-        counts.append(processed.num_tokens)
-        rests.append(len(trainer.prompts.first.rest_of_prompt(processed, candidate.question)))
-        example = (candidate, processed)
-    if example is None:
+    """Image tokens, prompt lengths, how much of them all images share, and what two options would save."""
+    prompt, counts, rests = trainer.prompts.first, [], []
+    sample = None
+    for example, image in _read_some(trainer):
+        counts.append(image.num_tokens)
+        rests.append(len(prompt.rest(example.question, image.text)))
+        sample = (example.question, image.text)
+    if sample is None:
         return []
-    prefix, mean_rest = len(trainer.prompts.first.prefix), sum(rests) / len(rests)
-    shared = prefix / (prefix + mean_rest)
+    num_prefix, mean_rest = len(prompt.prefix), sum(rests) / len(rests)
+    span = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     findings = [
-        Finding("image tokens", "ok", f"{min(counts)} to {max(counts)} an image (of {len(counts)} looked at)"),
+        Finding("image tokens", "ok", f"{span} tokens per image ({len(counts)} images read)"),
         Finding(
             "prompt",
             "ok",
-            f"{prefix} tokens shared by all images and {mean_rest:.0f} of an image's own: "
-            f"{100 * shared:.0f} % of a prompt runs once a batch",
+            f"about {num_prefix + mean_rest:.0f} tokens, of which {num_prefix} are the same for every image and are "
+            "computed once per batch",
         ),
     ]
     task, batch_size = trainer.experiment.task, trainer.experiment.train.batch_size
     assert batch_size is not None
-    now = prefix / batch_size + mean_rest
-    options: dict[str, dict[str, str]] = {"task.list_labels: never": {"list_labels": "never"}}
+    per_example = num_prefix / batch_size + mean_rest
+    options = [({"list_labels": "never"}, "task.list_labels: never", "the model then no longer reads the class list")]
     # Of a prefix-LM's prompts nothing is shared wherever the image stands.
     if task.image_position == "first" and not trainer.model.bidirectional_prompt:
-        options["task.image_position: last"] = {"image_position": "last"}
-    for option, change in options.items():
-        other = Predictor(trainer.opened, task.model_copy(update=change), trainer.splits.labels)
-        rest = len(other.rest_of_prompt(example[1], example[0].question))
-        saved = 1 - (len(other.prefix) / batch_size + rest) / now
+        caution = "compare the accuracy: the base may expect the image first"
+        options.append(({"image_position": "last"}, "task.image_position: last", caution))
+    for change, key, caution in options:
+        other = PromptBuilder(trainer.opened.tokenizer, task.model_copy(update=change), trainer.splits.labels)
+        saved = 1 - (len(other.prefix) / batch_size + len(other.rest(*sample))) / per_example
         if saved > 0.05:
-            findings.append(Finding("prompt", "ok", f"{option} would save {100 * saved:.0f} % of the decoder's rows"))
+            message = f"optional, to train faster: {key} runs {100 * saved:.0f} % fewer tokens ({caution})"
+            findings.append(Finding("prompt", "ok", message))
     return findings
 
 
-def _read_some(trainer: Trainer) -> Any:
+def _read_some(trainer: Trainer) -> Iterator[tuple[Example, ProcessedImage]]:
     examples = trainer.splits.train[:: max(1, len(trainer.splits.train) // _NUM_MEASURED)]
-    for example, result in read_ahead(lambda e: trainer.prompts.first.process(Query(e.image)), examples):
+    for example, result in read_ahead(lambda e: trainer.opened.processor.process(e.image.open()), examples):
         if not isinstance(result, UnreadableImageError):
             yield example, result
 
@@ -213,7 +219,7 @@ def _labels(trainer: Trainer) -> list[Finding]:
     if max(counts.values()) > 10 * min(counts.values()):
         findings.append(Finding("data", "warning", "the largest class has over ten times the images of the smallest"))
     if not splits.validation:
-        findings.append(Finding("data", "warning", "no validation images: the last checkpoint will count as best"))
+        findings.append(Finding("data", "warning", "no validation images: the last checkpoint counts as the best"))
     return findings
 
 
@@ -225,9 +231,11 @@ def _questions(trainer: Trainer) -> list[Finding]:
     answers = "answers are open" if labels is None else f"answers are {len(labels):,} labels"
     findings = [Finding("data", "ok", f"{', '.join(parts)}; {answers}")]
     if not splits.validation:
-        findings.append(Finding("data", "warning", "no validation questions: the last checkpoint will count as best"))
+        findings.append(Finding("data", "warning", "no validation questions: the last checkpoint counts as the best"))
     if splits.test and not any(example.answers for example in splits.test):
-        findings.append(Finding("data", "warning", "test answers are not known: evaluate writes a results file only"))
+        findings.append(
+            Finding("data", "warning", "the test answers are unknown: evaluate will only write a results file")
+        )
     findings += [
         Finding("data", "warning", f"{left['count']:,} {left['reason']} are left out")
         for left in splits.description.get("left_out", [])
@@ -240,10 +248,10 @@ def _images(trainer: Trainer) -> list[Finding]:
     """Unreadable files, and images that are in training and in test (or validation) at once."""
     splits = trainer.splits
     parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
-    # Several questions about one image need one look at it.
+    # Several questions about one image need to read it once.
     first = {(part, e.image_id or e.id): (part, e) for part, members in parts.items() for e in reversed(members)}
     examples = list(first.values())
-    looked_at = examples[:: max(1, -(-len(examples) // _MAX_DIGESTS))]
+    checked = examples[:: max(1, -(-len(examples) // _MAX_DIGESTS))]
 
     def identify(item: tuple[str, Example]) -> str:
         item[1].image.open()  # decoded, not only found: a file that is cut off shows here, not in the middle of a run
@@ -252,7 +260,7 @@ def _images(trainer: Trainer) -> list[Finding]:
     where: dict[str, tuple[str, str]] = {}
     unreadable: dict[str, list[str]] = {part: [] for part in parts}
     repeated = []
-    for (part, example), digest in read_ahead(identify, looked_at, num_threads=4):
+    for (part, example), digest in read_ahead(identify, checked, num_threads=4):
         if isinstance(digest, UnreadableImageError):
             unreadable[part].append(str(digest))
         elif digest in where and where[digest][0] != part:
@@ -260,10 +268,10 @@ def _images(trainer: Trainer) -> list[Finding]:
         else:
             where.setdefault(digest, (part, example.id))
     findings = []
-    if len(looked_at) < len(examples):
+    if len(checked) < len(examples):
         findings.append(
             Finding(
-                "images", "ok", f"{len(looked_at)} of {len(examples)} files compared; `vlmtune data check` reads all"
+                "images", "ok", f"{len(checked)} of {len(examples)} files were compared; `vlmtune data check` reads all"
             )
         )
     for part, reasons in unreadable.items():
@@ -285,15 +293,41 @@ def _images(trainer: Trainer) -> list[Finding]:
 
 
 def _cost(trainer: Trainer) -> list[Finding]:
-    """Time and memory of the run, from one trial step that is thrown away."""
+    """Time and memory of the run, from one trial step whose result is thrown away."""
     state = torch.get_rng_state()
-    seconds = trainer.trial_step()
+    seconds = _trial_step(trainer)
     torch.set_rng_state(state)
     minutes = seconds * trainer.num_steps / 60
-    if torch.cuda.is_available() and trainer.model.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        # ru_maxrss is in KiB on Linux and in bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    estimate = f"{trainer.num_steps} steps of about {seconds:.2f} s, {minutes:.1f} minutes without validation"
-    return [Finding("cost", "ok", f"{estimate}; {peak:.1f} GiB at the peak so far")]
+    duration = f"{60 * minutes:.0f} seconds" if minutes < 2 else f"{minutes:.0f} minutes"
+    peak = _peak_memory(trainer.model.device)
+    memory = "" if peak is None else f"; {peak / 2**30:.1f} GiB of memory so far at most"
+    message = f"{trainer.num_steps} steps of about {seconds:.2f} s: {duration}, validation not counted{memory}"
+    return [Finding("cost", "ok", message)]
+
+
+def _trial_step(trainer: Trainer) -> float:
+    """Seconds of one step's work, without its effect.
+
+    Reading is left out, which a run does ahead on other threads; a short step is timed again, since the first call
+    allocates.
+    """
+    micro_batches = next(trainer.steps())
+    for _ in range(2):
+        start = time.perf_counter()
+        trainer.step(micro_batches, learn=False)
+        seconds = time.perf_counter() - start
+        if seconds > 1:
+            break
+    return seconds
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes that the process has held at most; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

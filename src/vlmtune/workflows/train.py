@@ -20,14 +20,13 @@ from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.layout import RunLayout
 from vlmtune.runs.prepare import load_data, open_base
 from vlmtune.runs.record import RunResult, read_record_if_exists
-from vlmtune.train.description import describe_run
-from vlmtune.train.loop import Report, Trainer
+from vlmtune.train.loop import StepEvent, Trainer, run_record
 from vlmtune.train.preflight import Preflight, preflight
 from vlmtune.train.tracking import Tracking, check_installed
 from vlmtune.workflows.evaluate import evaluate
 from vlmtune.workflows.progress import SILENT, Observer
 
-OnStep = Callable[[Trainer, Report], None]
+OnStep = Callable[[Trainer, StepEvent], None]
 """Called after every optimizer step; it may set the trainer's `progress.is_stopped`."""
 
 
@@ -65,10 +64,10 @@ def train(
     folder.begin(resolved)
     write_json(folder.preflight, findings.to_dict())
     started = read_record_if_exists(folder.path).started or now()
-    describe_run(trainer, started).write(folder)
+    run_record(trainer, started).write(folder)
     with Tracking(folder, resolved, lambda text: observer.message(text, "warning")) as tracking:
         _learn(trainer, folder, observer, resume=resume, on_step=on_step)
-        record = describe_run(trainer, started)
+        record = run_record(trainer, started)
         record.write(folder)
         result = _result(trainer, folder)
         del trainer, opened
@@ -137,14 +136,13 @@ def _learn(trainer: Trainer, folder: RunFolder, observer: Observer, *, resume: b
     """All steps that are left."""
     with observer.progress(f"train {trainer.experiment.name}", trainer.num_steps, "steps") as progress:
 
-        def watch(report: Report) -> None:
-            accuracy = "" if report.accuracy is None else f", validation {100 * report.accuracy:.1f} %"
-            progress.update(report.step, f"{report.samples_per_s:.0f} images/s, loss {report.loss:.3f}{accuracy}")
+        def advance(event: StepEvent) -> None:
+            accuracy = "" if event.accuracy is None else f", validation {100 * event.accuracy:.1f} %"
+            progress.update(event.step, f"{event.samples_per_s:.0f} images/s, loss {event.loss:.3f}{accuracy}")
             if on_step is not None:
-                on_step(trainer, report)
+                on_step(trainer, event)
 
-        trainer.watch = watch
-        trainer.run(folder, resume=resume)
+        trainer.run(folder, resume=resume, on_step=advance)
 
 
 def _result(trainer: Trainer, folder: RunFolder) -> RunResult:

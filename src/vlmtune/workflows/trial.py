@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlmtune.runs.record import RunResult
-    from vlmtune.train.loop import Report, Trainer
+    from vlmtune.train.loop import StepEvent, Trainer
     from vlmtune.workflows.trials import TrialHandle
 
 
@@ -69,10 +69,10 @@ def train_trial(handle: TrialHandle, values: Mapping[str, Any]) -> None:
 
     num_reported, is_pruned = 0, False
 
-    def on_step(trainer: Trainer, report: Report) -> None:
+    def on_step(trainer: Trainer, event: StepEvent) -> None:
         nonlocal num_reported, is_pruned
-        if report.step == 1:
-            handle.expect(-(-report.num_steps // (trainer.experiment.train.eval_every or 1)))
+        if event.step == 1:
+            handle.expect(-(-event.num_steps // (trainer.experiment.train.eval_every or 1)))
         for _, accuracy in trainer.progress.history[num_reported:]:
             num_reported += 1
             if handle.report(accuracy) and not trainer.is_finished:

@@ -16,7 +16,7 @@ from vlmtune.errors import DataError, UserError
 from vlmtune.records import Example, ImageSource, LabelSet
 from vlmtune.tasks.question import Question, Task
 from vlmtune.tasks.targets import EXACT_LABELS, NUM_DRAWN, Targets, balanced_weights, choose_answer, mix
-from vlmtune.train.schedule import Order, balanced_order
+from vlmtune.train.order import Order, balanced_order
 
 pytestmark = pytest.mark.unit
 
@@ -177,9 +177,9 @@ def test_balanced_sampling_shows_every_label_equally_often(strata: list[str], se
 def test_partners_are_drawn_as_the_pass_shows_examples() -> None:
     strata = ["rare"] + ["common"] * 99
     balanced, natural = Order(100, 0, strata), Order(100, 0)
-    place = next(balanced.places(0, 1))
+    slot = next(balanced.slots(0, 1))
     draw = np.random.default_rng(0)
-    rare = [sum(strata[order.partner(place, draw)] == "rare" for _ in range(500)) for order in (balanced, natural)]
+    rare = [sum(strata[order.partner(slot, draw)] == "rare" for _ in range(500)) for order in (balanced, natural)]
     assert rare[0] > 200 > 20 > rare[1]
 
 
@@ -187,5 +187,5 @@ def test_mixed_images_are_asked_the_same_question() -> None:
     alike = ["what color?"] * 3 + ["how many?"] * 2
     order = Order(5, 0, alike=alike)
     draw = np.random.default_rng(0)
-    for place in order.places(0, 20):
-        assert alike[order.partner(place, draw)] == alike[place.example]
+    for slot in order.slots(0, 20):
+        assert alike[order.partner(slot, draw)] == alike[slot.example]

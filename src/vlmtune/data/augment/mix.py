@@ -1,7 +1,7 @@
 """MixUp and CutMix: one training image made of two, and the share of each in it.
 
 The two answers become two branches of the one image in the prefix tree, with the losses λ·NLL(a) + (1-λ)·NLL(b)
-(`train/samples.py`). Images are mixed after their own random changes and before the processor, at any size.
+(`train/items.py`). Images are mixed after their own random changes and before the processor, at any size.
 """
 
 from __future__ import annotations

@@ -1,28 +1,13 @@
-"""The learning rate over a run, and the order in which examples are seen. No state: a step's values follow from
-its number, so that a resumed run continues exactly."""
+"""The order in which a run sees its examples. No state: a slot follows from its number, so that a resumed run continues
+exactly. In: labels or images of the examples. Out: slots. Called by `items`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
 
 import numpy as np
-
-
-def learning_rate_factor(
-    step: int, num_steps: int, warmup_ratio: float, schedule: Literal["cosine", "linear", "constant"]
-) -> float:
-    """Factor on the learning rate of optimizer step ``step`` (from 0): linear warm-up, then the schedule to zero."""
-    warmup = math.ceil(warmup_ratio * num_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
@@ -68,24 +53,25 @@ def grouped_order(groups: Sequence[str], seed: int, epoch: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One place in the order of a run.
+class Slot:
+    """One slot in the order of a run.
 
     Attributes:
-        example: the number of the example that stands there.
-        epoch: the pass, from 0; slot: the place within the pass.
+        example: the index of the example in it.
+        epoch: the pass, from 0.
+        position: within the pass.
     """
 
     example: int
     epoch: int
-    slot: int
+    position: int
 
 
 class Order:
     """In which order a run sees its examples: pass after pass, without end.
 
     Args:
-        num_examples: of the training split; a pass has as many places.
+        num_examples: of the training split; a pass has as many slots.
         seed: of the run.
         strata: each example's label, to show every label equally often; None shows each example once a pass.
         groups: each example's image, to show the questions about it one after the other.
@@ -111,19 +97,19 @@ class Order:
         self._alike = alike
         self._partners = lru_cache(maxsize=2)(self._partners_of)
 
-    def places(self, first: int, count: int) -> Iterator[Place]:
-        """``count`` places from the number ``first`` of the whole run on. Passes follow each other without a gap, so
-        that every micro-batch cut from them is full."""
-        for place in range(first, first + count):
-            epoch, slot = divmod(place, self.num_examples)
-            yield Place(self.epoch(epoch)[slot], epoch, slot)
+    def slots(self, first: int, count: int) -> Iterator[Slot]:
+        """``count`` slots from number ``first`` of the whole run on. Passes follow each other without a gap, so that
+        every micro-batch cut from them is full."""
+        for number in range(first, first + count):
+            epoch, position = divmod(number, self.num_examples)
+            yield Slot(self.epoch(epoch)[position], epoch, position)
 
-    def partner(self, place: Place, draw: np.random.Generator) -> int:
-        """Another example for the one at a place, drawn as the pass shows them (balanced, where it is)."""
+    def partner(self, slot: Slot, draw: np.random.Generator) -> int:
+        """Another example for that of a slot, drawn as the pass shows them (balanced, where it is)."""
         if self._alike is None:
-            candidates = self.epoch(place.epoch)
+            candidates = self.epoch(slot.epoch)
         else:
-            candidates = self._partners(place.epoch)[self._alike[place.example]]
+            candidates = self._partners(slot.epoch)[self._alike[slot.example]]
         return candidates[draw.integers(len(candidates))]
 
     def _partners_of(self, epoch: int) -> dict[Hashable, list[int]]:

@@ -12,16 +12,19 @@ import torch
 
 from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
-from vlmtune.config.schema import Experiment
+from vlmtune.adapters.plan import apply_adapter
+from vlmtune.config.schema import AdapterSection, Experiment
 from vlmtune.data.prefetch import read_ahead
 from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import UserError
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import ImageSource, LabelSet
-from vlmtune.train import samples
-from vlmtune.train.samples import Prompts, SampleReader, SampleTree, Shown, image_features
-from vlmtune.train.step import sample_loss
+from vlmtune.train import items
+from vlmtune.train.feature_cache import encode
+from vlmtune.train.feature_files import FeatureCache
+from vlmtune.train.items import EpochPrompts, ItemReader, TrainItem, image_features
+from vlmtune.train.step import run
 
 pytestmark = pytest.mark.unit
 
@@ -44,17 +47,17 @@ def experiment(**train: object) -> Experiment:
     return Experiment.model_validate({"seed": 3, "train": train, "task": {"list_labels": "prompt"}})
 
 
-def reader_of(opened: OpenedModel, splits: Splits, **train: object) -> SampleReader:
-    return SampleReader(experiment(**train), opened.processor, splits.train, splits.labels)
+def reader_of(opened: OpenedModel, splits: Splits, **train: object) -> ItemReader:
+    return ItemReader(experiment(**train), opened.processor, splits.train, splits.labels)
 
 
-def pixels(shown: Shown) -> bytes:
+def pixels(shown: TrainItem) -> bytes:
     assert isinstance(shown.image, ProcessedImage)
     return b"".join(patches.numpy().tobytes() for patches, _ in shown.image.tiles)
 
 
-def seen(batches: list[list[Shown]]) -> list[tuple[object, ...]]:
-    return [(s.example.id, s.epoch, tuple(s.answers.items()), pixels(s)) for batch in batches for s in batch]
+def seen(batches: list[list[TrainItem]]) -> list[tuple[object, ...]]:
+    return [(s.example.id, s.slot.epoch, tuple(s.answers.items()), pixels(s)) for batch in batches for s in batch]
 
 
 def test_the_same_seed_shows_the_same_whatever_the_number_of_threads(
@@ -62,7 +65,7 @@ def test_the_same_seed_shows_the_same_whatever_the_number_of_threads(
 ) -> None:
     shown = []
     for num_threads in (1, 2, 7):
-        monkeypatch.setattr(samples, "read_ahead", partial(read_ahead, num_threads=num_threads))
+        monkeypatch.setattr(items, "read_ahead", partial(read_ahead, num_threads=num_threads))
         shown.append(seen(list(reader_of(opened, splits, **RANDOM).micro_batches(4, 0, 12))))
     assert shown[0] == shown[1] == shown[2]
 
@@ -92,30 +95,25 @@ def test_a_mixed_image_says_with_whom_and_weights_both_answers(opened: OpenedMod
     assert len({item.mixed_with[0].id for item in shown if item.mixed_with}) > 5
 
 
-def total_loss(opened: OpenedModel, tree: SampleTree) -> torch.Tensor:
-    features = image_features(opened.model, tree.shown)
-    for sample, image in zip(tree.samples, features, strict=True):
-        sample.features = [image]
-    return sample_loss(opened.model, tree.prefix, tree.samples).total
-
-
 def test_the_loss_of_a_mixed_image_is_lambda_of_one_answer_and_the_rest_of_the_other(
     opened: OpenedModel, splits: Splits
 ) -> None:
     """λ·NLL(a) + (1-λ)·NLL(b), by two branches of one image; gradients too."""
-    prompts = Prompts(opened, experiment(), splits.labels)
+    prompts = EpochPrompts(opened, experiment(), splits.labels)
     batch = next(reader_of(opened, splits, mixup=1.0).micro_batches(6, 0, 1))
     assert any(len(item.answers) == 2 for item in batch)
     weight = opened.model.get_parameter("model.language_model.layers.0.feed_forward.w1.weight").requires_grad_(True)
 
-    def loss_and_gradient(items: list[Shown]) -> tuple[float, torch.Tensor]:
-        loss = sum((total_loss(opened, tree) for tree in prompts.trees(items)), torch.zeros(()))
+    def loss_and_gradient(batch: list[TrainItem]) -> tuple[float, torch.Tensor]:
+        loss = torch.zeros(())
+        for group, plan in prompts.plan(opened.model, batch, "answer"):
+            loss = loss + run(opened.model, plan, image_features(opened.model, group))
         return loss.item(), torch.autograd.grad(loss, weight)[0]
 
     expected, gradient = 0.0, torch.zeros_like(weight)
     for item in batch:
         for answer, share in item.answers.items():
-            alone = Shown(item.example, item.epoch, item.image, "", {answer: 1.0})
+            alone = TrainItem(item.example, item.slot, item.image, {answer: 1.0})
             loss, own = loss_and_gradient([alone])
             expected += share * loss
             gradient += share * own
@@ -128,17 +126,35 @@ def test_the_loss_of_a_mixed_image_is_lambda_of_one_answer_and_the_rest_of_the_o
 def test_flips_of_labels_with_sides_are_refused_before_anything_is_read(opened: OpenedModel, splits: Splits) -> None:
     turned = LabelSet(("left", "right"), (("left",), ("right",)))
     with pytest.raises(UserError, match="names a side"):
-        SampleReader(experiment(augment="flip-crop"), opened.processor, splits.train, turned)
-    assert SampleReader(experiment(augment="crop"), opened.processor, splits.train, turned).has_sided_labels
+        ItemReader(experiment(augment="flip-crop"), opened.processor, splits.train, turned)
+    assert ItemReader(experiment(augment="crop"), opened.processor, splits.train, turned).has_sided_labels
 
 
 def test_an_unreadable_partner_leaves_the_image_unmixed_and_is_noted(
     opened: OpenedModel, splits: Splits, tmp_path: Path
 ) -> None:
     broken = replace(splits.train[1], image=ImageSource(data=b"no image", name="broken"))
-    reader = SampleReader(experiment(mixup=1.0), opened.processor, [splits.train[0], broken], splits.labels)
+    reader = ItemReader(experiment(mixup=1.0), opened.processor, [splits.train[0], broken], splits.labels)
     shown = [s for batch in reader.micro_batches(2, 0, 10) for s in batch]
     assert {s.example.id for s in shown} == {splits.train[0].id}
     assert {s.mixed_with is None for s in shown} == {True, False}
     assert list(reader.unreadable) == [broken.id]
     assert np.isclose(sum(shown[0].answers.values()), 1)
+
+
+def test_connector_dropout_is_the_same_whatever_is_cached(splits: Splits, tmp_path: Path) -> None:
+    opened = open_model(str(write_tiny_folder(tmp_path / "base")), dtype="float32")
+    plan = apply_adapter(opened.model, AdapterSection(targets=["connector"], dropout=0.5))
+    for layer in plan.lora.values():
+        torch.nn.init.normal_(layer.lora_B)
+    opened.model.train()
+    (batch,) = reader_of(opened, splits).micro_batches(4, 0, 1)
+    cached = encode(opened.model, "tower", [item.image for item in batch])  # type: ignore[misc]
+    results = []
+    for hits in ((), (2,), (0, 1, 2, 3)):
+        items_ = [replace(item, image=cached[n] if n in hits else item.image) for n, item in enumerate(batch)]
+        torch.manual_seed(7)
+        with FeatureCache(tmp_path / str(len(hits)), "key", "tower") as cache:
+            results.append(image_features(opened.model, items_, cache))
+    for other in results[1:]:
+        assert all(torch.equal(other[n], features) for n, features in results[0].items())

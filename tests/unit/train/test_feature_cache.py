@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,16 @@ import torch
 from PIL import Image
 
 from vlmtune.adapters.plan import AdapterPlan, apply_adapter
-from vlmtune.config.schema import AdapterSection
-from vlmtune.data.augment.pipeline import Augmentation
+from vlmtune.config.schema import AdapterSection, Experiment
+from vlmtune.errors import UserError
 from vlmtune.models.registry import OpenedModel, open_model
-from vlmtune.records import ImageSource
+from vlmtune.records import Example, ImageSource
 from vlmtune.train import feature_cache
 from vlmtune.train.feature_cache import Refusal, connect, features_key, open_feature_cache
 from vlmtune.train.feature_files import CachedImage, FeatureCache
 
 pytestmark = pytest.mark.unit
-PLAIN = Augmentation.named("none")
 FROZEN = ("model.vision_tower.", "model.multi_modal_projector.")
-PLANS: dict[int, AdapterPlan] = {}
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +40,26 @@ def images() -> list[ImageSource]:
     return found
 
 
-def decoder_only(model: OpenedModel) -> AdapterPlan:
-    """The plan of a model that several tests share."""
-    if id(model) not in PLANS:
-        PLANS[id(model)] = apply_adapter(model.model, AdapterSection(targets=["attention"]))
-    return PLANS[id(model)]
+@pytest.fixture(scope="module")
+def plan(opened: OpenedModel) -> AdapterPlan:
+    """Of LoRA in the decoder alone."""
+    return apply_adapter(opened.model, AdapterSection(targets=["attention"]))
+
+
+def open_cache(
+    folder: Path,
+    opened: OpenedModel,
+    plan: AdapterPlan,
+    mode: str = "on",
+    images: Sequence[ImageSource] = (),
+    epochs: float = 2.0,
+    changes: str | None = None,
+) -> FeatureCache | Refusal:
+    experiment = Experiment.model_validate(
+        {"model": {"base": "builtin:tiny", "dtype": "float32"}, "train": {"feature_cache": mode, "epochs": epochs}}
+    )
+    examples = [Example(str(number), image, ("cat",)) for number, image in enumerate(images)]
+    return open_feature_cache(folder, opened, plan, experiment, examples, changes)
 
 
 def filled(folder: Path, count: int = 3) -> list[torch.Tensor]:
@@ -133,9 +147,10 @@ def test_the_key_depends_on_weights_preprocessing_and_number_format(opened: Open
     assert features_key(other, FROZEN, "float32") != key
 
 
-def test_cached_features_equal_encoding(tmp_path: Path, opened: OpenedModel, images: list[ImageSource]) -> None:
-    plan = decoder_only(opened)
-    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", images=images, precision="float32")
+def test_cached_features_equal_encoding(
+    tmp_path: Path, opened: OpenedModel, plan: AdapterPlan, images: list[ImageSource]
+) -> None:
+    cache = open_cache(tmp_path, opened, plan, images=images)
     assert isinstance(cache, FeatureCache)
     image = opened.processor.process(images[0].open())
     found = cache.get(images[0].digest())
@@ -147,7 +162,7 @@ def test_cached_features_equal_encoding(tmp_path: Path, opened: OpenedModel, ima
 def test_it_is_refused_where_the_tower_learns(tmp_path: Path) -> None:
     opened = open_model("builtin:tiny", dtype="float32", device="cpu")
     plan = apply_adapter(opened.model, AdapterSection(targets=["attention", "vision_mlp"]))
-    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "on")
+    refusal = open_cache(tmp_path, opened, plan, "auto")
     assert isinstance(refusal, Refusal) and "tower learn" in refusal.reason and "lora_A" in refusal.reason
 
 
@@ -157,7 +172,7 @@ def test_a_learning_connector_learns_from_kept_tower_features_as_from_the_tower(
     opened = open_model("builtin:tiny", dtype="float32", device="cpu")
     images = images[:4]
     plan = apply_adapter(opened.model, AdapterSection(targets=["attention"], parts=["connector"]))
-    cache = open_feature_cache(tmp_path, opened, plan, PLAIN, "on", images=images, precision="float32")
+    cache = open_cache(tmp_path, opened, plan, images=images)
     assert isinstance(cache, FeatureCache) and cache.level == "tower"
     kept = [cache.get(image.digest()) for image in images]
     found = connect(opened.model, "tower", [image for image in kept if image is not None])
@@ -169,26 +184,28 @@ def test_a_learning_connector_learns_from_kept_tower_features_as_from_the_tower(
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_refused_under_random_augmentation_and_when_off(tmp_path: Path, opened: OpenedModel) -> None:
-    plan = decoder_only(opened)
-    refusal = open_feature_cache(tmp_path, opened, plan, Augmentation.named("flip-crop"), "on")
-    assert isinstance(refusal, Refusal) and "flip-crop" in refusal.reason
-    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "off")
+def test_it_is_refused_under_random_augmentation_and_when_off(
+    tmp_path: Path, opened: OpenedModel, plan: AdapterPlan
+) -> None:
+    refusal = open_cache(tmp_path, opened, plan, "auto", changes="flip-crop changes images.")
+    assert isinstance(refusal, Refusal) and refusal.note == "image features are not cached: flip-crop changes images."
+    with pytest.raises(UserError, match="is on, but features cannot be cached: flip-crop"):
+        open_cache(tmp_path, opened, plan, "on", changes="flip-crop changes images.")
+    refusal = open_cache(tmp_path, opened, plan, "off")
     assert isinstance(refusal, Refusal) and "off" in refusal.reason
 
 
 def test_auto_refuses_a_single_epoch_and_gives_its_measurement(
-    tmp_path: Path, opened: OpenedModel, images: list[ImageSource]
+    tmp_path: Path, opened: OpenedModel, plan: AdapterPlan, images: list[ImageSource]
 ) -> None:
-    plan = decoder_only(opened)
-    refusal = open_feature_cache(tmp_path, opened, plan, PLAIN, "auto", images=images * 9, num_epochs=1)
+    refusal = open_cache(tmp_path, opened, plan, "auto", images * 9, epochs=1)
     assert isinstance(refusal, Refusal) and "ms an image" in refusal.reason
 
 
-def test_two_holders_of_one_folder_are_not_allowed(tmp_path: Path, opened: OpenedModel) -> None:
+def test_two_holders_of_one_folder_are_not_allowed(tmp_path: Path, opened: OpenedModel, plan: AdapterPlan) -> None:
     pytest.importorskip("fcntl")
     holder = FeatureCache(tmp_path / "connector", "key")
-    refusal = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on")
+    refusal = open_cache(tmp_path, opened, plan, "auto")
     assert isinstance(refusal, Refusal) and "another process" in refusal.reason
     holder.close()
 
@@ -226,10 +243,10 @@ def test_a_repaired_cache_says_so(tmp_path: Path) -> None:
 
 
 def test_a_image_that_many_questions_ask_about_needs_its_room_once(
-    tmp_path: Path, opened: OpenedModel, images: list[ImageSource], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, opened: OpenedModel, plan: AdapterPlan, images: list[ImageSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[int] = []
     monkeypatch.setattr(feature_cache, "_judge", lambda cache, opened, images, *rest: judged.append(len(images)))
-    cache = open_feature_cache(tmp_path, opened, decoder_only(opened), PLAIN, "on", images=images * 9)
+    cache = open_cache(tmp_path, opened, plan, images=images * 9)
     assert isinstance(cache, FeatureCache) and judged == [len(images)]
     cache.close()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlmtune.models.malloc import held_bytes, hold_memory
-from vlmtune.train.memory import free_bytes
+from vlmtune.models.malloc import held_bytes, keep_freed_memory
+from vlmtune.train.device import free_bytes
 
 pytestmark = pytest.mark.unit
 
 
 def test_freed_memory_that_the_process_holds_is_counted() -> None:
-    if not hold_memory():
+    if not keep_freed_memory():
         pytest.skip("the C library cannot be told to hold memory")
     size = 2**25
     tensor = torch.ones(size // 4)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmtune.train.schedule import Order, epoch_order, grouped_order, learning_rate_factor
+from vlmtune.train.optimizer import learning_rate_factor
+from vlmtune.train.order import Order, epoch_order, grouped_order
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +29,7 @@ def test_linear_and_constant_schedules() -> None:
 
 @given(st.integers(1, 40), st.integers(0, 5))
 def test_every_epoch_sees_each_example_once(num: int, seed: int) -> None:
-    taken = list(Order(num, seed).places(0, 3 * num))
+    taken = list(Order(num, seed).slots(0, 3 * num))
     for epoch in range(3):
         seen = [place.example for place in taken if place.epoch == epoch]
         assert sorted(seen) == list(range(num))
@@ -38,7 +39,7 @@ def test_every_epoch_sees_each_example_once(num: int, seed: int) -> None:
 @given(st.integers(1, 30), st.integers(0, 60), st.integers(0, 20))
 def test_starting_late_continues_the_same_order(num: int, first: int, count: int) -> None:
     order = Order(num, 3)
-    assert list(order.places(first, count)) == list(order.places(0, first + count))[first:]
+    assert list(order.slots(first, count)) == list(order.slots(0, first + count))[first:]
 
 
 def test_another_seed_or_epoch_is_another_order() -> None:

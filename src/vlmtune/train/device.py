@@ -1,17 +1,32 @@
-"""Whether a step's activations fit: decides `train.checkpoint_activations: auto`."""
+"""What a training step asks of its device: the number format of its products, and room for its activations."""
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 
 from vlmtune.models.malloc import held_bytes
+from vlmtune.models.registry import has_fast_bfloat16
 from vlmtune.models.vlm import VisionLanguageModel
 
 # Of the free memory, what the decoder's activations may take: the rest is for images, logits and other processes.
 _SHARE = 0.6
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """The context of forward passes in training. What is trained stays float32.
+
+    Args:
+        device: where the model is.
+        dtype: `model.dtype` of the experiment: with ``float32`` nothing is cast; otherwise products run in bfloat16
+            on machines that are good at it, also when the weights are float32 because they are trained.
+    """
+    if dtype == "float32" or not has_fast_bfloat16(device):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def free_bytes(device: torch.device) -> int:
