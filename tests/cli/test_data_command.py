@@ -68,16 +68,14 @@ def test_an_empty_class_folder_exits_1_with_its_name(config: Path, capsys: pytes
     assert f"Error: {config.parent / 'leaves' / 'ash'}: this class folder has no images (it is empty)" in err
 
 
-def test_a_label_not_in_the_set_exits_1_with_its_file(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_label_exits_1_with_its_file(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "data", "check", config, "--set", "task.labels=[oak, birch]")
     assert code == 1
     assert "leaves/beech/" in err
     assert "Unknown label 'beech'" in err
 
 
-def test_show_draws_what_training_shows_and_says_who_is_mixed_with_whom(
-    config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_draws_what_training_reads(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = config.parent / "sheet.png"
     settings = ["--set", "train.mixup=1", "--set", "train.augment=flip-crop"]
     arguments = ["data", "show", config, "--output", sheet, "--images", 7, "--json", *settings]

@@ -19,7 +19,7 @@ def vlmtune(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_two_stage_file_is_valid_and_its_mistakes_have_lines(tmp_path: Path) -> None:
+def test_mistakes_in_a_two_stage_file_have_lines(tmp_path: Path) -> None:
     assert vlmtune("config", "validate", str(CONFIGS / "connector_stages.yaml"), cwd=tmp_path).returncode == 0
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("align:\n  data: nowhere.jsonl\ninstruct:\n  train: {epochs: many}\n")
@@ -30,7 +30,7 @@ def test_a_two_stage_file_is_valid_and_its_mistakes_have_lines(tmp_path: Path) -
         assert "wrong.yaml:4: instruct.train.epochs" in found.stderr
 
 
-def test_a_run_in_the_way_is_seen_before_anything_is_trained(tmp_path: Path) -> None:
+def test_an_existing_run_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "runs" / "connector_stages").mkdir(parents=True)
     (tmp_path / "runs" / "connector_stages" / "notes.txt").write_text("mine")
     found = vlmtune("pretrain", str(CONFIGS / "connector_stages.yaml"), cwd=tmp_path)

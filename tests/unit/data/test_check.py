@@ -121,7 +121,7 @@ def test_odd_images_are_read_as_meant_and_named(folder: Path) -> None:
     assert 120 < levels.mean() < 135  # Pillow alone would clip nearly all of it to white
 
 
-def test_equal_pixels_in_other_files_are_found_across_splits_and_labels(folder: Path) -> None:
+def test_equal_pixels_are_found_across_splits_and_labels(folder: Path) -> None:
     original = Image.open(folder / "train/a/0.png")
     original.save(folder / "test/a/copy.bmp")
     original.save(folder / "test/b/copy.tiff")

@@ -62,7 +62,7 @@ def test_every_beginning_of_the_order_is_stratified(counts: dict[str, int], shar
         assert abs(taken[label] - num * count / len(items)) < 2
 
 
-def test_a_small_subset_has_every_label_and_lies_inside_a_larger_one() -> None:
+def test_subsets_have_every_label_and_are_nested() -> None:
     examples = [
         Example(f"{label}/{i}", ImageSource(data=b""), (label,))
         for label, n in (("a", 90), ("b", 9), ("c", 1))
@@ -119,7 +119,7 @@ def ids(splits: Splits) -> tuple[list[str], ...]:
     return tuple([example.id for example in part] for part in (splits.train, splits.validation, splits.test))
 
 
-def test_the_same_seed_gives_the_same_split_wherever_the_files_lie(tmp_path: Path) -> None:
+def test_a_seed_decides_the_split_wherever_files_are(tmp_path: Path) -> None:
     numbers = list(range(60))
     first = folder(tmp_path / "one", numbers)
     second = folder(tmp_path / "two", numbers[::-1])
@@ -147,7 +147,7 @@ def test_fraction_and_limits_shorten_and_are_accounted_for(tmp_path: Path) -> No
     assert described["test"]["fingerprint"] != whole.description["splits"]["test"]["fingerprint"]
 
 
-def test_one_image_a_label_cannot_be_held_out_and_says_so(tmp_path: Path) -> None:
+def test_a_label_s_only_image_is_not_held_out(tmp_path: Path) -> None:
     splits = load_splits(DataSection(source=str(folder(tmp_path, [0, 1]))), TaskSection(), 0)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (2, 0, 0)
     assert any("no test image could be held out" in note for note in splits.description["notes"])
@@ -182,7 +182,7 @@ def label_set(task: TaskSection, labels: list[str], class_names: list[str] | Non
     return build_label_set(task, [row(i, label) for i, label in enumerate(labels)], class_names, "somewhere")[0]
 
 
-def test_labels_come_from_the_task_then_the_source_then_the_data() -> None:
+def test_task_labels_come_before_the_source_s() -> None:
     data = ["b", "a", "b"]
     assert label_set(TaskSection(labels=["c", "b", "a"]), data, ["b", "a"]).stored == ("c", "b", "a")
     assert label_set(TaskSection(), data, ["b", "a"]).stored == ("b", "a")
@@ -190,7 +190,7 @@ def test_labels_come_from_the_task_then_the_source_then_the_data() -> None:
     assert label_set(TaskSection(), ["10", "9", "0"]).stored == ("0", "9", "10")
 
 
-def test_a_label_outside_the_set_names_its_row_and_the_nearest() -> None:
+def test_an_unknown_label_names_its_row_and_the_nearest() -> None:
     with pytest.raises(DataError, match=r"somewhere, row 1: a label is not in task.labels.*Did you mean 'beetle'\?"):
         label_set(TaskSection(labels=["bee", "beetle"]), ["bee", "betle"])
     with pytest.raises(DataError, match=r"row 2: a label is not in task.label_names .*\(2 rows in all"):

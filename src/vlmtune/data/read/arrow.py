@@ -152,7 +152,7 @@ def _rows(
     for number, shared in enumerate(images):
         row = {name: values[number] for name, values in cells.items()}
         origin = f"{where}, row {number}"
-        yield TableRow(f"{split}/{number}", origin, row, shared, image_ids[number], problems.get(number, ""))
+        yield TableRow(f"{split}/{number}", origin, row, shared, image_ids[number], problem=problems.get(number, ""))
 
 
 def _values(column: Any) -> list[Any]:

@@ -31,6 +31,7 @@ class TableRow:
         cells: by column.
         image: shared by the questions about one image; None in a row without one.
         image_id: equal for the rows about one image.
+        has_image: false where the image's file is known to be missing.
         problem: why the row cannot be used, as far as the reader knows.
     """
 
@@ -39,6 +40,7 @@ class TableRow:
     cells: Mapping[str, Any]
     image: ImageSource | None
     image_id: str = ""
+    has_image: bool = True
     problem: str = ""
 
 
@@ -91,7 +93,7 @@ class RowMapping:
                         counts[row.id] += 1
                         id_ = row.id if counts[row.id] == 1 else f"{row.id}#{counts[row.id]}"
                     image_id = row.image_id if self.has_questions else None
-                    examples.append(replace(example, id=id_, image_id=image_id))
+                    examples.append(replace(example, id=id_, image_id=image_id, has_image=row.has_image))
             except ValueError as problem:
                 problems.append(f"{row.origin}: {problem}")
         refuse_problems(problems, where)

@@ -95,7 +95,7 @@ def _examples(
                 except ValueError as error:
                     problem = str(error)
             image_id = (short_text(cells.get(id_column)) if id_column else None) or name
-            yield TableRow(name, f"{path}, line {line}", cells, image, image_id, problem)
+            yield TableRow(name, f"{path}, line {line}", cells, image, image_id, problem=problem)
 
     return mapping.map_rows(rows(), source, str(path), counts)
 
@@ -125,6 +125,14 @@ def _read_text(path: Path) -> str:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot read this file ({error.strerror}).") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises DataError, with the line of what is no JSON."""
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: this is not valid JSON ({error.msg}).") from error
 
 
 def _read_table(path: Path) -> _Table:
@@ -188,10 +196,7 @@ def _read_jsonl(path: Path) -> _Table:
 
 def _read_json_list(path: Path) -> _Table:
     """The items of a list are numbered from 1 in place of lines."""
-    try:
-        items = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: this is not valid JSON ({error.msg}).") from error
+    items = read_json(path)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise DataError(f"{path}: expected a JSON list of objects, one for each image.")
     columns: dict[str, None] = {}

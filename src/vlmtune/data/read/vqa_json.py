@@ -7,20 +7,24 @@ out. A test file has no annotations. Each questions file is one split.
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlmtune.config.schema import DataSection
 from vlmtune.data.read.columns import ColumnMapper
-from vlmtune.data.read.source import Source, refuse_problems, refuse_repeated_ids
+from vlmtune.data.read.rows import Questions, TableRow
+from vlmtune.data.read.source import Source
+from vlmtune.data.read.text_table import read_json
 from vlmtune.errors import DataError
 from vlmtune.records import Example, ImageSource
 
 _QUESTIONS = re.compile(r"(?P<version>v\d+_)?(?:(?P<form>OpenEnded|MultipleChoice)_)?(?P<set>.+)_questions\.json")
+_QUESTION_KEYS = {"question": "question", "question_id": "question_id", "image_id": "image_id"}
+_ANNOTATION_KEYS = {"answer": "answers", "question_type": "question_type", "answer_type": "answer_type"}
 _SPLITS = {"train2014": "train", "val2014": "validation", "test2015": "test", "test-dev2015": "testdev"}
 
 
@@ -64,75 +68,54 @@ def _read_split(
     if annotations is None:
         source.notes.append(f"{path.name} has no annotations beside it ({annotations_name}): no answers are known")
     images = _Images(Path(data.image_folder).expanduser() if data.image_folder else root, image_set)
-    rows: list[Example] = []
-    problems: list[str] = []
-    for number, item in enumerate(_read_list(path, "questions")):
-        origin = f"{path}, questions[{number}]"
-        try:
-            rows.append(_row(item, annotations, annotations_path, images, origin))
-        except ValueError as problem:
-            problems.append(f"{origin}: {problem}")
-    refuse_problems(problems, path.name)
-    refuse_repeated_ids(rows, str(path))
-    if rows and not any(row.has_image for row in rows):
+    items = _read_list(path, "questions")
+    rows = (
+        _row(item, annotations, annotations_path, images, f"{path}, questions[{i}]") for i, item in enumerate(items)
+    )
+    mapping = Questions(_QUESTION_KEYS | ({} if annotations is None else _ANNOTATION_KEYS))
+    examples = mapping.map_rows(rows, source, str(path), Counter())
+    if examples and not any(example.has_image for example in examples):
         raise DataError(
-            f"{path}: none of its {len(rows)} questions has an image. The first would be "
-            f"{images.expected(rows[0].image_id or '')}. Set data.image_folder to the folder that holds {image_set}/."
+            f"{path}: none of its {len(examples)} questions has an image. The first would be "
+            f"{images.expected(examples[0].image_id or '')}. Set data.image_folder to the folder that holds "
+            f"{image_set}/."
         )
-    if annotations is not None and (unknown := len(annotations) - len(rows)) > 0:
+    if annotations is not None and (unknown := len(annotations) - len(examples)) > 0:
         source.notes.append(f"{annotations_name} has {unknown} annotations to which {path.name} has no question")
-    return rows
+    return examples
 
 
 def _row(
     item: Any, annotations: dict[int, Any] | None, annotations_path: Path | None, images: _Images, origin: str
-) -> Example:
-    question_id, image_id = _number(item, "question_id"), _number(item, "image_id")
-    question = item.get("question")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"question {question_id} has no text in 'question'.")
-    annotation: dict[str, Any] = {}
-    if annotations is not None:
-        if question_id not in annotations:
+) -> TableRow:
+    """One question with its annotation as the row of a table."""
+    try:
+        question_id, image_id = _number(item, "question_id"), _number(item, "image_id")
+        annotation = {} if annotations is None else annotations.get(question_id)
+        if annotation is None:
             raise ValueError(f"question {question_id} has no annotation in {annotations_path}.")
-        annotation = annotations[question_id]
-        if annotation.get("image_id", image_id) != image_id:
-            raise ValueError(
-                f"question {question_id} is about image {image_id}, and its annotation in {annotations_path} about "
-                f"image {annotation['image_id']}."
-            )
+        _check_annotation(annotation, question_id, image_id, annotations_path)
+    except ValueError as problem:
+        return TableRow("", origin, {}, None, problem=str(problem))
     image, exists = images.find(image_id)
-    return Example(
-        id=str(question_id),
-        image=image,
-        answers=_answers(annotation, question_id, annotations_path) if annotation else (),
-        origin=origin,
-        question=question.strip(),
-        question_type=annotation.get("question_type"),
-        answer_type=annotation.get("answer_type"),
-        image_id=str(image_id),
-        has_image=exists,
-    )
+    return TableRow("", origin, annotation | item, image, str(image_id), has_image=exists)
 
 
-def _answers(annotation: dict[str, Any], question_id: int, path: Path | None) -> tuple[str, ...]:
-    records = annotation.get("answers")
-    if not isinstance(records, list) or not records:
+def _check_annotation(annotation: dict[str, Any], question_id: int, image_id: int, path: Path | None) -> None:
+    """Raise ValueError for an annotation of another image, without answers, or with one annotator twice."""
+    if annotation.get("image_id", image_id) != image_id:
+        raise ValueError(
+            f"question {question_id} is about image {image_id}, and its annotation in {path} about image "
+            f"{annotation['image_id']}."
+        )
+    answers = annotation.get("answers", [])
+    if annotation and (not isinstance(answers, list) or not answers):
         raise ValueError(f"the annotation of question {question_id} in {path} has no list 'answers'.")
-    texts: list[str] = []
-    ids: set[Any] = set()
-    for number, record in enumerate(records, start=1):
-        text = record.get("answer") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise ValueError(
-                f"answer {number} to question {question_id} in {path} is no record with the text 'answer'."
-            )
-        if (answer_id := record.get("answer_id", number)) in ids:
-            # The official accuracy tells annotators apart by it, and would leave both out together.
-            raise ValueError(f"question {question_id} in {path} has two answers with the answer_id {answer_id}.")
-        ids.add(answer_id)
-        texts.append(text)
-    return tuple(texts)
+    ids = [answer.get("answer_id", number) for number, answer in enumerate(answers, 1) if isinstance(answer, dict)]
+    if len(set(ids)) < len(ids):
+        # The official accuracy tells annotators apart by it, and would leave both out together.
+        twice = next(id_ for id_ in ids if ids.count(id_) > 1)
+        raise ValueError(f"question {question_id} in {path} has two answers with the answer_id {twice}.")
 
 
 class _Images:
@@ -199,16 +182,7 @@ def _number(item: Any, key: str) -> int:
 
 
 def _read_list(path: Path, key: str) -> list[Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot read this file ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: this is not UTF-8 text (byte {error.start}: {error.reason}).") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}: this is not valid JSON ({error.msg}). Download it again."
-        ) from error
+    content = read_json(path)
     items = content.get(key) if isinstance(content, dict) else None
     if not isinstance(items, list):
         raise DataError(f"{path}: expected a JSON object with the list '{key}', as VQA's official files have it.")

@@ -48,7 +48,7 @@ def test_the_schema_and_the_images_know_the_same_changes() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_draw_gives_the_same_image_in_the_same_size(name: str) -> None:
+def test_a_draw_decides_the_image_and_keeps_its_size(name: str) -> None:
     first = Augmentation.named(name)(make_image(), np.random.default_rng(5))
     assert first.size == (30, 20)
     assert first.mode == "RGB"

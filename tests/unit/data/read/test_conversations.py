@@ -63,7 +63,7 @@ def everything(splits: Splits) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["talk.json", "talk.jsonl"])
-def test_each_answer_of_a_conversation_is_learned_with_all_turns_before_it(folder: Path, name: str) -> None:
+def test_each_answer_has_all_turns_before_it(folder: Path, name: str) -> None:
     text = json.dumps(LLAVA) if name.endswith("json") else "\n".join(map(json.dumps, LLAVA))
     (folder / name).write_text(text)
     splits = load(folder / name)
@@ -83,7 +83,7 @@ def test_each_answer_of_a_conversation_is_learned_with_all_turns_before_it(folde
     }
 
 
-def test_turns_of_one_image_stay_in_one_split_and_can_be_cut_to_the_first(folder: Path) -> None:
+def test_turns_about_one_image_stay_in_one_split(folder: Path) -> None:
     path = folder / "talk.json"
     path.write_text(json.dumps(LLAVA[:2]))
     splits = load(path, turns="first")
@@ -140,7 +140,7 @@ def test_conversations_are_read_from_parquet(folder: Path) -> None:
     assert found["1#2"].history == (("What?", "A cat."),)
 
 
-def test_the_prompt_of_a_later_turn_is_the_chat_template_s() -> None:
+def test_a_later_turn_follows_the_chat_template() -> None:
     opened = open_model("builtin:tiny")
     predictor = Predictor(opened, VQA)
     image = opened.processor.process(compose_scene(Random(0)).draw())

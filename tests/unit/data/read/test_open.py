@@ -267,7 +267,7 @@ configs:
 """
 
 
-def test_hub_layout_takes_class_names_and_their_order_from_the_card(hub_cache: Path) -> None:
+def test_class_names_come_from_the_hub_card(hub_cache: Path) -> None:
     folder = parquet_folder(hub_cache / "colors", struct_rows(lambda i: i), CARD)
     splits = load(folder)
     assert splits.labels is not None
@@ -289,7 +289,7 @@ def test_pickled_image_of_a_table_carries_its_bytes_only(hub_cache: Path) -> Non
     assert len(pickle.dumps(image)) < 2 * len(image.read()) + 200
 
 
-def test_numbers_with_a_mapping_and_text_give_the_same_shown_names(hub_cache: Path) -> None:
+def test_numbers_with_names_equal_text_labels(hub_cache: Path) -> None:
     names = {"2": "blue", "0": "red", "1": "green"}
     numbers = parquet_folder(hub_cache / "numbers", struct_rows(lambda i: i))
     text = parquet_folder(hub_cache / "text", struct_rows(lambda i: list(COLORS)[i]))

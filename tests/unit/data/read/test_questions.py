@@ -111,7 +111,7 @@ def test_images_without_ids_are_told_apart_by_their_content(tmp_path: Path) -> N
     assert rows[0].image is rows[1].image and rows[0].answers == ("red",) * 10
 
 
-def test_a_table_of_questions_needs_a_image_a_question_and_an_answer(tmp_path: Path) -> None:
+def test_a_table_needs_images_questions_and_answers(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "asked.csv").write_text("image,question,answer\na.png,What?,red\na.png,How many?,2\nb.png,What?,red\n")
@@ -149,14 +149,14 @@ def questions(content: Any) -> Any:
     return content["questions"]
 
 
-def told(content: Any) -> Any:
+def annotated(content: Any) -> Any:
     return content["annotations"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: questions(c)[4].update(question=" "), r"questions\[4\].*has no text"),
+        (lambda c: questions(c)[4].update(question=" "), r"questions\[4\]: the question \(column 'question'\) is ' '"),
         (lambda c: questions(c)[4].update(question_id="x"), r"questions\[4\]: 'question_id' is 'x'"),
         (lambda c: questions(c).append(questions(c)[0]), "the question id 1000000 appears twice"),
         (lambda c: c.pop("questions"), "expected a JSON object with the list 'questions'"),
@@ -170,12 +170,15 @@ def test_bad_questions_of_official_files_are_named(change: Any, message: str, of
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: told(c).pop(4), r"questions\[4\]: question 1001001 has no annotation in"),
-        (lambda c: told(c)[4].update(image_id=5), "and its annotation in .* about image 5"),
-        (lambda c: told(c)[4].update(answers=[]), "has no list 'answers'"),
-        (lambda c: told(c)[4]["answers"][3].update(answer_id=1), "has two answers with the answer_id 1"),
-        (lambda c: told(c)[4]["answers"][3].pop("answer"), "answer 4 to question 1001001 .* is no record"),
-        (lambda c: told(c).append(told(c)[0]), r"annotations\[24\]: question 1000000 is annotated twice"),
+        (lambda c: annotated(c).pop(4), r"questions\[4\]: question 1001001 has no annotation in"),
+        (lambda c: annotated(c)[4].update(image_id=5), "and its annotation in .* about image 5"),
+        (lambda c: annotated(c)[4].update(answers=[]), "has no list 'answers'"),
+        (lambda c: annotated(c)[4]["answers"][3].update(answer_id=1), "has two answers with the answer_id 1"),
+        (
+            lambda c: annotated(c)[4]["answers"][3].pop("answer"),
+            r"questions\[4\]: answer 4 \(column 'answers'\) is .*or of records",
+        ),
+        (lambda c: annotated(c).append(annotated(c)[0]), r"annotations\[24\]: question 1000000 is annotated twice"),
     ],
 )
 def test_bad_annotations_of_official_files_are_named(change: Any, message: str, official: Path, tmp_path: Path) -> None:
@@ -183,14 +186,14 @@ def test_bad_annotations_of_official_files_are_named(change: Any, message: str, 
         load(edited(tmp_path / "edited", official, "train2014_annotations", change))
 
 
-def test_of_many_bad_rows_five_are_named_and_the_others_counted(official: Path, tmp_path: Path) -> None:
+def test_five_bad_rows_are_named_and_the_others_counted(official: Path, tmp_path: Path) -> None:
     def spoil(content: Any) -> None:
         for item in content["questions"][:9]:
             item["question"] = ""
 
     with pytest.raises(DataError) as caught:
         load(edited(tmp_path / "edited", official, "train2014_questions", spoil))
-    assert str(caught.value).count("has no text") == 5 and "and 4 more rows" in str(caught.value)
+    assert str(caught.value).count("is empty") == 5 and "and 4 more rows" in str(caught.value)
 
 
 def test_missing_images_are_counted_listed_and_not_learned_from(official: Path, tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ def test_missing_images_are_counted_listed_and_not_learned_from(official: Path, 
             example.image.open()
 
 
-def test_a_wrong_image_folder_is_an_error_that_names_the_expected_place(official: Path, tmp_path: Path) -> None:
+def test_a_wrong_image_folder_names_the_expected_file(official: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its 24 questions has an image.*COCO_train2014_000000001000\.jpg"):
         load(official, image_folder=str(tmp_path))
 
@@ -227,7 +230,7 @@ def test_bad_rows_of_tables_are_named(tmp_path: Path) -> None:
         load(tmp_path / "u.csv")
 
 
-def test_sets_of_labels_and_of_questions_are_not_taken_for_each_other(tmp_path: Path) -> None:
+def test_sets_of_labels_and_of_questions_differ(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"builtin:digits is made for task\.question_from: prompt.*builtin:drawn-vqa"):
         load("builtin:digits")
     with pytest.raises(DataError, match=r"made for task\.question_from: data"):
@@ -259,7 +262,7 @@ def test_split_expressions() -> None:
         assign_roles(DataSection(test_split="vaildation[-2:]"), names, "here")
 
 
-def test_minival_is_the_tail_and_the_rest_is_learned_only_if_asked(official: Path) -> None:
+def test_minival_is_the_tail_of_validation(official: Path) -> None:
     whole = load(official).validation
     plain = load(official, test_split="validation[-5:]", validation_fraction=0.25)
     assert facts(plain.test) == facts(whole[-5:])
@@ -279,7 +282,7 @@ def test_held_out_questions_keep_the_questions_of_a_image_together(official: Pat
     assert [e.id for e in again.validation] == [e.id for e in splits.validation]
 
 
-def test_a_share_of_questions_is_taken_by_whole_images_and_lies_in_a_larger_share() -> None:
+def test_a_share_of_questions_is_taken_by_image() -> None:
     train = load("builtin:drawn-vqa", limit=2_000).train
     small, large = subset(train, 31, 0), subset(train, 300, 0)
     assert len(small) == 31 and {e.id for e in small} < {e.id for e in large}
@@ -288,7 +291,7 @@ def test_a_share_of_questions_is_taken_by_whole_images_and_lies_in_a_larger_shar
     assert len(cut) <= 1
 
 
-def test_a_closed_list_keeps_only_training_questions_that_it_can_answer(official: Path) -> None:
+def test_a_closed_list_leaves_out_questions_it_cannot_answer(official: Path) -> None:
     task = TaskSection(question_from="data", labels=["yes", "no"])
     splits, every = load(official, task), load(official)
     assert splits.labels is not None and splits.labels.stored == ("yes", "no")

@@ -40,7 +40,7 @@ def test_a_record_s_planes_become_its_image(tmp_path: Path) -> None:
     assert len(source.splits["train"]()) == 100 and source.class_names == tuple(miniatures.CIFAR_FINE)
 
 
-def test_a_file_cut_off_and_labels_without_a_name_are_refused(tmp_path: Path) -> None:
+def test_a_cut_off_file_and_nameless_labels_are_refused(tmp_path: Path) -> None:
     folder = miniatures.cifar100_binary(tmp_path / "cifar", each=1)
     source = read_cifar_binary(folder, ColumnMapper(DataSection(source=str(folder)), has_questions=False))
     rows = source.splits["train"]()

@@ -12,7 +12,7 @@ from vlmtune.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def write(folder: Path, text: str) -> Path:
@@ -29,7 +29,7 @@ instruct: {data: builtin:drawn-vqa, train: {max_steps: 7}}
 """
 
 
-def test_first_the_connector_alone_then_with_lora_from_where_it_came_to(tmp_path: Path) -> None:
+def test_the_connector_learns_alone_then_with_lora(tmp_path: Path) -> None:
     align, instruct = load_stages(write(tmp_path, TWO), [f"output_dir={tmp_path}"]).values()
     assert (align.name, instruct.name, align.seed, instruct.seed) == ("stages-align", "stages", 5, 5)
     assert (align.adapter.parts, align.adapter.targets, align.train.learning_rate) == (["connector"], [], 1e-3)
@@ -52,7 +52,7 @@ def test_a_stage_is_an_experiment_whose_file_reads_back(tmp_path: Path) -> None:
         assert load_experiment(path, must_exist=False) == experiment
 
 
-def test_without_a_kind_the_base_s_own_connector_goes_through_both_stages(tmp_path: Path) -> None:
+def test_the_base_s_connector_goes_through_both_stages(tmp_path: Path) -> None:
     stages = load_stages(write(tmp_path, TWO), ["model.connector=null"])
     assert stages["align"].model.connector is None
     connector = stages["instruct"].model.connector
@@ -73,7 +73,7 @@ def test_one_stage_may_stand_alone(tmp_path: Path) -> None:
         load_stages(write(tmp_path, "align: null\nmodel: builtin:tiny\n"))
 
 
-def test_mistakes_are_named_with_their_stage_and_line_all_at_once(tmp_path: Path) -> None:
+def test_mistakes_are_named_with_stage_and_line(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "model: {base: builtin:tiny, connector: {kind: mlp, variant: dci}}\n"
