@@ -44,7 +44,7 @@ from measure import (
 from peers import END_TOKEN, VOCABULARY, Batch, build_ours, build_peer, make_batch
 from torch import Tensor
 
-from vlmtune.inference.batch import Question
+from vlmtune.inference.batch import Request
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
@@ -170,7 +170,7 @@ def alike(batch: Batch) -> Batch:
 def likely_labels(model: Lfm2Vl, batch: Batch, count: int) -> list[list[list[int]]]:
     """Labels of 2 to 4 tokens that the model itself would say about the first image, likeliest first token first."""
     scorer = LabelScorer(model, batch.shared, LabelTrie.build([[[END_TOKEN]]]))
-    question = Question(batch.own[0], model.encode_images(batch.images[:1]))
+    question = Request(batch.own[0], model.encode_images(batch.images[:1]))
     embeddings = model.embed(torch.tensor(question.ids, device=model.device), question.features)
     decoded = model.decode(embeddings, [Level.chains([len(question.ids)])], scorer.prefix_cache(), want_cache=True)
     tokens = model.logits(decoded.hidden)[0].topk(count).indices
@@ -206,9 +206,9 @@ class Ours:
         self.num_rows = 0.0
 
     @torch.inference_mode()
-    def _questions(self) -> list[Question]:
+    def _questions(self) -> list[Request]:
         features = self.model.encode_images(self.batch.images)
-        return [Question(own, [f]) for own, f in zip(self.batch.own, features, strict=True)]
+        return [Request(own, [f]) for own, f in zip(self.batch.own, features, strict=True)]
 
     def _scaled(self, work: Callable[[], Any]) -> Any:
         with torch.inference_mode(False), torch.no_grad():

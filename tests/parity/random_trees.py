@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.parity.lfm2_peer import IMAGE_TOKEN, VOCABULARY, peer_pixels, random_image
-from vlmtune.inference.batch import Question
+from vlmtune.inference.batch import Request
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.train.step import Answer, Sample
@@ -57,12 +57,12 @@ def numbered(images: list[ProcessedImage]) -> tuple[list[ProcessedImage], list[i
     return distinct, [next(n for n, other in enumerate(distinct) if other is image) for image in images]
 
 
-def questions_of(model: Lfm2Vl, drawn: list[tuple[list[int], ProcessedImage]]) -> list[Question]:
+def questions_of(model: Lfm2Vl, drawn: list[tuple[list[int], ProcessedImage]]) -> list[Request]:
     """Questions about the images, each of which is encoded once."""
     images, indices = numbered([image for _, image in drawn])
     with torch.no_grad():
         features = model.encode_images(images)
-    return [Question(ids, [features[index]], index) for (ids, _), index in zip(drawn, indices, strict=True)]
+    return [Request(ids, [features[index]], index) for (ids, _), index in zip(drawn, indices, strict=True)]
 
 
 def samples_of(

@@ -20,7 +20,7 @@ from tests.parity.paligemma_peer import (
     tiny_config,
 )
 from tests.parity.tolerances import LAYER, MODEL
-from vlmtune.inference.batch import Question
+from vlmtune.inference.batch import Request
 from vlmtune.inference.generation import Sampling, generate
 from vlmtune.models.paligemma import PaliGemma
 from vlmtune.models.paligemma.config import PaliGemmaConfig
@@ -135,7 +135,7 @@ def test_greedy_tokens_match_generate_on_ragged_prompts(generation: Generation) 
     images = [random_image(seed) for seed in range(3)]
     with torch.no_grad():
         features = ours.encode_images([image for image, _ in images])
-    questions = [Question(prompt, [own]) for prompt, own in zip(prompts, features, strict=True)]
+    questions = [Request(prompt, [own]) for prompt, own in zip(prompts, features, strict=True)]
     answers = generate(ours, None, questions, stop=[], sampling=Sampling(max_new_tokens=10))
     for prompt, (_, pixels), answer in zip(prompts, images, answers, strict=True):
         theirs = peer.generate(

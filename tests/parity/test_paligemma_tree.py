@@ -29,7 +29,7 @@ from tests.parity.tolerances import GRADIENT, LOSS, MODEL
 from vlmtune.adapters.peft_files import load_adapter, save_adapter
 from vlmtune.adapters.plan import apply_adapter
 from vlmtune.config.schema import AdapterSection
-from vlmtune.inference.batch import Question
+from vlmtune.inference.batch import Request
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.paligemma import PaliGemma
 from vlmtune.text.trie import LabelTrie
@@ -207,7 +207,7 @@ def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(generati
         scorer = LabelScorer(ours, [], LabelTrie.build(labels))
         with torch.no_grad():
             features = ours.encode_images([random_image(seed)[0] for _, seed, _ in drawn])
-        questions = [Question(prompt, [f]) for (prompt, _, _), f in zip(drawn, features, strict=True)]
+        questions = [Request(prompt, [f]) for (prompt, _, _), f in zip(drawn, features, strict=True)]
         scores, best = scorer.score(questions), scorer.best(questions)
         for row, (prompt, seed, _) in enumerate(drawn):
             theirs = peer_scores(peer, prompt, random_image(seed)[1], labels)

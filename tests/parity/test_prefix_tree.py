@@ -24,7 +24,7 @@ from tests.parity.random_trees import (
     samples_of,
 )
 from tests.parity.tolerances import GRADIENT, LOSS, MODEL
-from vlmtune.inference.batch import Question
+from vlmtune.inference.batch import Request
 from vlmtune.inference.generation import generate
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
@@ -166,7 +166,7 @@ def test_a_label_that_prefixes_another_is_told_apart_by_its_end_token() -> None:
     _, ours = pair()
     bee, beetle = [10, END], [10, 11, END]
     scorer = LabelScorer(ours, [7], LabelTrie.build([[bee], [beetle]]))
-    question = Question([8, 9], [])
+    question = Request([8, 9], [])
     scores = scorer.score([question])[0]
     with torch.no_grad():
         from vlmtune.models.tree import Level

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vlmtune import __version__
-from vlmtune.inference.batch import Question
+from vlmtune.inference.batch import Request
 from vlmtune.inference.generation import Sampling, generate
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.images import ProcessedImage
@@ -94,6 +94,6 @@ class OwnRuntime:
     def close(self) -> None:
         pass
 
-    def _question(self, asked: Asked) -> Question:
+    def _question(self, asked: Asked) -> Request:
         with torch.inference_mode():
-            return Question(asked.ids, self.opened.model.encode_images([asked.processed]))
+            return Request(asked.ids, self.opened.model.encode_images([asked.processed]))

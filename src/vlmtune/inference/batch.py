@@ -1,6 +1,6 @@
 """Prompts as the upper levels of a prefix tree: the shared text, each image once, what is asked about it.
 
-In: questions as tokens and image features. Out: levels, tokens and features in the packed order of `decode`. The
+In: requests (tokens and image features). Out: levels, tokens and features in the packed order of `decode`. The
 scorer, generation and the training step put their answers under these levels.
 """
 
@@ -18,13 +18,13 @@ from vlmtune.models.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked about one image.
+class Request:
+    """A prompt to run: what is asked about one image, as tokens and features.
 
     Attributes:
         ids: the prompt's tokens after the shared prefix, image placeholders included; at least one.
         features: the image's float[T, D] features, T placeholders among `ids`.
-        image: identifies the image within a batch; the tokens of an image run once for all questions that name it.
+        image: identifies the image within a batch; the tokens of an image run once for all requests that name it.
             None shares with nobody.
     """
 
@@ -97,17 +97,17 @@ def _num_shared(prompts: Sequence[list[int]]) -> int:
     return next((i for i in range(most) if any(ids[i] != prompts[0][i] for ids in prompts)), most)
 
 
-def prompt_levels(model: VisionLanguageModel, questions: Sequence[Question]) -> tuple[list[Level], Tensor]:
-    """The levels of the questions, the last token of each read in their order, and their embeddings float[R, D]."""
-    # Questions without an image share what they begin with; one whose image has no number shares with nobody.
-    images = [q.image if q.image is not None or not q.features else ~number for number, q in enumerate(questions)]
-    plan = PromptPlan.of(model, [question.ids for question in questions], images)
+def prompt_levels(model: VisionLanguageModel, requests: Sequence[Request]) -> tuple[list[Level], Tensor]:
+    """The levels of the requests, the last token of each read in their order, and their embeddings float[R, D]."""
+    # Requests without an image share what they begin with; one whose image has no number shares with nobody.
+    images = [r.image if r.image is not None or not r.features else ~number for number, r in enumerate(requests)]
+    plan = PromptPlan.of(model, [request.ids for request in requests], images)
     levels = [Level.chains([len(ids) for ids in plan.shared], read_last=0)] if plan.shared else []
     lengths = [len(ids) for ids in plan.rests]
     is_bidirectional = model.bidirectional_prompt
     levels.append(Level.chains(lengths, parent=plan.parent, bidirectional=lengths if is_bidirectional else None))
     ids = torch.tensor([token for chain in [*plan.shared, *plan.rests] for token in chain], device=model.device)
-    return levels, model.embed(ids, [features for number in plan.sources for features in questions[number].features])
+    return levels, model.embed(ids, [features for number in plan.sources for features in requests[number].features])
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlmtune.inference.batch import Question, prompt_levels
+from vlmtune.inference.batch import Request, prompt_levels
 from vlmtune.inference.token_log_probs import refuse_nan
 from vlmtune.models.cache import Cache
 from vlmtune.models.decoder import Decoded
@@ -27,7 +27,7 @@ class Sampling:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_p: sample from the smallest set of tokens whose probabilities sum to at least this (arXiv 1904.09751).
         max_new_tokens: an answer is cut there; at least 1.
-        seed: of the random draws. A question's draws depend on its own seed, not on what else is in the batch.
+        seed: of the random draws. A request's draws depend on its own seed, not on what else is in the batch.
     """
 
     temperature: float = 0.0
@@ -38,15 +38,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Step:
-    """One token of every question that was running.
+    """One token of every request that was running.
 
     Attributes:
-        questions: their numbers.
-        tokens: what each of them got; a stop token ends its question.
+        requests: their numbers.
+        tokens: what each of them got; a stop token ends its request.
         logits: float32[A, V], what the tokens were chosen from.
     """
 
-    questions: list[int]
+    requests: list[int]
     tokens: list[int]
     logits: Tensor
 
@@ -56,23 +56,23 @@ class Generation:
 
     Args:
         model: in evaluation mode.
-        prefix_cache: the cache after the prompt that all questions share, or None.
+        prefix_cache: the cache after the prompt that all requests share, or None.
         stop: tokens that end an answer.
-        samplings: one a question.
+        samplings: one a request.
     """
 
     def __init__(
         self,
         model: VisionLanguageModel,
         prefix_cache: Cache | None,
-        questions: Sequence[Question],
+        requests: Sequence[Request],
         stop: Sequence[int],
         samplings: Sequence[Sampling],
     ) -> None:
         self.model = model
-        self.running = list(range(len(questions)))
+        self.running = list(range(len(requests)))
         self._prefix_cache = prefix_cache
-        self._questions = questions
+        self._requests = requests
         self._stop = frozenset(stop)
         self._samplings = samplings
         self._draws = [torch.Generator(device=model.device).manual_seed(sampling.seed) for sampling in samplings]
@@ -81,14 +81,14 @@ class Generation:
         self._in_cache: list[int] = []
         self._tokens: list[int] = []
 
-    def drop(self, question: int) -> None:
-        """Give up a question, as if it had ended."""
-        if question in self.running:
-            self.running.remove(question)
+    def drop(self, request: int) -> None:
+        """Give up a request, as if it had ended."""
+        if request in self.running:
+            self.running.remove(request)
 
     @torch.inference_mode()
     def step(self) -> Step:
-        """Choose the next token of every running question; there must be one. Afterwards `running` holds the rest."""
+        """Choose the next token of every running request; there must be one. Afterwards `running` holds the rest."""
         decoded = self._prefill() if self._cache is None else self._continue(self._cache)
         assert decoded.cache is not None
         self._cache, self._in_cache = decoded.cache, self.running
@@ -99,18 +99,18 @@ class Generation:
         self._num_steps += 1
         step = Step(self.running, self._tokens, logits)
         self.running = [
-            question
-            for question, token in zip(step.questions, step.tokens, strict=True)
-            if token not in self._stop and self._num_steps < self._samplings[question].max_new_tokens
+            request
+            for request, token in zip(step.requests, step.tokens, strict=True)
+            if token not in self._stop and self._num_steps < self._samplings[request].max_new_tokens
         ]
         return step
 
     def _prefill(self) -> Decoded:
-        levels, prompts = prompt_levels(self.model, [self._questions[question] for question in self.running])
+        levels, prompts = prompt_levels(self.model, [self._requests[request] for request in self.running])
         return self.model.decode(prompts, levels, self._prefix_cache, want_cache=True)
 
     def _continue(self, cache: Cache) -> Decoded:
-        slots = [self._in_cache.index(question) for question in self.running]
+        slots = [self._in_cache.index(request) for request in self.running]
         tokens = torch.tensor([self._tokens[slot] for slot in slots], device=self.model.device)
         rows = Level.chains([1] * len(slots), parent=range(len(slots)))
         return self.model.decode(self.model.embed(tokens, []), [rows], cache.select(slots), want_cache=True)
@@ -119,27 +119,27 @@ class Generation:
 def generate(
     model: VisionLanguageModel,
     prefix_cache: Cache | None,
-    questions: Sequence[Question],
+    requests: Sequence[Request],
     stop: Sequence[int],
     sampling: Sampling | None = None,
 ) -> list[list[int]]:
-    """Answer every question; arguments as in `Generation`.
+    """Answer every request; arguments as in `Generation`.
 
     Args:
-        sampling: of all questions; the i-th draws with its seed plus i.
+        sampling: of all requests; the i-th draws with its seed plus i.
 
     Returns:
         The answers' tokens, without the stop token.
     """
     sampling = sampling or Sampling()
-    samplings = [replace(sampling, seed=sampling.seed + number) for number in range(len(questions))]
-    generation = Generation(model, prefix_cache, questions, stop, samplings)
-    answers: list[list[int]] = [[] for _ in questions]
+    samplings = [replace(sampling, seed=sampling.seed + number) for number in range(len(requests))]
+    generation = Generation(model, prefix_cache, requests, stop, samplings)
+    answers: list[list[int]] = [[] for _ in requests]
     while generation.running:
         step = generation.step()
-        for question, token in zip(step.questions, step.tokens, strict=True):
+        for request, token in zip(step.requests, step.tokens, strict=True):
             if token not in stop:
-                answers[question].append(token)
+                answers[request].append(token)
     return answers
 
 

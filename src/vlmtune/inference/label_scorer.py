@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmtune.inference.batch import Question, prompt_levels, run_prefix
+from vlmtune.inference.batch import Request, prompt_levels, run_prefix
 from vlmtune.inference.posterior import Floats, SurfaceForms, label_log_probs, label_scores
 from vlmtune.inference.token_log_probs import refuse_nan, token_log_probs
 from vlmtune.models.cache import Cache
@@ -102,19 +102,19 @@ class LabelScorer:
             self._prefix_cache = run_prefix(self.model, self.prefix)
         return self._prefix_cache
 
-    def score(self, questions: Sequence[Question]) -> Tensor:
+    def score(self, requests: Sequence[Request]) -> Tensor:
         """Every label's score: float64[B, L], the surface forms of a label summed in probability."""
-        return torch.from_numpy(label_scores(self.score_forms(questions).numpy(), self.forms))
+        return torch.from_numpy(label_scores(self.score_forms(requests).numpy(), self.forms))
 
-    def log_probs(self, questions: Sequence[Question]) -> Floats:
+    def log_probs(self, requests: Sequence[Request]) -> Floats:
         """The posterior: float64[B, L], normalized over the labels."""
-        return label_log_probs(self.score_forms(questions).numpy(), self.forms)
+        return label_log_probs(self.score_forms(requests).numpy(), self.forms)
 
     @torch.inference_mode()
-    def score_forms(self, questions: Sequence[Question]) -> Tensor:
+    def score_forms(self, requests: Sequence[Request]) -> Tensor:
         """Every surface form's score: float64[B, F], in the order of `LabelTrie.forms`."""
-        trie, B = self.trie, len(questions)
-        levels, prompts = prompt_levels(self.model, questions)
+        trie, B = self.trie, len(requests)
+        levels, prompts = prompt_levels(self.model, requests)
         if self._segments:
             parent = np.repeat(np.arange(B), len(self._segments)).tolist()
             levels.append(Level.tree(self._segments * B, parent=parent))
@@ -132,15 +132,15 @@ class LabelScorer:
         return padded[:, self._form_path].sum(-1)  # the padding -1 picks the zero
 
     @torch.inference_mode()
-    def best(self, questions: Sequence[Question]) -> list[BestLabel]:
+    def best(self, requests: Sequence[Request]) -> list[BestLabel]:
         """The exact arg-max of `score`, by best-first branch and bound.
 
         A label's score only falls as tokens are added, so that of its path so far is a bound. A finished label that
         beats the bound of every open one has won. Each wave, twice as large as the last, expands the most promising
         open nodes of all images that are not decided.
         """
-        trie, B = self.trie, len(questions)
-        levels, prompts = prompt_levels(self.model, questions)
+        trie, B = self.trie, len(requests)
+        levels, prompts = prompt_levels(self.model, requests)
         decoded = self.model.decode(prompts, levels, self.prefix_cache(), want_cache=True)
         assert decoded.cache is not None
         search = _Search(trie, self.forms, B)

@@ -18,7 +18,7 @@ from torch import Tensor
 from vlmtune.config.schema import TaskSection
 from vlmtune.data.prefetch import read_ahead
 from vlmtune.errors import UnreadableImageError, UserError
-from vlmtune.inference.batch import Question, run_prefix
+from vlmtune.inference.batch import Request, run_prefix
 from vlmtune.inference.generation import Sampling, generate
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.inference.posterior import label_log_probs, label_scores
@@ -31,10 +31,10 @@ from vlmtune.text.trie import LabelTrie
 Mode = Literal["full", "argmax"]
 Result = TypeVar("Result")
 
-# Decoder rows in one batch: large enough that matrix products run at full rate, small enough for a laptop.
-_BATCH_ROWS = 4096
-# Level of a label trie that the search for the best label runs for an image, about.
-_SEARCH_ROWS = 8
+# Decoder tokens in one batch: large enough that matrix products run at full rate, small enough for a laptop.
+_BATCH_TOKENS = 4096
+# Tokens of a label trie that the search for the best label runs for an image, about.
+_SEARCH_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ class Predictor:
         """
         assert self.labels is not None
         scorer = LabelScorer(self.opened.model, self.prefix, self.trie)
-        # A search runs a few rows of the trie, not all of it.
-        for outcomes, questions in self._batches(queries, len(self.trie) if mode == "full" else _SEARCH_ROWS):
+        # A search runs a few tokens of the trie, not all of it.
+        for outcomes, requests in self._batches(queries, len(self.trie) if mode == "full" else _SEARCH_TOKENS):
             results: list[LabelScores] = []
-            if questions and mode == "full":
-                form_scores = scorer.score_forms(questions).numpy()
+            if requests and mode == "full":
+                form_scores = scorer.score_forms(requests).numpy()
                 scores = label_scores(form_scores, scorer.forms)
                 log_probs = label_log_probs(form_scores, scorer.forms)
-                for row, question in enumerate(questions):
+                for row, request in enumerate(requests):
                     best = int(log_probs[row].argmax())
                     results.append(
                         LabelScores(
@@ -133,19 +133,19 @@ class Predictor:
                             log_probs=tuple(log_probs[row].tolist()),
                             scores=tuple(scores[row].tolist()),
                             form_scores=tuple(form_scores[row].tolist()),
-                            num_prompt_tokens=len(self.prefix) + len(question.ids),
-                            num_rows=len(question.ids) + self.trie.num_inner,
+                            num_prompt_tokens=len(self.prefix) + len(request.ids),
+                            num_rows=len(request.ids) + self.trie.num_inner,
                         )
                     )
-            elif questions:
+            elif requests:
                 results = [
                     LabelScores(
                         prediction=self.labels.stored[winner.label],
                         log_prob=winner.score,
-                        num_prompt_tokens=len(self.prefix) + len(question.ids),
-                        num_rows=len(question.ids) + winner.num_tokens,
+                        num_prompt_tokens=len(self.prefix) + len(request.ids),
+                        num_rows=len(request.ids) + winner.num_tokens,
                     )
-                    for question, winner in zip(questions, scorer.best(questions), strict=True)
+                    for request, winner in zip(requests, scorer.best(requests), strict=True)
                 ]
             yield from _fill(outcomes, results)
 
@@ -155,34 +155,34 @@ class Predictor:
         """An open answer to every question, in order; an unreadable image yields its error."""
         tokenizer, model = self.opened.tokenizer, self.opened.model
         prefix_cache = run_prefix(model.eval(), self.prefix)
-        for outcomes, questions in self._batches(queries, 0):
-            tokens = generate(model, prefix_cache, questions, [tokenizer.end_id], sampling) if questions else []
+        for outcomes, requests in self._batches(queries, 0):
+            tokens = generate(model, prefix_cache, requests, [tokenizer.end_id], sampling) if requests else []
             yield from _fill(
                 outcomes, [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in tokens]
             )
 
     def _batches(
-        self, queries: Iterable[Query], rows_per_image: int
-    ) -> Iterator[tuple[list[UnreadableImageError | None], list[Question]]]:
+        self, queries: Iterable[Query], tokens_per_image: int
+    ) -> Iterator[tuple[list[UnreadableImageError | None], list[Request]]]:
         """Batches of images: for each, its error or None, and the questions of those without."""
         self.opened.model.eval()
         outcomes: list[UnreadableImageError | None] = []
-        asked: list[tuple[ImageSource, ProcessedImage, list[int]]] = []
+        prepared: list[tuple[ImageSource, ProcessedImage, list[int]]] = []
         for query, result in self._prepared(queries):
             if isinstance(result, UnreadableImageError):
                 outcomes.append(result)
             else:
                 outcomes.append(None)
-                asked.append((query.image, result, self.rest_of_prompt(result, query.question, query.history)))
+                prepared.append((query.image, result, self.rest_of_prompt(result, query.question, query.history)))
             size = self.batch_size
             if size is None:
-                longest = max((len(prompt) for _, _, prompt in asked), default=1) + rows_per_image
-                size = max(1, min(128, _BATCH_ROWS // longest))
+                longest = max((len(prompt) for _, _, prompt in prepared), default=1) + tokens_per_image
+                size = max(1, min(128, _BATCH_TOKENS // longest))
             if len(outcomes) >= size:
-                yield outcomes, self._questions(asked)
-                outcomes, asked = [], []
+                yield outcomes, self._requests(prepared)
+                outcomes, prepared = [], []
         if outcomes:
-            yield outcomes, self._questions(asked)
+            yield outcomes, self._requests(prepared)
 
     def _prepared(self, queries: Iterable[Query]) -> Iterator[tuple[Query, ProcessedImage | UnreadableImageError]]:
         """Every query with its image, which is opened and prepared once for the questions about it in a row."""
@@ -191,13 +191,13 @@ class Predictor:
             for query in group:
                 yield query, result
 
-    def _questions(self, asked: list[tuple[ImageSource, ProcessedImage, list[int]]]) -> list[Question]:
+    def _requests(self, prepared: list[tuple[ImageSource, ProcessedImage, list[int]]]) -> list[Request]:
         """Encode each image once, however many questions there are about it."""
-        distinct = {source: image for source, image, _ in asked}
+        distinct = {source: image for source, image, _ in prepared}
         with torch.inference_mode():
-            encoded = self.encode(list(distinct.values())) if asked else []
+            encoded = self.encode(list(distinct.values())) if prepared else []
         number = {source: image for image, source in enumerate(distinct)}
-        return [Question(prompt, [encoded[number[source]]], number[source]) for source, _, prompt in asked]
+        return [Request(prompt, [encoded[number[source]]], number[source]) for source, _, prompt in prepared]
 
 
 def _fill(

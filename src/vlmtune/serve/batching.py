@@ -17,7 +17,7 @@ from threading import Condition, Thread
 
 import torch
 
-from vlmtune.inference.batch import Question
+from vlmtune.inference.batch import Request
 from vlmtune.inference.generation import Generation, Sampling, Step
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.vlm import VisionLanguageModel
@@ -264,7 +264,7 @@ class ModelThread:
     def _hand_out(self, step: Step, generation: Generation, jobs: Sequence[AnswerJob]) -> None:
         self._metrics.tokens.inc(len(step.tokens))
         running = set(generation.running)
-        for row, (number, token) in enumerate(zip(step.questions, step.tokens, strict=True)):
+        for row, (number, token) in enumerate(zip(step.requests, step.tokens, strict=True)):
             job, is_last = jobs[number], number not in running
             if job.num_top is None:
                 job.deliver(Token(token, is_last))
@@ -275,7 +275,7 @@ class ModelThread:
             job.deliver(Token(token, is_last, float(log_probs[token]), top))
 
     @torch.inference_mode()
-    def _questions(self, jobs: Sequence[Job]) -> list[Question]:
+    def _questions(self, jobs: Sequence[Job]) -> list[Request]:
         """The images of all jobs through the tower at once."""
         features = iter(self._model.encode_images([image for job in jobs for image in job.images]))
-        return [Question(job.ids, [next(features) for _ in job.images]) for job in jobs]
+        return [Request(job.ids, [next(features) for _ in job.images]) for job in jobs]

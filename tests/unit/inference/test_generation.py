@@ -7,24 +7,24 @@ import torch
 
 from tests.tiny_model import random_model
 from vlmtune.errors import WeightsError
+from vlmtune.inference.batch import Request
 from vlmtune.inference.generation import Generation, Sampling, generate
-from vlmtune.inference.label_scorer import Question
 
 pytestmark = pytest.mark.unit
 
 MODEL = random_model()
-QUESTIONS = [Question([15, 16, 17, 18], []), Question([19, 14], []), Question([17, 17, 13, 18, 19, 20], [])]
+QUESTIONS = [Request([15, 16, 17, 18], []), Request([19, 14], []), Request([17, 17, 13, 18, 19, 20], [])]
 
 
 def write(
-    questions: list[Question], samplings: list[Sampling], dropped: dict[int, int] | None = None
+    questions: list[Request], samplings: list[Sampling], dropped: dict[int, int] | None = None
 ) -> list[list[int]]:
     """The answers, question ``q`` dropped after ``dropped[q]`` tokens."""
     generation = Generation(MODEL, None, questions, [], samplings)
     answers: list[list[int]] = [[] for _ in questions]
     while generation.running:
         step = generation.step()
-        for question, token in zip(step.questions, step.tokens, strict=True):
+        for question, token in zip(step.requests, step.tokens, strict=True):
             answers[question].append(token)
         for question, length in (dropped or {}).items():
             if len(answers[question]) == length:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.tiny_model import random_model
 from vlmtune.errors import WeightsError
 from vlmtune.inference import label_scorer as scoring
-from vlmtune.inference.batch import Question
+from vlmtune.inference.batch import Request
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.models.tree import Level
 from vlmtune.text.trie import LabelTrie
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 
 END = 3
 MODEL = random_model()
-QUESTIONS = [Question([8, 9], []), Question([8, 9, 10], []), Question([11], [])]
+QUESTIONS = [Request([8, 9], []), Request([8, 9, 10], []), Request([11], [])]
 
 
 def two_token_labels(count: int) -> list[list[list[int]]]:
@@ -103,6 +103,6 @@ def test_one_label_of_one_token_is_scored_without_a_trie_row() -> None:
 @given(st.lists(st.lists(st.integers(6, 8), min_size=1, max_size=5), min_size=1, max_size=5))
 def test_questions_without_a_image_share_their_beginning_and_score_as_alone(prompts: list[list[int]]) -> None:
     scorer = LabelScorer(MODEL, [7], LabelTrie.build(two_token_labels(3)))
-    questions = [Question(ids, []) for ids in prompts]
+    questions = [Request(ids, []) for ids in prompts]
     alone = torch.cat([scorer.score([question]) for question in questions])
     torch.testing.assert_close(scorer.score(questions), alone, rtol=1e-5, atol=1e-4)
