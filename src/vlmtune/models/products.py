@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None = N
         [..., D_out].
     """
     is_plain = x.device.type != "cpu" or x.dtype != weight.dtype or needs_grad(x, weight, bias)
-    if is_plain or not _is_onednn_faster(x):
+    if is_plain or not is_onednn_faster(x):
         out = F.linear(x, weight, bias)
         return out if gelu is None else F.gelu(out, approximate=gelu)
     return onednn_linear(x, weight, bias, gelu)
@@ -66,7 +66,8 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _is_onednn_faster(x: Tensor) -> bool:
+def is_onednn_faster(x: Tensor) -> bool:
+    """Whether a product with x that needs no gradient goes to oneDNN, here and in the present mode."""
     if not has_onednn(x.dtype):
         return False
     if x.dtype == torch.bfloat16:
