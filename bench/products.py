@@ -66,9 +66,8 @@ def main() -> None:
                 mkl, onednn = best_of(_both(linear, x, has_gelu), seconds, clock)
                 taken = "oneDNN" if is_onednn_faster(x) else "MKL"
             name = str(dtype).removeprefix("torch.")
-            print(
-                f"{what:<24} {num_tokens:>6} {name:>9} {mkl * 1e3:>8.3f} {onednn * 1e3:>9.3f} {mkl / onednn:>6.2f}  {taken}"
-            )
+            times = f"{mkl * 1e3:>8.3f} {onednn * 1e3:>9.3f} {mkl / onednn:>6.2f}"
+            print(f"{what:<24} {num_tokens:>6} {name:>9} {times}  {taken}")
 
 
 def _both(linear: Linear, x: Tensor, has_gelu: bool) -> list[Callable[[], Tensor]]:

@@ -43,7 +43,7 @@ def our_logits(ours: PaliGemma, prompt: list[int], answer: list[int], features: 
 
 
 @pytest.mark.parametrize("side", [1, 3, 4])
-def test_tower_layer_by_layer_and_connector_match_at_several_image_sizes(side: int) -> None:
+def test_tower_layers_and_connector_match_at_several_sizes(side: int) -> None:
     peer, ours = build_pair(1, side=side)
     images = [random_image(seed, side) for seed in range(3)]
     captured: list[Tensor] = []

@@ -85,7 +85,7 @@ def test_every_spelling_of_the_names_loads(
     assert relative_error(*ours_and_theirs(load_ours(tmp_path / "m"), peer)) < MODEL
 
 
-def test_a_missing_tensor_and_an_unknown_one_are_told_by_name(tmp_path: Path) -> None:
+def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
     _, ours = build_pair(2)
     save_hf(tmp_path / "m", ours, ours.config_dict())
     file = tmp_path / "m" / "model.safetensors"
@@ -110,9 +110,7 @@ def test_a_head_apart_from_the_embedding_is_refused(tmp_path: Path) -> None:
 
 @both
 @pytest.mark.parametrize("is_adapted", [False, True])
-def test_transformers_loads_what_we_save_with_no_missing_or_extra_key(
-    generation: Generation, is_adapted: bool, tmp_path: Path
-) -> None:
+def test_transformers_loads_what_we_save_strictly(generation: Generation, is_adapted: bool, tmp_path: Path) -> None:
     from transformers import PaliGemmaForConditionalGeneration
 
     _, ours = build_pair(generation)

@@ -198,7 +198,7 @@ def peer_scores(peer: Any, prompt: list[int], pixels: Tensor, labels: list[list[
 
 
 @both
-def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(generation: Generation) -> None:
+def test_label_scores_and_best_equal_scoring_each_alone(generation: Generation) -> None:
     peer, ours = pair(generation)
 
     @relaxed

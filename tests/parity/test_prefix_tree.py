@@ -102,7 +102,7 @@ def test_loss_on_everything_equals_the_older_recipe() -> None:
     assert plan.weight == sum(len(prefix) + len(ids) + 1 for ids, _, _ in drawn)
 
 
-def test_loss_on_everything_sums_the_samples_also_where_images_and_prompts_are_shared() -> None:
+def test_loss_on_everything_sums_samples_despite_sharing() -> None:
     """Nothing of a learned prompt is shared but the prefix, whose tokens are every sample's targets."""
     _, ours = pair()
 
@@ -148,7 +148,7 @@ def peer_scores(peer: Any, prompt: list[int], image: ProcessedImage, labels: lis
 
 @relaxed
 @given(label_sets(), prompt_lists(3), st.lists(st.integers(6, 96), max_size=4))
-def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(
+def test_label_scores_and_best_equal_scoring_each_alone(
     labels: list[list[list[int]]], drawn: list[tuple[list[int], ProcessedImage]], prefix: list[int]
 ) -> None:
     peer, ours = pair()
@@ -162,7 +162,7 @@ def test_label_scores_and_the_best_label_equal_scoring_each_label_alone(
         assert best[row].score == pytest.approx(scores[row].max().item(), rel=MODEL)
 
 
-def test_a_label_that_prefixes_another_is_told_apart_by_its_end_token() -> None:
+def test_end_token_separates_a_label_from_its_prefix() -> None:
     _, ours = pair()
     bee, beetle = [10, END], [10, 11, END]
     scorer = LabelScorer(ours, [7], LabelTrie.build([[bee], [beetle]]))

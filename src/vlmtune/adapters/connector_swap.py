@@ -1,7 +1,7 @@
-"""Another connector on an opened model: which one a file means, how it gets in, what it starts from, what can ship it.
+"""Another connector on an opened model: which one a file means, how it is installed, which formats can hold it.
 
-In: `model.connector` of an experiment. Out: the model and its image processor changed in place. `open.py` calls it for
-training (`put_connector`) and for what was trained (`open_adapted`).
+In: `model.connector` of an experiment. Out: the model and its image processor changed in place. Called by `runs.open`,
+for training (`put_connector`) and for what was trained (`open_adapted`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _MLP_FACTOR = 2  # of a pixel-unshuffle that a model family has not decided itse
 
 
 def wanted_shape(section: ConnectorSection, model: VisionLanguageModel) -> ConnectorShape:
-    """The shape an experiment's connector has on a model. Raises ConfigError for layers the tower does not have."""
-    own = model.connector.shape
-    assert own.variant is None, "a connector is put on a plain model"
+    """The shape of an experiment's connector on a model. Raises ConfigError for layers the tower does not have."""
+    base = model.connector.shape
+    assert base.variant is None, "a connector is put on a plain model"
     if section.kind == "dense":
         variant = section.variant or "dci"
         groups = (
@@ -55,27 +55,27 @@ def wanted_shape(section: ConnectorSection, model: VisionLanguageModel) -> Conne
                     f"model.connector.groups: found '{group}', but this tower has {model.num_tower_layers} layers: "
                     f"expected 0 (the embeddings' output) to {model.num_tower_layers} (the last layer's)."
                 )
-        return dataclasses.replace(own, variant=variant, groups=groups)
-    if section.kind in ("own", own.trunk):
-        return own
+        return dataclasses.replace(base, variant=variant, groups=groups)
+    if section.kind in ("own", base.trunk):
+        return base
     if section.kind == "linear":
-        return ConnectorShape("linear", own.channels, own.width, own.factor)
-    return ConnectorShape("mlp", own.channels, own.width, _MLP_FACTOR, hidden_size=own.width)
+        return ConnectorShape("linear", base.channels, base.width, base.factor)
+    return ConnectorShape("mlp", base.channels, base.width, _MLP_FACTOR, hidden_size=base.width)
 
 
 def install_connector(model: VisionLanguageModel, shape: ConnectorShape) -> Connector:
-    """Put a connector of a shape in the place of the base's own; its weights are to be set. Returns it."""
-    own = model.connector
+    """Replace the base's connector by one of another shape, whose weights are yet to be set. Returns it."""
+    base = model.connector
     with torch.device("meta"):
         connector = build_connector(shape)
-    connector.replaced = own.shape
-    place = next(own.parameters())
-    model.replace_connector(connector.to(place.dtype).to_empty(device=place.device).train(own.training))
+    connector.replaced = base.shape
+    like = next(base.parameters())
+    model.replace_connector(connector.to(like.dtype).to_empty(device=like.device).train(base.training))
     return connector
 
 
 def follow_connector(opened: OpenedModel, before: Connector) -> None:
-    """Let the image processor write as many image tokens as the new connector makes."""
+    """Let the image processor write as many image tokens as the new connector gives."""
     after = opened.model.connector
     if after.shape.variant == "sti" or after.shape.factor != before.shape.factor:
         opened.processor = ConnectedProcessor(opened.processor, opened.tokenizer.image_token, before, after)
@@ -102,7 +102,7 @@ class ConnectedProcessor:
 
 
 def connector_is_exportable(model: VisionLanguageModel) -> str | None:
-    """Why no format outside vlmtune can hold this model's connector; None if each can.
+    """Why no other program's format can hold this model's connector; None if each can.
 
     transformers, PEFT and GGUF know a family's own connector only: its weights may have been trained anew, its shape
     must be the same.

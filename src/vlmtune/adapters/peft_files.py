@@ -198,18 +198,18 @@ def load_connector(folder: Path, connector: Connector) -> None:
     Raises:
         AdapterError: no adapter, no connector in it, or one of another shape.
     """
-    found = read_shape(folder)
-    if found is None and connector.shape == connector.replaced:
-        found = connector.shape  # the base's own, trained as a part
+    saved = read_shape(folder)
+    if saved is None and connector.shape == connector.replaced:
+        saved = connector.shape  # the base's own, trained as a part
     start = f"{_PREFIX}{CONNECTOR}."
     tensors = {
         name.removeprefix(start): tensor
         for name, tensor in read_safetensors(folder / WEIGHTS_FILE).items()
         if name.startswith(start)
     }
-    wanted = {name: parameter.shape for name, parameter in connector.named_parameters()}
-    if found != connector.shape or {name: tensor.shape for name, tensor in tensors.items()} != wanted:
-        has = found or ("no connector that was trained in full" if not tensors else "the base's own connector")
+    expected = {name: parameter.shape for name, parameter in connector.named_parameters()}
+    if saved != connector.shape or {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        has = saved or ("no connector that was trained in full" if not tensors else "the base's own connector")
         raise AdapterError(
             f"{folder}: model.connector.start: the connector in it does not fit.\n  found: {has}\n"
             f"  expected: {connector.shape}\nGive model.connector the same keys as there."
@@ -228,12 +228,12 @@ def _new_connector(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _check_connector(folder: Path, model: nn.Module) -> None:
     """Whether the connector in the files is that of the model. Raises AdapterError."""
-    found = read_shape(folder)
-    own = model.connector.shape if _new_connector(model) and isinstance(model, VisionLanguageModel) else None
-    if found != own:
+    saved = read_shape(folder)
+    expected = model.connector.shape if _new_connector(model) and isinstance(model, VisionLanguageModel) else None
+    if saved != expected:
         raise AdapterError(
-            f"{folder}: this adapter does not fit the model, which has {own or 'its own connector'}; the adapter was "
-            f"trained with {found or 'the own one of its base'}. Open the folder itself: its connector comes with it."
+            f"{folder}: this adapter does not fit the model, which has {expected or 'its own connector'}; the adapter "
+            f"was trained with {saved or 'that of its base'}. Open the folder itself: its connector comes with it."
         )
 
 

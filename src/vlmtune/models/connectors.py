@@ -1,4 +1,4 @@
-"""Connectors: what stands between the vision tower and the decoder, a small family for every model family.
+"""Connectors between the vision tower and the decoder, the same few for every model family.
 
 In: an image's patches as the tower gives them, groups of its layers side by side. Out: image tokens in the decoder's
 width. `linear` (PaliGemma's) and `mlp` (LFM2-VL's) are trunks; a dense connector (arXiv 2405.13800) is a trunk that
@@ -31,7 +31,7 @@ STI_POOL = 8
 
 @dataclass(frozen=True)
 class ConnectorShape:
-    """All that decides a connector's parameters and what it computes, besides their values.
+    """All that decides which parameters a connector has and what it computes with them.
 
     Attributes:
         trunk: one linear layer, or two around a GELU.
@@ -69,7 +69,7 @@ class ConnectorShape:
 
 
 def default_groups(variant: Variant, num_layers: int) -> tuple[LayerGroup, ...]:
-    """The layers a dense connector reads when nobody says which (arXiv 2405.13800, section 3.2, and the authors' code).
+    """The layers a dense connector reads by default (arXiv 2405.13800, section 3.2, and the authors' code).
 
     DCI: means over two halves; in SigLIP so400m's 27 layers these are the paper's 0..12 and 13..25. STI and SCI: two
     single states, the authors' 7 and 15 in towers of 24 to 27 layers, else those at a third and two thirds.
@@ -82,7 +82,7 @@ def default_groups(variant: Variant, num_layers: int) -> tuple[LayerGroup, ...]:
 
 
 def side_by_side(output: Tensor, states: Sequence[Tensor], groups: Sequence[LayerGroup], norm: nn.Module) -> Tensor:
-    """What a connector reads of a tower.
+    """Put a tower's output and the means of groups of its layers side by side, as a connector reads them.
 
     Args:
         output: float[B, P, C], the tower's own.
@@ -114,7 +114,7 @@ class Connector(nn.Module):
         super().__init__()
         self.shape = shape
         self.replaced: ConnectorShape | None = None
-        """The shape of the base's own connector, in whose place this one was put; None for the base's own."""
+        """The shape of the base's connector that this one replaced; None for the base's own."""
         is_wider = shape.variant in ("sci", "dci")
         self.dense = (
             Linear(shape.channels * shape.factor**2 * len(shape.groups), first_width, bias=False) if is_wider else None
@@ -122,18 +122,18 @@ class Connector(nn.Module):
 
     def num_tokens(self, grid: Grid) -> int:
         """Image tokens of a tile."""
-        own = grid[0] * grid[1] // self.shape.factor**2
-        return own + (len(self.shape.groups) * math.ceil(own / STI_POOL) if self.shape.variant == "sti" else 0)
+        plain = grid[0] * grid[1] // self.shape.factor**2
+        return plain + (len(self.shape.groups) * math.ceil(plain / STI_POOL) if self.shape.variant == "sti" else 0)
 
     def forward(self, patches: Tensor, grid: Grid) -> Tensor:
         """float[B, P, C * (1 + G)] -> float[B, T, D], T as `num_tokens` says; STI's tokens come last."""
-        own, *others = (self._squares(part, grid) for part in torch.split(patches, self.shape.channels, dim=-1))
+        output, *others = (self._squares(part, grid) for part in torch.split(patches, self.shape.channels, dim=-1))
         assert len(others) == len(self.shape.groups), "these features were made for another connector"
         if self.shape.variant == "sti":
             # Apart, so that the pretrained tokens keep their bits in a product of the size they always had.
             pooled = torch.cat([_pool(other) for other in others], dim=1)
-            return torch.cat([self._project(own, None), self._project(pooled, None)], dim=1)
-        return self._project(own, self.dense(torch.cat(others, dim=-1)) if self.dense is not None else None)
+            return torch.cat([self._project(output, None), self._project(pooled, None)], dim=1)
+        return self._project(output, self.dense(torch.cat(others, dim=-1)) if self.dense is not None else None)
 
     def _project(self, x: Tensor, dense: Tensor | None) -> Tensor:
         """Tokens float[B, T, C * f²], and what the dense channels add after the first linear layer."""
@@ -184,7 +184,7 @@ def build_connector(shape: ConnectorShape) -> Connector:
 
 
 def start_equal(connector: Connector, pretrained: Connector) -> None:
-    """Give a connector the weights of the pretrained one it takes the place of, and zeros for its new channels."""
+    """Give a connector the weights of the pretrained one that it replaces, and zeros for its new channels."""
     with torch.no_grad():
         for name, parameter in connector.named_parameters():
             if name == "dense.weight":
@@ -195,7 +195,7 @@ def start_equal(connector: Connector, pretrained: Connector) -> None:
 
 def start_random(connector: Connector, generator: torch.Generator) -> None:
     """Draw every weight anew, as torch starts linear layers: U(-1/√n, 1/√n) for n inputs, those of the dense channels
-    counted with the first layer's. Pretrained weights are given up; this is for comparison, and for new trunks."""
+    counted with the first layer's. Pretrained weights are lost; this is for comparison, and for new trunks."""
     first = {"linear", "linear_1", "dense"}
     read = connector.shape.num_channels_read if connector.dense is not None else connector.shape.channels
     fan_in = read * connector.shape.factor**2
@@ -214,8 +214,8 @@ def start_random(connector: Connector, generator: torch.Generator) -> None:
 
 
 def respell(image: ProcessedImage, image_token: str, before: Connector, after: Connector) -> ProcessedImage:
-    """A prepared image whose placeholder text has the tokens of one connector, spelled out for another."""
-    pieces = image.text.split(image_token)  # what stands before, between and after the image tokens
+    """A prepared image whose placeholder text has one connector's tokens, with those of another."""
+    pieces = image.text.split(image_token)  # the text before, between and after the image tokens
     text, first = pieces[0], 1
     for _, grid in image.tiles:
         count = before.num_tokens(grid)

@@ -27,7 +27,7 @@ class Decoded:
 
     Attributes:
         hidden: float[N, D], the final (normalized) hidden states of the tokens marked `read`, in packed order.
-        cache: the cache after the last level, if it was asked for.
+        cache: the cache after the last level, if it is wanted.
     """
 
     hidden: Tensor

@@ -211,9 +211,9 @@ class _LoraLinear(torch.autograd.Function):
         grad_low = torch.mm(flat, b.to(dtype)).mul_(scale)  # [N, R]
         flat_mask = None if mask is None else mask.reshape(-1, mask.shape[-1])
         if a_needs_grad:
-            kept = x.reshape(-1, x.shape[-1]).to(dtype)
-            kept = kept if flat_mask is None else kept * flat_mask
-            grad_a = torch.mm(grad_low.t(), kept).to(a.dtype)
+            inputs = x.reshape(-1, x.shape[-1]).to(dtype)
+            inputs = inputs if flat_mask is None else inputs * flat_mask
+            grad_a = torch.mm(grad_low.t(), inputs).to(a.dtype)
         if x_needs_grad:
             grad_flat = torch.mm(flat, weight.to(dtype))
             if flat_mask is None:

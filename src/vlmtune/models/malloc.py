@@ -1,6 +1,6 @@
 """Large tensors reuse memory the process already has, instead of asking the kernel for fresh pages at every step.
 
-glibc gives large freed blocks back at once and takes them anew, page by page, each page zeroed: at 450M parameters and
+glibc returns large freed blocks at once and requests them anew, page by page, each page zeroed: at 450M parameters and
 a micro-batch of 32 that was a million page faults and 30 % of a training step on a virtual machine. The loop and the
 evaluation of whole splits call `keep_freed_memory` once; nothing else depends on it.
 """
@@ -16,7 +16,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory for reuse until the process ends. False where the C library cannot be told (not glibc)."""
+    """Keep freed memory for reuse until the process ends. False where the C library has no such setting (not glibc)."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,7 +1,7 @@
-"""Families of models, and the one function that opens any of them.
+"""The families of models, and the one function that opens any of them.
 
-In: a name as `source.locate` takes it. Out: model, tokenizer and image processor, ready. `adapters.open` calls it for
-everything above, because a run folder is a model too.
+In: a name as `source.locate` takes it. Out: model, tokenizer and image processor, ready. Called by `runs.open`, which
+also opens adapters and run folders.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vlmtune.models.weights import NameTable, load_strict, read_checkpoint
 from vlmtune.text import formats
 from vlmtune.text.tokenizer import Tokenizer
 
-# Below this a CPU gains nothing from bfloat16, and float32 spares every question about rounding.
+# Below this many parameters a CPU gains nothing from bfloat16, and float32 avoids rounding.
 _SMALL_MODEL = 100_000_000
 
 
@@ -49,7 +49,7 @@ class ImageProcessor(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """What a family of checkpoints needs: one entry here, one network file, one image processor."""
+    """What a family of checkpoints needs: an entry here, and a folder with its config, layer, tower and images."""
 
     name: str
     read_config: Callable[[dict[str, Any]], ModelConfig]
@@ -61,7 +61,7 @@ class Family:
 
 @dataclass
 class OpenedModel:
-    """A model with all it takes to ask it something.
+    """A model with its tokenizer and image processor.
 
     Attributes:
         source: the name it was opened by; folder: where its files are.
@@ -77,7 +77,7 @@ class OpenedModel:
     config: dict[str, Any]
 
 
-# Both families call their parts alike, in our files and in those of each age.
+# All families call their parts alike, in our files and in those of each age.
 _NAMES = NameTable(
     renames=(
         # Saved as a decoder with its own head inside: `language_model.model.layers…`, `language_model.lm_head`. So
@@ -147,15 +147,15 @@ def open_model(
     folder = locate(source, revision)
     config = read_config(folder)
     family = family_of(config, str(folder))
-    place = choose_device(device)
+    chosen = choose_device(device)
     model = build_on_meta(config, str(folder))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     load_strict(
         model,
         read_checkpoint(folder),
         family.names,
-        dtype=choose_dtype(dtype, place, num_parameters),
-        device=place,
+        dtype=choose_dtype(dtype, chosen, num_parameters),
+        device=chosen,
         origin=str(folder),
     )
     overrides = {key: value for key, value in (image_overrides or {}).items() if value is not None}
@@ -207,8 +207,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json. Raises UserError if there is none, WeightsError if it cannot be parsed."""
     path = folder / "config.json"
     if not path.is_file():
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
-        raise UserError(f"{folder}: not a model's folder: expected config.json, found {found}.")
+        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "nothing"
+        raise UserError(f"{folder}: not a model's folder: expected config.json, found {names}.")
     return read_json(path, WeightsError, "Download or copy it again.")
 
 

@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def locate(source: str, revision: str | None = None, *, with_weights: bool = True) -> Path:
-    """Find a model's folder, downloading it (resumed if it was begun, with progress on stderr) if it is on the hub.
+    """Find a model's folder, or download it from the hub (an unfinished download is resumed; progress on stderr).
 
     Args:
         source: `builtin:tiny`, a local folder, or a hub id `owner/name`. A folder of that name goes first.
@@ -61,8 +61,8 @@ def _download(repo: str, revision: str | None, with_weights: bool) -> Path:
     connection_failed: type[Exception] = getattr(hub, "HTTPError", hub.HfHubHTTPError)
     page = f"https://huggingface.co/{repo}"
     try:
-        wanted = [pattern for pattern in HUB_FILES if with_weights or "safetensors" not in pattern]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        patterns = [pattern for pattern in HUB_FILES if with_weights or "safetensors" not in pattern]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except hub.GatedRepoError as error:
         raise UserError(
             f"{repo}: gated on the hub. Accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN)."
@@ -83,7 +83,7 @@ def _download(repo: str, revision: str | None, with_weights: bool) -> Path:
         raise UserError(f"{repo}: no such folder, and not a hub id ({error}).") from error
     except (hub.HfHubHTTPError, connection_failed) as error:
         raise UserError(
-            f"{repo}: the download failed ({error}). Run the same command again: it goes on where it stopped."
+            f"{repo}: the download failed ({error}). Run the same command again: it continues where it stopped."
         ) from error
     except OSError as error:
         raise UserError(

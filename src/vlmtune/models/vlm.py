@@ -1,7 +1,7 @@
 """The one wrapper: images to features, tokens to embeddings, a prefix tree to hidden states.
 
 `inference/`, `train/` and `serve/` see only this. A family builds it from its tower, its decoder and a configuration
-that says which connector stands between them.
+that says which connector joins them.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def connector(self) -> Connector:
-        """What stands between tower and decoder."""
+        """The module between tower and decoder."""
         return self.model.multi_modal_projector
 
     def replace_connector(self, connector: Connector) -> None:
-        """Put another connector in its place."""
+        """Replace the connector."""
         self.model.multi_modal_projector = connector
 
     def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
@@ -102,7 +102,7 @@ class VisionLanguageModel(nn.Module):
         return embedded
 
     def embed(self, ids: Tensor, image_features: Sequence[Tensor]) -> Tensor:
-        """Embed tokens, with the features of images in the place of their placeholder tokens, in order.
+        """Embed tokens, and put the features of images where their placeholder tokens are, in order.
 
         Args:
             ids: int64[R], holding `image_token_id` wherever a token is an image's.

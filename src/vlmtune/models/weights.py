@@ -63,7 +63,7 @@ class NameTable:
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by the names in its files; a tensor is read when it is asked for."""
+    """The tensors of a checkpoint by the names in its files; each tensor is read on access."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.file_of: dict[str, Path] = {}
@@ -100,11 +100,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint([folder / SINGLE_FILE])
     if index_path.exists():
         return _read_sharded(index_path)
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    pickled = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     hint = f" {', '.join(pickled)}: pickled weights are never loaded; convert them to safetensors." if pickled else ""
     raise WeightsError(
-        f"{folder}: no weights. Expected {SINGLE_FILE} or {INDEX_FILE}; found {', '.join(found) or 'nothing'}.{hint}"
+        f"{folder}: no weights. Expected {SINGLE_FILE} or {INDEX_FILE}; found {', '.join(names) or 'nothing'}.{hint}"
     )
 
 
@@ -131,7 +131,7 @@ def load_strict(
         WeightsError: every missing, extra and misshapen tensor, with shapes; a tied tensor that differs.
     """
     shapes = tensors.shapes if isinstance(tensors, Checkpoint) else {n: tuple(t.shape) for n, t in tensors.items()}
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     sources: dict[str, str] = {}
     tied: dict[str, str] = {}
     problems: list[str] = []
@@ -139,22 +139,22 @@ def load_strict(
         target = names.ours(name)
         if names.is_dropped(target):
             continue
-        if target in names.tied and target not in wanted:
+        if target in names.tied and target not in expected:
             tied[name] = names.tied[target]
-        elif target not in wanted:
+        elif target not in expected:
             problems.append(f"extra: {name} {list(shape)}")
         elif target in sources:
             problems.append(f"twice: {name} and {sources[target]} are both {target}")
         else:
             sources[target] = name
-            if shape != wanted[target]:
-                problems.append(f"wrong shape: {name} is {list(shape)}, expected {list(wanted[target])}")
-    missing = [f"missing: {name} {list(shape)}" for name, shape in wanted.items() if name not in sources]
+            if shape != expected[target]:
+                problems.append(f"wrong shape: {name} is {list(shape)}, expected {list(expected[target])}")
+    missing = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in sources]
     if problems or missing:
         listed = "\n  ".join(sorted(missing) + sorted(problems))
         raise WeightsError(
             f"{origin}: {len(missing) + len(problems)} tensors do not fit the configuration "
-            f"({len(sources)} of {len(wanted)} parameters found). Is config.json that of these weights?\n  {listed}"
+            f"({len(sources)} of {len(expected)} parameters found). Is config.json that of these weights?\n  {listed}"
         )
     for name, target in tied.items():
         if not torch.equal(tensors[name], tensors[sources[target]]):

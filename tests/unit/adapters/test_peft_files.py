@@ -60,7 +60,7 @@ def test_an_adapter_comes_back_onto_a_plain_model(kind: str, tmp_path: Path) -> 
     assert loaded.section.rank == plan.section.rank and loaded.section.rslora == plan.section.rslora
 
 
-def test_an_adapter_comes_back_onto_the_same_plan_for_a_resume(tmp_path: Path) -> None:
+def test_adapter_loads_onto_the_same_plan_on_resume(tmp_path: Path) -> None:
     model, plan = adapted(SECTIONS["both"])
     save_adapter(tmp_path / "a", model, plan, "base")
     other = random_model()
@@ -190,7 +190,7 @@ def test_a_plain_model_opens(base: Path) -> None:
     assert opened.plan is None and opened.base == str(base) == opened.source
 
 
-def test_a_run_opens_as_its_best_checkpoint_with_its_image_settings(trained: Path, base: Path) -> None:
+def test_run_opens_as_best_checkpoint_with_its_image_settings(trained: Path, base: Path) -> None:
     opened = open_adapted(str(trained))
     assert opened.adapter_folder == (trained / "checkpoints" / "step-000001").resolve()
     assert opened.base == str(base) and opened.source == str(trained)
@@ -207,7 +207,7 @@ def test_a_run_opens_as_its_best_checkpoint_with_its_image_settings(trained: Pat
         assert other.processor.settings.do_image_splitting is False  # type: ignore[attr-defined]
 
 
-def test_an_opened_run_is_plain_unless_the_adapter_is_to_be_kept(trained: Path) -> None:
+def test_opened_run_is_plain_unless_adapter_is_kept(trained: Path) -> None:
     plain, kept = open_adapted(str(trained)), open_adapted(str(trained), keep_adapter=True)
     assert not any(isinstance(module, LoraLinear) for module in plain.model.modules())
     assert any(isinstance(module, LoraLinear) for module in kept.model.modules())
@@ -235,7 +235,7 @@ def test_an_adapter_without_a_base_says_so(trained: Path) -> None:
         open_adapted(str(moved))
 
 
-def test_a_run_without_a_checkpoint_and_one_with_a_dangling_link_are_told_apart(trained: Path) -> None:
+def test_missing_checkpoint_and_dangling_link_have_different_messages(trained: Path) -> None:
     shutil.rmtree(trained / "checkpoints")
     with pytest.raises(RunFolderError, match="which is gone"):
         open_adapted(str(trained))

@@ -53,7 +53,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_the_4_2_million_of_the_3b_runs_are_counted_exactly() -> None:
+def test_trainable_parameters_of_3b_runs_are_exact() -> None:
     config = KNOWN_CONFIGS["LiquidAI/LFM2-VL-3B"]
     trainable, total = count_trainable(config, AdapterSection(targets=["q_proj", "k_proj", "v_proj"], rank=16))
     assert trainable == 8 * 147_456 + 27 * 110_592 == 4_165_632
@@ -64,7 +64,7 @@ def test_the_4_2_million_of_the_3b_runs_are_counted_exactly() -> None:
     ("role", "layers"),
     [("attention", 8), ("mlp", 21), ("conv", 10), ("connector", 2), ("vision_attention", 12), ("vision_mlp", 6)],
 )
-def test_a_role_reaches_its_layers_and_no_others(role: str, layers: int) -> None:
+def test_role_matches_its_layers_and_no_others(role: str, layers: int) -> None:
     model = random_model()
     plan = apply_adapter(model, AdapterSection(targets=[role], rank=2))
     assert len(plan.lora) == len(plan.matches[0].layers) == layers
@@ -73,7 +73,7 @@ def test_a_role_reaches_its_layers_and_no_others(role: str, layers: int) -> None
     assert plan.touches_vision == role.startswith("vision")
 
 
-def test_the_roles_together_reach_every_linear_layer_but_the_patch_embedding() -> None:
+def test_roles_match_every_linear_layer_but_patch_embedding() -> None:
     model = random_model()
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     plan = apply_adapter(model, AdapterSection(targets=ROLES))
@@ -94,7 +94,7 @@ def test_a_layer_matched_twice_is_wrapped_and_counted_once() -> None:
     assert all(not list(layer.children()) for layer in plan.lora.values())
 
 
-def test_targets_that_match_nothing_are_told_with_the_layers_there_are() -> None:
+def test_unmatched_targets_are_refused_with_known_layers() -> None:
     with pytest.raises(AdapterError) as caught:
         apply_adapter(random_model(), AdapterSection(targets=["q_proj", "o_proj", "gate_proj", "embed_tokens"]))
     message = str(caught.value)
@@ -130,7 +130,7 @@ def test_a_second_adapter_is_refused() -> None:
         apply_adapter(model, AdapterSection(targets=["attention"]))
 
 
-def test_the_start_equals_the_base_bit_for_bit_and_keeps_its_names() -> None:
+def test_start_is_bit_equal_to_base_with_its_names() -> None:
     model = random_model()
     with torch.no_grad():
         base = run(model)
@@ -163,7 +163,7 @@ def test_scale_is_alpha_over_rank_or_its_root(rslora: bool) -> None:
     assert next(iter(plan.lora.values())).scale == (3.0 if rslora else 1.5)
 
 
-def test_every_trainable_parameter_gets_a_gradient_once_b_is_not_zero() -> None:
+def test_every_trainable_parameter_gets_a_gradient() -> None:
     model = random_model()
     plan = apply_adapter(model, AdapterSection(targets=ROLES, rank=2))
     disturb(model)
@@ -190,7 +190,7 @@ def test_gradients_equal_those_of_plain_weights() -> None:
         assert (layer.lora_A.grad - expected_a).norm() < 1e-4 * expected_a.norm(), name
 
 
-def test_frozen_weights_are_bit_identical_after_steps_and_the_rest_moves() -> None:
+def test_only_the_plans_parameters_move_in_steps() -> None:
     model = random_model()
     plan = apply_adapter(model, AdapterSection(targets=["attention", "vision_mlp"], parts=["connector"]))
     before = snapshot(model)

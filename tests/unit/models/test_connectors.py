@@ -77,9 +77,7 @@ def logits(opened: OpenedModel, images: list[Image.Image]) -> list[Tensor]:
 
 @pytest.mark.parametrize("variant", ["dci", "sci"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_dense_connector_starts_equal_to_the_pretrained_model_bit_for_bit(
-    either: Path, variant: str, dtype: str
-) -> None:
+def test_dense_connector_starts_bit_equal_to_the_pretrained_model(either: Path, variant: str, dtype: str) -> None:
     images = [make_image(24, 16), make_image(40, 40), make_image(16, 16)]
     plain, dense = open_model(str(either), dtype=dtype), open_model(str(either), dtype=dtype)
     put_connector(dense, ConnectorSection.model_validate({"kind": "dense", "variant": variant}))
@@ -110,7 +108,7 @@ def test_a_zero_start_learns_at_once(either: Path) -> None:
     assert (dense.weight.grad.abs().amax(0) > 0).all()
 
 
-def test_dense_channels_are_the_means_of_the_layers_the_file_names(folder: Path) -> None:
+def test_dense_channels_are_means_of_the_named_layers(folder: Path) -> None:
     opened = open_model(str(folder))
     put_connector(opened, ConnectorSection(kind="dense", groups=["0-1", "2"]))
     image = opened.processor.process(make_image())
@@ -124,7 +122,7 @@ def test_dense_channels_are_the_means_of_the_layers_the_file_names(folder: Path)
     torch.testing.assert_close(found, expected)
 
 
-def test_default_layers_are_the_paper_s_for_siglip_so400m_and_halves_elsewhere() -> None:
+def test_default_layers_are_the_papers_or_halves() -> None:
     assert default_groups("dci", 27) == ((0, 12), (13, 25))
     assert default_groups("dci", 12) == ((0, 5), (6, 11))
     assert default_groups("dci", 1) == ((0, 0), (1, 1))
@@ -159,7 +157,7 @@ def test_a_shorter_rest_of_pooled_tokens_is_their_mean() -> None:
     torch.testing.assert_close(tokens[:, 11], patches[:, 8:, 3:].mean(1))
 
 
-def test_another_number_of_tokens_a_patch_is_followed_by_the_prompt() -> None:
+def test_prompt_follows_the_connectors_number_of_tokens() -> None:
     from vlmtune.models.connectors import respell
     from vlmtune.models.images import ProcessedImage
 
@@ -173,7 +171,7 @@ def test_another_number_of_tokens_a_patch_is_followed_by_the_prompt() -> None:
     assert again.text == text
 
 
-def test_a_pixel_unshuffle_on_paligemma_makes_a_quarter_of_the_tokens(paligemma: Path) -> None:
+def test_pixel_unshuffle_on_paligemma_quarters_the_tokens(paligemma: Path) -> None:
     opened = open_model(str(paligemma))
     before = opened.processor.process(make_image()).num_tokens
     put_connector(opened, ConnectorSection(kind="mlp"))
@@ -206,7 +204,7 @@ def test_a_trained_connector_comes_back_with_its_adapter(
     assert torch.equal(logits(opened, [make_image()])[0], expected[0])
 
 
-def test_a_frozen_connector_from_a_first_stage_is_saved_with_the_second(folder: Path, tmp_path: Path) -> None:
+def test_frozen_connector_of_first_stage_is_saved_with_second(folder: Path, tmp_path: Path) -> None:
     dense = ConnectorSection(kind="dense")
     first = open_model(str(folder))
     put_connector(first, dense)
@@ -231,7 +229,7 @@ def test_a_frozen_connector_from_a_first_stage_is_saved_with_the_second(folder: 
         )
 
 
-def test_the_base_s_own_connector_of_a_first_stage_is_taken_too(folder: Path, tmp_path: Path) -> None:
+def test_base_connector_trained_in_first_stage_is_taken(folder: Path, tmp_path: Path) -> None:
     first = open_model(str(folder))
     plan = apply_adapter(first.model, AdapterSection(targets=[], parts=["connector"]))
     with torch.no_grad():
@@ -295,7 +293,7 @@ def test_a_connector_is_counted_without_memory(folder: Path) -> None:
     assert dense == (plain[0] + new, plain[1] + new)
 
 
-def test_at_paligemma_3b_s_size_a_dense_connector_adds_its_channels_and_nothing_else() -> None:
+def test_dense_connector_on_paligemma_3b_adds_only_its_channels() -> None:
     vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
     text = {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "num_attention_heads": 8}
     config = {
@@ -332,7 +330,7 @@ def test_a_new_connector_learns_unless_the_file_says_otherwise() -> None:
     assert defaults.apply(decided, num_train=100, num_labels=3) == decided
 
 
-def test_the_file_says_a_connector_in_a_word_or_in_keys(tmp_path: Path) -> None:
+def test_file_names_a_connector_by_word_or_keys(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("model:\n  connector: dense\n")
     assert load_experiment(path).model.connector == ConnectorSection(kind="dense")

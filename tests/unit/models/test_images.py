@@ -126,7 +126,7 @@ def test_threads_and_copies_give_the_same_patches() -> None:
         assert all(torch.equal(a, b) for (a, _), (b, _) in zip(ours.tiles, theirs.tiles, strict=True))
 
 
-def test_nested_settings_come_before_the_older_file_and_overrides_before_both(tmp_path: Path) -> None:
+def test_overrides_beat_nested_settings_beat_the_older_file(tmp_path: Path) -> None:
     older = {"max_image_tokens": 99, "image_processor_type": "Lfm2VlImageProcessorFast", "size": {"height": 512}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(older))
     assert Lfm2VlImageProcessor.from_folder(tmp_path).settings.max_image_tokens == 99

@@ -101,7 +101,7 @@ def test_rms_norm_equals_autograd() -> None:
     )
 
 
-def test_rms_norm_has_no_weight_gradient_when_the_weight_is_frozen() -> None:
+def test_rms_norm_gives_frozen_weight_no_gradient() -> None:
     x, weight = _random(4, 8), _random(8, grad=False)
     rms_norm(x, weight, 1e-6).sum().backward()
     assert x.grad is not None
@@ -186,7 +186,7 @@ def test_lora_linear_under_autocast_equals_autograd_under_autocast(masked: bool)
         assert (ours_ - plain_).float().norm() < 1e-2 * plain_.float().norm()
 
 
-def test_lora_linear_with_zero_b_equals_the_linear_layer_bit_for_bit() -> None:
+def test_lora_linear_with_zero_b_is_bit_equal_to_linear() -> None:
     x, weight = _random(16, 32, dtype=torch.float32), _random(24, 32, dtype=torch.float32, grad=False)
     a, b = _random(4, 32, dtype=torch.float32), torch.zeros(24, 4, requires_grad=True)
     assert torch.equal(lora_linear(x, weight, None, a, b, 0.5), F.linear(x, weight))
@@ -221,7 +221,7 @@ def test_inputs_are_left_as_they_were() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, (x, weight, a, b), strict=True))
 
 
-def test_what_is_kept_for_the_backward_pass_is_what_the_docstrings_say() -> None:
+def test_backward_pass_keeps_what_docstrings_say() -> None:
     rows, wide, rank = 64, 32, 4
     x, up = _random(rows, wide, dtype=torch.float32), _random(rows, wide, dtype=torch.float32)
     weight = _random(wide, wide, dtype=torch.float32, grad=False)
@@ -233,7 +233,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_docstrings_say() -> None
     assert _saved_bytes(lambda: lora_linear(x, weight, None, a, b, 1.0), [x, weight, a, b]) == rows * rank * 4
 
 
-def test_lora_linear_under_autocast_keeps_no_copy_of_its_input_or_weight() -> None:
+def test_lora_linear_under_autocast_keeps_no_copies() -> None:
     rows, wide, rank = 64, 32, 4
     x, weight = _random(rows, wide, dtype=torch.float32), _random(wide, wide, dtype=torch.float32, grad=False)
     a, b = _random(rank, wide, dtype=torch.float32), _random(wide, rank, dtype=torch.float32)

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["classify", "vqa", "own", "system", "system without list"],
 )  # fmt: skip
-def test_a_prompt_is_the_image_then_bos_then_one_text_and_a_newline(task: dict[str, str], text: str) -> None:
+def test_prompt_is_image_bos_text_newline(task: dict[str, str], text: str) -> None:
     builder = PromptBuilder(TOKENIZER, TaskSection.model_validate(task), LABELS)
     question = "why?" if task.get("type") == "text" else None
     assert builder.text(question, IMAGE) == IMAGE + text
@@ -79,7 +79,7 @@ def test_coordinates_and_masks_are_kept_in_prompts_and_answers() -> None:
     assert TOKENIZER.decode(target, skip_special_tokens=True) == "<loc0001><seg127> cat"
 
 
-def test_coordinates_are_one_token_also_where_the_file_lists_them_as_plain_words(tmp_path: Path) -> None:
+def test_coordinates_listed_as_words_are_one_token(tmp_path: Path) -> None:
     TOKENIZER.save(tmp_path)
     file = json.loads((tmp_path / "tokenizer.json").read_text())
     plain = [token for token in file["added_tokens"] if token["content"].startswith("<loc")]
@@ -91,7 +91,7 @@ def test_coordinates_are_one_token_also_where_the_file_lists_them_as_plain_words
     assert len(opened) == len(TOKENIZER)
 
 
-def test_special_tokens_of_other_people_and_a_image_that_comes_last_are_refused() -> None:
+def test_foreign_special_tokens_and_image_last_are_refused() -> None:
     with pytest.raises(ConfigError, match="<bos>"):
         PromptBuilder(TOKENIZER, TaskSection(user_prompt="<bos>hello"), None)
     with pytest.raises(ConfigError, match=r"image_position.*image first"):
@@ -142,7 +142,7 @@ def test_other_families_image_settings_are_refused(folder: Path) -> None:
         ({"resample": 0}, "resample 0"),
     ],
 )
-def test_image_settings_that_do_not_belong_to_the_model_are_told(
+def test_image_settings_of_another_model_are_refused(
     folder: Path, tmp_path: Path, change: dict[str, Any], told: str
 ) -> None:
     for name in ("config.json", "preprocessor_config.json"):
@@ -175,7 +175,7 @@ def test_a_configuration_that_is_not_computed_here_is_refused(
         PaliGemmaConfig.from_dict(values)
 
 
-def test_roles_together_reach_every_linear_layer_and_conv_means_none() -> None:
+def test_roles_together_match_every_linear_layer() -> None:
     model = build_on_meta(config_for(TOKENIZER, 2))
     every = set(linear_layers(model))
     roles = ["attention", "mlp", "conv", "connector", "vision_attention", "vision_mlp"]
@@ -228,7 +228,7 @@ def test_learning_the_prompt_too_is_refused(folder: Path, tmp_path: Path) -> Non
         Trainer(resolved, open_base(resolved.model), splits)
 
 
-def test_equally_long_prompts_need_no_mask_and_a_window_leaves_them_whole() -> None:
+def test_equally_long_prompts_need_no_mask_despite_a_window() -> None:
     model = build_on_meta(config_for(TOKENIZER, 2))
     assert isinstance(model, PaliGemma)
     cache = model.model.language_model.empty_cache(torch.float32, torch.device("cpu"))

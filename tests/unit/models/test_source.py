@@ -67,7 +67,7 @@ def test_an_unknown_family_lists_the_known(copy: Path) -> None:
         open_model(str(copy))
 
 
-def test_a_configuration_that_does_not_fit_its_weights_is_a_weights_error(copy: Path) -> None:
+def test_config_that_misfits_its_weights_is_a_weights_error(copy: Path) -> None:
     _edit_config(copy, projector_hidden_size=30)
     with pytest.raises(WeightsError, match=r"linear_1\.weight is \[28, 96\], expected \[30, 96\]"):
         open_model(str(copy))
@@ -145,8 +145,8 @@ def _response(status: int) -> Any:
         (hub.RevisionNotFoundError("none", response=_response(404)), "no revision 'v9'"),
         (hub.LocalEntryNotFoundError("not cached"), "not in the local cache"),
         (hub.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE"),
-        (hub.HfHubHTTPError("server", response=_response(500)), "goes on where it stopped"),
-        (httpx.ReadTimeout("slow"), "goes on where it stopped"),
+        (hub.HfHubHTTPError("server", response=_response(500)), "continues where it stopped"),
+        (httpx.ReadTimeout("slow"), "continues where it stopped"),
         (OSError(28, "No space left on device"), "HF_HOME"),
     ],
 )
@@ -161,7 +161,7 @@ def test_whatever_the_hub_answers_is_a_user_error(error: Exception, told: str, m
     assert "owner/model" in str(caught.value)
 
 
-def test_offline_a_cached_model_opens_and_another_is_a_user_error(folder: Path, tmp_path: Path) -> None:
+def test_offline_only_a_cached_model_opens(folder: Path, tmp_path: Path) -> None:
     commit = "0" * 40
     repo = tmp_path / "hub" / "models--owner--model"
     (repo / "refs").mkdir(parents=True)
