@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +16,7 @@ from vlmtune.cli.options import JsonOption, LabelsOption, read_labels
 from vlmtune.errors import UserError
 
 if TYPE_CHECKING:
-    from vlmtune.inference.predictor import Predictor
-    from vlmtune.records import ImageSource
+    from vlmtune.api.results import Prediction
 
 Result = dict[str, Any]
 _LABELS_SHOWN = 3
@@ -58,6 +56,7 @@ def predict(
     from vlmtune.data.image_inputs import image_inputs, measure
 
     total, width = measure(images, allow_urls=allow_urls)
+    from vlmtune.api.model import predict_each
     from vlmtune.inference.open import open_predictor
 
     predictor = open_predictor(
@@ -67,13 +66,12 @@ def predict(
         raise UserError(f"{model}: trained to answer questions. Ask one: --question 'What is it?'")
     if predictor.labels is None and (top or abstain_below is not None):
         raise UserError("--question: an open answer has no --top or --abstain-below.")
-    found = image_inputs(images, allow_urls=allow_urls)
     stored = None if predictor.labels is None else predictor.labels.stored
-    if predictor.labels is None:
-        results = _answers(predictor, found, question)
-    else:
-        shown = top if json_ or csv_ else top or _LABELS_SHOWN
-        results = _labels(predictor, found, question, shown, abstain_below)
+    num_labels = top if json_ or csv_ else top or _LABELS_SHOWN
+    results = (
+        _as_result(prediction, stored is not None, num_labels, abstain_below)
+        for prediction in predict_each(predictor, image_inputs(images, allow_urls=allow_urls), question)
+    )
     if json_:
         printed = _print_json(results)
     elif csv_:
@@ -93,49 +91,20 @@ def predict(
         raise UserError(f"{num_failed} of {num} images could not be read (listed above).")
 
 
-def _labels(
-    predictor: Predictor,
-    found: Iterable[ImageSource],
-    question: str | None,
-    top: int | None,
-    abstain_below: float | None,
-) -> Iterator[Result]:
-    from vlmtune.inference.predictor import Query
-    from vlmtune.records import LabelScores
-
-    assert predictor.labels is not None
-    names: deque[str] = deque()
-    for scores in predictor.classify(Query(image, question) for image in _noting(found, names)):
-        name = names.popleft()
-        if not isinstance(scores, LabelScores):
-            yield {"image": name, "error": scores.reason}
-            continue
-        assert scores.log_probs is not None
-        ranked = sorted(zip(map(math.exp, scores.log_probs), predictor.labels.stored, strict=True), key=lambda p: -p[0])
-        probability = ranked[0][0]
-        is_sure = abstain_below is None or probability >= abstain_below
-        yield {
-            "image": name,
-            "label": scores.prediction if is_sure else None,
-            "probability": probability,
-            "probabilities": {label: value for value, label in ranked[:top]},
-        }
-
-
-def _answers(predictor: Predictor, found: Iterable[ImageSource], question: str | None) -> Iterator[Result]:
-    from vlmtune.inference.predictor import Query
-
-    names: deque[str] = deque()
-    for answer in predictor.answer(Query(image, question) for image in _noting(found, names)):
-        outcome = {"answer": answer} if isinstance(answer, str) else {"error": answer.reason}
-        yield {"image": names.popleft(), **outcome}
-
-
-def _noting(found: Iterable[ImageSource], names: deque[str]) -> Iterator[ImageSource]:
-    """The images, their names noted in order: they are read ahead of their results."""
-    for image in found:
-        names.append(image.name)
-        yield image
+def _as_result(prediction: Prediction, is_closed: bool, top: int | None, abstain_below: float | None) -> Result:
+    """What is printed of one image."""
+    if prediction.error is not None:
+        return {"image": prediction.image, "error": prediction.error}
+    if not is_closed:
+        return {"image": prediction.image, "answer": prediction.answer}
+    probability = prediction.probability
+    assert probability is not None
+    return {
+        "image": prediction.image,
+        "label": prediction.label if abstain_below is None or probability >= abstain_below else None,
+        "probability": probability,
+        "probabilities": dict(islice(prediction.probabilities.items(), top)),
+    }
 
 
 # ── printing: every result as it comes ──────────────────────────────────────────────────────────────────────────────
