@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +17,7 @@ from tiny.drawn.vocabulary import CLASSES
 from tiny.lessons import Lesson
 from vlmtune.data.drawn.ink import COLORS
 from vlmtune.data.drawn.scenes import Facts
+from vlmtune.files import new_folder, write_json
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.config import Lfm2Config, Lfm2VlConfig, Siglip2Config
 from vlmtune.models.lfm2_vl.decoder import DepthwiseConv
@@ -199,13 +199,7 @@ def export_model(
     folder: Path, config: Lfm2VlConfig, tensors: dict[str, Tensor], tokenizer: Tokenizer, dtype: torch.dtype
 ) -> None:
     """Write a folder in the hub's layout, which `open_model` and transformers load. An older one is replaced."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     cast = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(cast, temporary / "model.safetensors", {"format": "pt"})
-    (temporary / "model.safetensors").chmod(0o644)
-    tokenizer.save(temporary)
     num_tokens = config.vision_config.num_patches // config.downsample_factor**2
     image_settings = {
         "image_processor_type": "Lfm2VlImageProcessor",
@@ -235,15 +229,15 @@ def export_model(
     generation = {
         "bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id,
     }  # fmt: skip
-    for name, values in (
+    with new_folder(folder, replace=True) as temporary:
+        save_file(cast, temporary / "model.safetensors", {"format": "pt"})
+        (temporary / "model.safetensors").chmod(0o644)
+        tokenizer.save(temporary)
         # Stored in half the bytes, computed in full precision.
-        ("config.json", config.to_dict() | {"dtype": "float32", "tie_word_embeddings": True}),
-        ("preprocessor_config.json", image_settings),
-        ("generation_config.json", generation),
-    ):
-        (temporary / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    for name in ("README.md", "training_log.jsonl"):
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, temporary / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+        settings = config.to_dict() | {"dtype": "float32", "tie_word_embeddings": True}
+        write_json(temporary / "config.json", settings, indent=2)
+        write_json(temporary / "preprocessor_config.json", image_settings, indent=2)
+        write_json(temporary / "generation_config.json", generation, indent=2)
+        for name in ("README.md", "training_log.jsonl"):
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, temporary / name)

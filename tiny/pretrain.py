@@ -7,7 +7,6 @@ the seed and the step's number, so a resumed run continues exactly.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -34,7 +33,7 @@ from tiny.tokenizer import train_tokenizer
 from vlmtune.config.load import dump, load_section
 from vlmtune.data.drawn.scenes import Facts
 from vlmtune.errors import RunFolderError, UserError
-from vlmtune.files import read_json, write_json, write_text
+from vlmtune.files import new_folder, read_json, write_json, write_text
 from vlmtune.runs.environment import environment, now
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.resume import differing_keys
@@ -108,7 +107,7 @@ class _Run:
         return draw_corpus(folder, images.mixture, num, seed, self.config.model.image_size, on_progress=report)
 
     def train(self) -> Path:
-        checkpoint = _latest_checkpoint(self.folder.path)
+        checkpoint = next(reversed(self.folder.list_checkpoints()), None)
         stages: tuple[tuple[StageName, int], ...] = (
             ("tower", self.config.tower.steps),
             ("whole", self.config.whole.steps),
@@ -250,15 +249,10 @@ class _Run:
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
-        target = self.folder.path / "checkpoints" / f"step-{self.step:06d}"
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-        for old in sorted(target.parent.glob("step-*"))[:-2]:
+        with new_folder(self.folder.checkpoint(self.step), replace=True) as temporary:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / "state.safetensors")
+            write_json(temporary / "state.json", {"step": self.step, "seconds": self.seconds})
+        for old in self.folder.list_checkpoints()[:-2]:
             shutil.rmtree(old)
 
     @torch.no_grad()
@@ -273,7 +267,7 @@ class _Run:
                 _, number, key = name.split(".")
                 states[int(number)][key] = tensor
         optimizer.load_state_dict({"state": dict(states), "param_groups": optimizer.state_dict()["param_groups"]})
-        saved = json.loads((checkpoint / "state.json").read_text())
+        saved = read_json(checkpoint / "state.json")
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.folder.truncate_metrics(self.step)
 
@@ -324,11 +318,6 @@ def _open_folder(config: Pretraining, resume: bool) -> RunFolder:
         write_text(folder.config, dump(config))
         write_json(folder.record, {"started": now(), "num_fonts": len(font_files()), **environment()})
     return folder
-
-
-def _latest_checkpoint(path: Path) -> Path | None:
-    checkpoints = sorted((path / "checkpoints").glob("step-*"))
-    return checkpoints[-1] if checkpoints else None
 
 
 def _step_of(checkpoint: Path) -> int:

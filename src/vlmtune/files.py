@@ -48,22 +48,25 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not empty. Nothing was written; choose another folder.")
-    with temporary_folder(path) as temporary:
+    with explain_write_errors(path), temporary_folder(path) as temporary:
         yield temporary
         replace_folder(temporary, path)
 
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``, to be renamed by `replace_folder`; it is removed if it was not."""
+    """Yield an empty folder beside ``path``, for the caller to rename; it is removed if it was not.
+
+    Raises UserError if it cannot be made. What fails inside the block is not explained: it need not be the writing.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with explain_write_errors(path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        try:
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_folder(temporary: Path, path: Path) -> None:

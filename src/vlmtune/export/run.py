@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from vlmtune.export.gate import Bounds, Verdict, judge
 from vlmtune.export.runtime import OwnRuntime
 from vlmtune.export.subject import Subject
 from vlmtune.export.transformers_runtime import LOAD_OPTIONS
-from vlmtune.files import explain_write_errors
+from vlmtune.files import explain_write_errors, temporary_folder, write_text
 from vlmtune.runs.environment import environment, now
 from vlmtune.runs.manifest import Manifest, write_manifest
 from vlmtune.runs.open import AdaptedModel
@@ -69,7 +67,7 @@ def export(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists. Choose another folder with --output, or remove this one.")
     trained = subject.open()
-    with _new_folder(output) as partial:
+    with temporary_folder(output) as partial:
         sentences = form.write(subject, trained, partial, dtype)
         verdict = _judge(subject, trained, form, partial, bounds, on_image)
         manifest = Manifest(
@@ -85,14 +83,12 @@ def export(
         write_card(partial, _card_facts(subject, trained, manifest, verdict, sentences))
         target = output
         if not verdict.is_accepted:
-            with explain_write_errors(partial):
-                (partial / REJECTED_FILE).write_text(f"Refused by the export gate: {verdict.sentence()}.\n", "utf-8")
+            write_text(partial / REJECTED_FILE, f"Refused by the export gate: {verdict.sentence()}.\n")
             target = output.with_name(output.name + _REJECTED_SUFFIX)
             if (target / REJECTED_FILE).is_file():
                 shutil.rmtree(target)  # an earlier attempt that was refused too
         num_bytes = sum(path.stat().st_size for path in partial.iterdir())
         with explain_write_errors(target):
-            partial.chmod(0o755)
             partial.replace(target)
     return Export(target, verdict, tuple(sentences), num_bytes)
 
@@ -155,15 +151,3 @@ def _origin(subject: Subject, trained: AdaptedModel, dtype: str) -> dict[str, ob
 def _public_name(source: str) -> str:
     """Of a folder or file its own name: where it lies on this machine concerns nobody who reads the card."""
     return Path(source).name if Path(source).exists() else source
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A temporary sibling of the output, gone at the end if it was not renamed."""
-    with explain_write_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

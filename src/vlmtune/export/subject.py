@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from vlmtune.data.sampling import subset
 from vlmtune.data.splits import TEST_SEED, Splits
 from vlmtune.errors import DataError, RunFolderError
 from vlmtune.evaluate.files import FACTS_FILE
+from vlmtune.files import read_json
 from vlmtune.records import Example, LabelSet
+from vlmtune.runs.layout import RunLayout
 from vlmtune.runs.open import AdaptedModel, find_checkpoint, find_run, open_adapted
 from vlmtune.runs.prepare import image_overrides, load_data
 
@@ -98,11 +99,6 @@ def _held_out(splits: Splits) -> tuple[str, list[Example]]:
 
 def _evaluations(run: Path) -> list[dict[str, Any]]:
     """What the run's evaluations found. Raises for one that cannot be read: a card leaves none out in silence."""
-    found = []
-    for path in sorted((run / "evaluation").glob(f"*/{FACTS_FILE}")):
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path}: not readable as JSON ({error}). Run `vlmtune evaluate` again.") from error
-        found.append(facts)
-    return sorted(found, key=lambda facts: str(facts.get("created", "")))
+    paths = sorted(RunLayout(run).evaluations.glob(f"*/{FACTS_FILE}"))
+    evaluations = [read_json(path, advice="Run `vlmtune evaluate` again.") for path in paths]
+    return sorted(evaluations, key=lambda facts: str(facts.get("created", "")))

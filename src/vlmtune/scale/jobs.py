@@ -18,6 +18,8 @@ from typing import Any, Literal
 from vlmtune.config.load import dump
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import UserError
+from vlmtune.files import write_text
+from vlmtune.runs.layout import RunLayout
 
 USER_ERRORS = (1, 2)
 """Exit codes of mistakes in what was asked: trying again would not help."""
@@ -87,19 +89,18 @@ def run_job(job: Job, runs: Path) -> Outcome:
     Raises RuntimeError if the process was killed or failed for another reason than what was asked: to be tried again.
     """
     config = runs / ".configs" / f"{job.name}.yaml"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(job.config, encoding="utf-8")
-    run = runs / job.name
+    write_text(config, job.config)
+    run = RunLayout(runs / job.name)
     command = [sys.executable, "-m", "vlmtune.cli.main", job.command, str(config), "--set", f"output_dir={runs}"]
     command += [*job.arguments, "--json"]
-    if job.command == "train" and (run / "config.yaml").exists():
-        if any((run / "checkpoints").glob("step-*")):
+    if job.command == "train" and run.is_run:
+        if run.list_checkpoints():
             command.append("--resume")
         else:
-            shutil.rmtree(run)
+            shutil.rmtree(run.path)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, *USER_ERRORS):
         raise RuntimeError(f"{job.name}: vlmtune {job.command} ended with exit code {done.returncode}.")
     result = json.loads(done.stdout) if done.returncode == 0 else {}
-    links = {path.name: str(path.readlink()) for path in run.glob("*") if path.is_symlink()}
+    links = {path.name: str(path.readlink()) for path in run.path.glob("*") if path.is_symlink()}
     return Outcome(done.returncode, result, links)

@@ -19,6 +19,7 @@ import modal
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import Experiment, ModalSection
 from vlmtune.errors import UserError
+from vlmtune.files import new_file
 from vlmtune.scale.jobs import Job, Outcome, make_job, run_job
 
 PYTHON = "3.12"
@@ -175,11 +176,8 @@ def download(volume: RunsVolume, name: str, output: Path, links: dict[str, str])
         # Weights never change once they are written; everything else may have grown.
         if target.suffix == ".safetensors" and target.exists() and target.stat().st_size == entry.size:
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".part")
-        with partial.open("wb") as file:
+        with new_file(target) as partial, partial.open("wb") as file:
             volume.read_file_into_fileobj(entry.path, file)
-        partial.replace(target)
     for link, goal in links.items():
         with suppress(FileNotFoundError):
             (folder / link).unlink()

@@ -21,8 +21,8 @@ from vlmtune.config.schema import Experiment, TrackingSection
 from vlmtune.errors import MissingExtraError
 from vlmtune.files import read_json_if_exists, write_json
 from vlmtune.runs.folder import RunFolder
+from vlmtune.runs.layout import RunLayout
 
-REPORT_FILES = ("report.html", "report.md", "report.json", "config.yaml", "run.json", "metrics.jsonl")
 ID_FILE = "tracking.json"
 """In the run's folder: the W&B run that a resumed session goes on with."""
 
@@ -171,8 +171,9 @@ class WandbTracker:
                 report.add_file(str(path), name=str(path.relative_to(run)))
             self._run.log_artifact(report)
             shown: dict[str, Any] = {f"charts/{path.stem}": wandb.Image(str(path)) for path in _charts(run)}
-            if (run / "report.html").exists():
-                shown["report"] = wandb.Html(str(run / "report.html"))
+            page = RunLayout(run).report
+            if page.exists():
+                shown["report"] = wandb.Html(str(page))
             self._run.log(shown)
         self._run.finish(exit_code=0 if result is not None else 1)
 
@@ -209,8 +210,9 @@ class TensorBoardTracker:
                 with Image.open(path) as image:
                     pixels = np.asarray(image.convert("RGB"))
                 writer.add_image(f"charts/{path.stem}", pixels, last, dataformats="HWC")
-            if (run / "report.md").exists():
-                writer.add_text("report", (run / "report.md").read_text(encoding="utf-8"), last)
+            text = RunLayout(run).report.with_suffix(".md")
+            if text.exists():
+                writer.add_text("report", text.read_text(encoding="utf-8"), last)
         writer.close()
 
     def _opened(self) -> Any:
@@ -250,11 +252,14 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _charts(run: Path) -> list[Path]:
-    return sorted((run / "charts").glob("*.png"))
+    return sorted(RunLayout(run).charts.glob("*.png"))
 
 
 def _report_files(run: Path) -> list[Path]:
-    return [path for path in (run / name for name in REPORT_FILES) if path.exists()] + _charts(run)
+    layout = RunLayout(run)
+    reports = [layout.report.with_suffix(suffix) for suffix in (".html", ".md", ".json")]
+    files = [*reports, layout.config, layout.record, layout.metrics]
+    return [path for path in files if path.exists()] + _charts(run)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,6 @@ loss on the whole prompt, LoRA that reaches no MLP, the class list by hand, the 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Any
 
 from vlmtune.config.older.class_lists import FoundList, find_list
 from vlmtune.config.older.schema import OlderEvaluation, OlderFile, OlderFineTuning
+from vlmtune.errors import UserError
+from vlmtune.files import read_json
 
 LFM2_VL_LAYERS = frozenset(
     ["q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3", "linear_1", "linear_2", "fc1", "fc2"]
@@ -226,8 +227,8 @@ def _base_and_checkpoint(older: OlderEvaluation, model: str, out: Translated) ->
         return older.base_model, older.model
     if (folder / "adapter_config.json").is_file():
         try:
-            said = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        except (OSError, ValueError, KeyError, TypeError):
+            said = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        except UserError:
             said = None
         if isinstance(said, str) and said:
             return said, older.model
