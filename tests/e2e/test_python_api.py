@@ -60,8 +60,9 @@ def test_results_print_and_show_themselves(namespace: dict[str, Any]) -> None:
         assert "<" in namespace[name]._repr_html_()
 
 
-def test_finished_run_is_trained_no_second_time(namespace: dict[str, Any]) -> None:
+def test_finished_run_is_trained_no_second_time(namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     run = namespace["run"]
+    monkeypatch.chdir(run.path.parents[1])
     with pytest.raises(RunFolderError, match="this run is finished"):
         vlmtune.train(run.path / "config.yaml")
     assert vlmtune.Run(run.path).figures == run.figures
