@@ -28,7 +28,7 @@ from measure import Clock, add_options, apply_options, progress, record, table, 
 from vlmtune.config import defaults
 from vlmtune.config.schema import ROLES, Experiment
 from vlmtune.data.splits import Splits, load_splits
-from vlmtune.evaluate.statistics import bootstrap_means, percentile_interval
+from vlmtune.evaluate.bootstrap import bootstrap_means, percentile_interval
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.models.registry import open_model

@@ -28,7 +28,7 @@ import yaml
 from measure import Clock, add_options, apply_options, progress, record, table, write_json
 
 from vlmtune.config.load import load_stages
-from vlmtune.evaluate.statistics import clustered_bootstrap, percentile_interval
+from vlmtune.evaluate.bootstrap import bootstrap_means, percentile_interval
 from vlmtune.workflows.train import train
 
 NUM_RESAMPLES = 4_000
@@ -138,7 +138,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         common = sorted(own.keys() & first.keys())
         if common and name != ARMS[0].name:
             columns.append(np.mean([rights(own[s]) - rights(first[s]) for s in common], axis=0))
-        samples = clustered_bootstrap(np.column_stack(columns), clusters, NUM_RESAMPLES)
+        samples = bootstrap_means(np.column_stack(columns), clusters, NUM_RESAMPLES)
         row = {
             "arm": name,
             "seeds": sorted(own),

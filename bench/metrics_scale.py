@@ -16,13 +16,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from scipy.special import log_softmax
 
 from vlmtune.evaluate.calibration import calibrate
 from vlmtune.evaluate.compare import compare
 from vlmtune.evaluate.files import Evaluation, read_evaluation, write_evaluation
 from vlmtune.evaluate.metrics import measure
-from vlmtune.evaluate.predictions import PredictionTable
+from vlmtune.evaluate.table import AnswerSpace, PredictionTable
 
 
 def random_predictions(num: int, num_labels: int, skill: float, seed: int) -> PredictionTable:
@@ -31,15 +32,17 @@ def random_predictions(num: int, num_labels: int, skill: float, seed: int) -> Pr
     logits = np.random.default_rng(seed).normal(size=(num, num_labels)).astype(np.float32)
     logits[np.arange(num), truth] += skill
     log_probs = log_softmax(logits, axis=1)
-    return PredictionTable(
-        labels=tuple(f"class {label:03d}" for label in range(num_labels)),
-        ids=np.asarray([f"test/{row:06d}" for row in range(num)], dtype=object),
-        images=np.full(num, None, dtype=object),
-        truth=truth,
-        prediction=log_probs.argmax(axis=1),
+    labels = tuple(f"class {label:03d}" for label in range(num_labels))
+    names = pa.array(labels)
+    prediction = log_probs.argmax(axis=1)
+    return PredictionTable.from_columns(
+        {"question": AnswerSpace("choice", labels)},
+        id=[f"test/{row:06d}" for row in range(num)],
+        truth=pa.ListArray.from_arrays(pa.array(np.arange(num + 1, dtype=np.int32)), names.take(pa.array(truth))),
+        prediction=names.take(pa.array(prediction)),
+        score=(prediction == truth).astype(np.float64),
         log_probs=log_probs,
-        seconds=np.full(num, 0.01, dtype=np.float32),
-        errors=np.full(num, None, dtype=object),
+        seconds=np.full(num, 0.01),
         num_tokens=np.full(num, 200),
     )
 
@@ -63,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for seed in (1, 2, 3):
             table = random_predictions(options.num, options.labels, 1 + seed, seed)
-            facts = {"name": f"run {seed}", "task": "classify", "data": {}}
+            facts = {"name": f"run {seed}", "task": {"type": "choice", "question_from": "prompt"}, "data": {}}
             lap("making the predictions (not part of the program)")
             facts["metrics"] = measure(table)
             lap("metrics of one evaluation")

@@ -13,10 +13,12 @@ from PIL import Image, ImageDraw
 from vlmtune.evaluate.files import Evaluation, read_evaluation, thumbnail, thumbnail_rows
 from vlmtune.evaluate.files import write_evaluation as write_folder
 from vlmtune.evaluate.metrics import measure
-from vlmtune.evaluate.predictions import PredictionTable
-from vlmtune.evaluate.vqa_metrics import measure_vqa
-from vlmtune.evaluate.vqa_predictions import VqaTable, write_vqa_evaluation
+from vlmtune.evaluate.table import AnswerSpace, PredictionTable
 from vlmtune.records import Example, ImageSource
+from vlmtune.text.vqa_accuracy import vqa_accuracy
+
+QUESTION = "question"
+ASKED = {"type": "choice", "question_from": "prompt"}
 
 
 def label_names(num_labels: int) -> tuple[str, ...]:
@@ -51,17 +53,30 @@ def random_table(
     prediction[:num_unreadable] = -1
     log_probs[:num_unreadable] = np.nan
     errors[:num_unreadable] = "truncated file"
-    ids = np.asarray([f"test/{row:06d}" for row in range(num)], dtype=object)
-    return PredictionTable(
-        labels=label_names(num_labels),
-        ids=ids,
-        images=np.asarray([f"{name}.png" for name in ids], dtype=object),
-        truth=truth.astype(np.int64),
-        prediction=prediction.astype(np.int64),
+    return table_of(
+        truth,
+        prediction,
+        label_names(num_labels),
         log_probs=log_probs.astype(np.float32) if has_probabilities else None,
-        seconds=rng.uniform(0.01, 0.02, num).astype(np.float32),
-        errors=errors,
+        seconds=rng.uniform(0.01, 0.02, num),
+        error=errors,
         num_tokens=np.where(prediction < 0, 0, 70),
+    )
+
+
+def table_of(
+    truth: np.ndarray, prediction: np.ndarray, labels: Sequence[str], kind: str = "choice", **columns: Any
+) -> PredictionTable:
+    """A table from positions in the labels, -1 for an unreadable image; each row is an image of its own."""
+    ids = [f"test/{row:06d}" for row in range(len(truth))]
+    return PredictionTable.from_columns(
+        {QUESTION: AnswerSpace(kind, tuple(labels))},  # type: ignore[arg-type]
+        id=ids,
+        image=[f"{id_}.png" for id_ in ids],
+        truth=[[labels[label]] for label in truth],
+        prediction=[labels[label] if label >= 0 else None for label in prediction],
+        score=(truth == prediction).astype(np.float64),
+        **{"seconds": np.full(len(truth), 0.01), **columns},
     )
 
 
@@ -78,14 +93,14 @@ def facts(name: str, table: PredictionTable, **more: Any) -> dict[str, Any]:
             "limit": None,
             "left_out": [],
         },
-        "task": "classify",
-        "labels": list(table.labels),
-        "mode": "full" if table.log_probs is not None else "argmax",
+        "task": {**ASKED, "type": table.space.type},
+        "labels": None if table.labels is None else list(table.labels),
+        "mode": "full" if table.closed is not None and table.closed.log_probs is not None else "argmax",
         "seconds": float(table.seconds.sum()),
         "num_tokens": 70.5,
         "num_tokens_unshared": 812.0,
         "unreadable": [
-            {"id": str(table.ids[row]), "error": table.errors[row]} for row in np.flatnonzero(~table.readable)
+            {"id": table.ids[row], "error": table.texts("error")[row]} for row in np.flatnonzero(~table.readable)
         ],
         "created": "2026-11-21T05:00:00+00:00",
         "versions": {"vlmtune": "0.1.0"},
@@ -101,7 +116,7 @@ def in_memory(name: str, table: PredictionTable, **more: Any) -> Evaluation:
 def write_evaluation(folder: Path, name: str, table: PredictionTable, with_thumbnails: bool = True) -> Evaluation:
     thumbnails = {}
     if with_thumbnails:
-        thumbnails = {str(table.ids[row]): make_image(table, row) for row in thumbnail_rows(table)}
+        thumbnails = {table.ids[row]: make_image(table, row) for row in thumbnail_rows(table)}
     write_folder(folder, facts(name, table), table, thumbnails)
     return read_evaluation(folder)
 
@@ -111,7 +126,7 @@ def make_image(table: PredictionTable, row: int) -> bytes:
     rng = np.random.default_rng(row)
     ground = rng.integers(150, 250, 3) + rng.integers(-30, 5, (96, 96, 1)) + np.zeros((96, 96, 3), dtype=int)
     image = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
-    ImageDraw.Draw(image).text((30, 22), str(table.truth[row]), fill=(30, 30, 60), font_size=44)
+    ImageDraw.Draw(image).text((30, 22), str(table.texts("truth")[row][0])[:3], fill=(30, 30, 60), font_size=44)
     return thumbnail(image)
 
 
@@ -212,23 +227,38 @@ def write_questions(
         given = (truth,) * 8 + (choices[0],) * 2 if is_known else ()
         examples.append(Example(f"{row}", image, given, question, kind, answer_type, image_id=f"{row // 3}"))
         answers.append(truth if draw.random() < skill else str(draw.choice(choices)))
-    table = VqaTable.of(examples, answers, [None] * num, np.full(num, 0.02, np.float32))
-    shown = [str(table.texts("image_id")[row]) for row in table.thumbnail_rows()]
+    table = answered(examples, answers)
+    shown = [str(table.texts("image_id")[row]) for row in thumbnail_rows(table)]
     facts = {
         "name": name,
-        "task": "vqa",
-        "labels": [],
+        "task": {"type": "text", "question_from": "data"},
         "base": "builtin:tiny",
         "model": "builtin:tiny" if name == "base" else f"runs/{name}",
         "checkpoint": None if name == "base" else "step-000100",
         "data": {"source": "builtin:drawn-vqa", "split": "test", "num_examples": num, "limit": None},
-        "metrics": measure_vqa(table, num_resamples=100),
+        "metrics": measure(table, num_resamples=100),
         "seconds": 2.4,
-        "mode": "full",
+        "mode": "generate",
         "unreadable": [],
         "created": f"2026-11-21T05:0{seed}:00+00:00",
     }
-    return write_vqa_evaluation(folder, facts, table, {id_: _question_image(int(id_)) for id_ in shown})
+    return write_folder(folder, facts, table, {id_: _question_image(int(id_)) for id_ in shown})
+
+
+def answered(
+    examples: Sequence[Example], answers: Sequence[str | None], labels: Sequence[str] | None = None, **columns: Any
+) -> PredictionTable:
+    """Questions with what was answered, scored by the official VQA accuracy; with labels, of a closed list."""
+    space = AnswerSpace("text") if labels is None else AnswerSpace("choice", tuple(labels))
+    columns = {"error": [None if answer is not None else "broken" for answer in answers], **columns}
+    seconds = np.full(len(examples), 0.02)
+
+    def score(answer: str | None, example: Example) -> float | None:
+        if not example.answers:
+            return None
+        return 0.0 if answer is None else vqa_accuracy(answer, example.answers)
+
+    return PredictionTable.of_examples(examples, answers, {QUESTION: space}, score, seconds=seconds, **columns)
 
 
 def _question_image(number: int) -> bytes:

@@ -57,13 +57,14 @@ def test_test_questions_whose_answers_are_not_known_are_answered_for_the_server(
     assert done.returncode == 0 and "submission.json is the results file" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", ["baselines", "learning-curve", "checkpoints"])
-def test_what_counts_right_labels_refuses_questions_even_with_a_list_of_answers(workplace: Path, command: str) -> None:
-    asked = (workplace / "mini.yaml").read_text().replace("type: text", "question_from: data, labels: ['red', 'blue']")
-    (workplace / "closed").mkdir(exist_ok=True)
-    (workplace / "closed" / "config.yaml").write_text(asked)
-    done = run(workplace, command, "closed" if command == "checkpoints" else "closed/config.yaml")
-    assert (done.returncode, done.stdout) == (1, "") and "for classification" in done.stderr, done.stderr
+@pytest.mark.parametrize(
+    "keys", [[], ["task.type=choice", "task.question_from=data", "task.labels=['yes', 'no', '2']"]]
+)
+def test_baselines_of_questions_are_measured_and_the_rest_named(workplace: Path, keys: list[str]) -> None:
+    changes = [part for key in keys for part in ("--set", key)]
+    done = run(workplace, "baselines", "mini.yaml", "--set", f"name=baselines-{len(keys)}", *changes)
+    assert done.returncode == 0, done.stderr
+    assert "Most frequent answer" in done.stdout and "k-NN on vision features: not measured" in done.stdout
 
 
 def test_one_image_one_question(workplace: Path) -> None:

@@ -20,14 +20,15 @@ from tests.tiny_model import write_tiny_folder
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
 from vlmtune.errors import DataError, UserError
-from vlmtune.evaluate.block_cache import Journal
-from vlmtune.evaluate.checkpoint import evaluate_checkpoint, refuse_trained_images
+from vlmtune.evaluate.block_cache import BlockCache
 from vlmtune.evaluate.files import read_evaluation
-from vlmtune.evaluate.run import Measured, evaluate
+from vlmtune.evaluate.run import EvaluationResult, evaluate, evaluate_checkpoint
+from vlmtune.evaluate.trained_images import refuse_trained_images
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import Example, ImageSource, LabelScores
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.prepare import load_data, open_base
+from vlmtune.tasks.question import Task
 from vlmtune.train.loop import Trainer, run_record
 
 pytestmark = pytest.mark.e2e
@@ -54,15 +55,13 @@ def experiment(base: Path, images: Path, output: Path, **sections: dict[str, obj
     return Experiment.model_validate({"name": "run", "output_dir": str(output), **values})
 
 
-def evaluate_base(wanted: Experiment, folder: Path, said: list[str] | None = None) -> Measured:
+def evaluate_base(wanted: Experiment, folder: Path, said: list[str] | None = None) -> EvaluationResult:
     resolved, splits = load_data(wanted)
     say = (said if said is not None else []).append
     return evaluate_checkpoint(resolved, splits, checkpoint=None, folder=folder, say=say)
 
 
-def test_a_killed_evaluation_resumes_and_gives_the_same_file_as_an_uninterrupted_one(
-    base: Path, tmp_path: Path
-) -> None:
+def test_a_killed_evaluation_resumes_to_the_same_file(base: Path, tmp_path: Path) -> None:
     images = write_class_folders(tmp_path / "images", 4, splits=("train",))
     write_class_folders(images, 240, splits=("test",))
     config = tmp_path / "words.yaml"
@@ -75,7 +74,7 @@ def test_a_killed_evaluation_resumes_and_gives_the_same_file_as_an_uninterrupted
     whole = subprocess.run(command("whole"), check=True, capture_output=True, text=True)
     killed = subprocess.Popen(command("cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     evaluations = tmp_path / "cut" / "words" / "evaluation"
-    while not (evaluations / ".test-base.journal" / "test-000001.parquet").exists():
+    while not (evaluations / ".test-base.blocks" / "test-000001.parquet").exists():
         assert killed.poll() is None, "the evaluation ended before it could be killed"
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
@@ -91,12 +90,10 @@ def test_a_killed_evaluation_resumes_and_gives_the_same_file_as_an_uninterrupted
     assert {k: v for k, v in figures[0].items() if k != "seconds_per_example"} == {
         k: v for k, v in figures[1].items() if k != "seconds_per_example"
     }
-    assert [path.name for path in evaluations.iterdir()] == ["test-base"]  # the journal is gone
+    assert [path.name for path in evaluations.iterdir()] == ["test-base"]  # the blocks are gone
 
 
-def test_results_are_the_predictors_and_the_cost_is_what_the_decoder_ran(
-    base: Path, images: Path, tmp_path: Path
-) -> None:
+def test_results_are_the_predictors_with_what_they_cost(base: Path, images: Path, tmp_path: Path) -> None:
     wanted = experiment(base, images, tmp_path)
     found = read_evaluation(evaluate_base(wanted, tmp_path).folder)
     resolved, splits = load_data(wanted)
@@ -104,9 +101,10 @@ def test_results_are_the_predictors_and_the_cost_is_what_the_decoder_ran(
     scores = list(predictor.classify(Query(example.image) for example in splits.test))
     table = found.predictions
     assert all(isinstance(one, LabelScores) for one in scores)
-    assert [table.labels[place] for place in table.prediction] == [one.prediction for one in scores]
-    assert table.log_probs == pytest.approx(np.asarray([one.log_probs for one in scores]), abs=1e-5)
-    assert table.num_tokens.tolist() == [one.num_rows for one in scores]
+    assert table.texts("prediction") == [one.prediction for one in scores]
+    assert table.closed is not None
+    assert table.closed.log_probs == pytest.approx(np.asarray([one.log_probs for one in scores]), abs=1e-5)
+    assert table.texts("num_tokens") == [one.num_rows for one in scores]
     inner = len(predictor.trie.children) - 1
     for example, one in zip(splits.test, scores, strict=True):
         text = predictor.process(Query(example.image))
@@ -119,17 +117,17 @@ def test_results_are_the_predictors_and_the_cost_is_what_the_decoder_ran(
     assert found.facts["seconds"] == pytest.approx(float(table.seconds.sum()), rel=1e-5)
 
 
-def test_scoring_is_chosen_on_validation_and_calibration_fitted_there(
+def test_scoring_and_calibration_are_decided_on_validation(
     base: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts: dict[str, list[Example]] = {}
-    run = Journal.run
+    run = BlockCache.run
 
-    def watched(self: Journal, part: str, examples: list[Example], *rest: object) -> object:
+    def watched(self: BlockCache, part: str, examples: list[Example], *rest: object) -> object:
         parts[part] = list(examples)
         return run(self, part, examples, *rest)
 
-    monkeypatch.setattr(Journal, "run", watched)
+    monkeypatch.setattr(BlockCache, "run", watched)
     section = {"scoring": {"form": "auto"}, "calibrate": True, "wanted_coverage": 0.6, "wanted_precision": 0.5}
     wanted = experiment(base, images, tmp_path, data={"validation_fraction": 0.5}, evaluate=section)
     facts = evaluate_base(wanted, tmp_path).facts
@@ -141,13 +139,10 @@ def test_scoring_is_chosen_on_validation_and_calibration_fitted_there(
     }
     scoring = facts["scoring"]
     assert scoring["chosen_on"] == "validation" and len(scoring["candidates"]) == 6
-    assert all(c["num_correct"] == c["accuracy"] * len(splits.validation) for c in scoring["candidates"])
     chosen = next(
-        c
-        for c in scoring["candidates"]
-        if [c[k] for k in ("form", "calibration")] == [scoring["form"], scoring["calibration"]]
+        c for c in scoring["candidates"] if [c[k] for k in ("reduce", "prior")] == [scoring["reduce"], scoring["prior"]]
     )
-    assert chosen["num_correct"] == max(c["num_correct"] for c in scoring["candidates"])
+    assert chosen["accuracy"] == max(c["accuracy"] for c in scoring["candidates"])
     calibration = facts["calibration"]
     assert calibration["num_validation"] == len(splits.validation)
     assert (calibration["conformal"]["wanted_coverage"], calibration["abstention"]["wanted_precision"]) == (0.6, 0.5)
@@ -161,19 +156,22 @@ def test_an_adjusted_score_is_what_is_written(base: Path, images: Path, tmp_path
     resolved, splits = load_data(prior)
     predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
     training = [one.log_probs for one in predictor.classify(Query(e.image) for e in splits.train)]
-    expected = log_softmax(plain.predictions.log_probs - np.mean(training, axis=0), axis=1)
-    assert adjusted.predictions.log_probs == pytest.approx(expected, abs=1e-4)
-    assert adjusted.predictions.prediction.tolist() == expected.argmax(1).tolist()
-    assert adjusted.facts["scoring"]["calibration"] == "prior"
+    before, after = plain.predictions.closed, adjusted.predictions.closed
+    assert before is not None and after is not None
+    expected = log_softmax(before.log_probs - np.mean(training, axis=0), axis=1)
+    assert after.log_probs == pytest.approx(expected, abs=1e-4)
+    assert after.prediction.tolist() == expected.argmax(1).tolist()
+    assert adjusted.facts["scoring"]["prior"] == "prior"
 
 
 def test_an_unreadable_image_is_a_wrong_answer_and_is_listed(base: Path, images: Path, tmp_path: Path) -> None:
     resolved, splits = load_data(experiment(base, images, tmp_path))
     broken = Example("test/broken.png", ImageSource(data=b"no image", name="broken.png"), ("dax",))
-    predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
+    (question,) = Task.of(resolved.task, splits.labels).questions
+    opened = open_base(resolved.model)
     for mode in ("full", "argmax"):
         section = resolved.evaluate.model_copy(update={"mode": mode})
-        done = evaluate(predictor, [*splits.test, broken], tmp_path / mode, name="x", section=section)
+        done = evaluate(question, opened, [*splits.test, broken], tmp_path / mode, name="x", section=section)
         metrics = done.facts["metrics"]
         assert metrics["num_examples"] == len(splits.test) + 1
         assert metrics["num_unreadable"] == 1
@@ -188,9 +186,7 @@ def test_a_limit_is_kept_to_and_recorded(base: Path, images: Path, tmp_path: Pat
     assert all(entry["support"] >= 2 for entry in facts["metrics"]["per_class"])  # stratified
 
 
-def test_a_smaller_evaluation_takes_the_place_of_a_larger_one_only_aloud(
-    base: Path, images: Path, tmp_path: Path
-) -> None:
+def test_replacing_a_larger_evaluation_is_announced(base: Path, images: Path, tmp_path: Path) -> None:
     said: list[str] = []
     for limit, told in ((7, 0), (9, 0), (4, 1)):
         evaluate_base(experiment(base, images, tmp_path, evaluate={"limit": limit}), tmp_path, said)
@@ -199,7 +195,7 @@ def test_a_smaller_evaluation_takes_the_place_of_a_larger_one_only_aloud(
 
 
 @pytest.mark.parametrize("section", [{"calibrate": True}, {"scoring": {"form": "auto"}}])
-def test_what_validation_decides_is_refused_before_any_work_where_there_is_none(
+def test_scoring_without_validation_images_is_refused_first(
     base: Path, tmp_path: Path, section: dict[str, object]
 ) -> None:
     images = write_class_folders(tmp_path / "images", 4, splits=("test",))
@@ -219,7 +215,7 @@ def test_a_model_is_not_measured_on_images_it_was_trained_on(base: Path, tmp_pat
     trainer.run(folder)
     run_record(trainer, "now").write(folder)
 
-    def measure(said: list[str], checkpoint: str = "best", **sections: dict[str, object]) -> Measured:
+    def measure(said: list[str], checkpoint: str = "best", **sections: dict[str, object]) -> EvaluationResult:
         changed, others = load_data(experiment(base, images, tmp_path, **sections))
         return evaluate_checkpoint(
             changed, others, checkpoint=folder.path / checkpoint, folder=tmp_path / "out", say=said.append

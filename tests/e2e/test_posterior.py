@@ -14,7 +14,7 @@ from PIL import Image
 from tests.tiny_model import write_tiny_folder
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
-from vlmtune.evaluate.checkpoint import evaluate_checkpoint
+from vlmtune.evaluate.run import evaluate_checkpoint
 from vlmtune.export.gate import ClosedComparison
 from vlmtune.export.runtime import Asked, OwnRuntime
 from vlmtune.inference.predictor import Predictor, Query

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.synthetic_runs import demo, in_memory, random_table, write_evaluation, write_questions, write_run
-from vlmtune.evaluate.learning_curve import LearningCurveRun, measure_learning_curve
+from vlmtune.evaluate.curves import LearningCurveRun, measure_learning_curve
 from vlmtune.report.learning_curve import write_learning_curve
 from vlmtune.report.render import render, render_comparison
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,10 +16,11 @@ from tests.vqa_sets import NUM_QUESTIONS, write_hub, write_official
 from vlmtune.config.load import load_experiment
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import UserError
-from vlmtune.evaluate import run as evaluate_run
-from vlmtune.evaluate.checkpoint import evaluate_checkpoint
-from vlmtune.evaluate.vqa_compare import compare_vqa
-from vlmtune.evaluate.vqa_predictions import read_vqa_evaluation
+from vlmtune.evaluate import answers as evaluate_answers
+from vlmtune.evaluate.baselines import Baselines
+from vlmtune.evaluate.compare import compare
+from vlmtune.evaluate.files import read_evaluation
+from vlmtune.evaluate.run import evaluate_checkpoint
 from vlmtune.inference.predictor import Predictor
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.prepare import load_data, open_base
@@ -102,31 +104,29 @@ def evaluate(wanted: Experiment, folder: Path, name: str, **more: Any) -> Path:
     return evaluate_checkpoint(resolved, splits, checkpoint=None, folder=folder, name=name, **more).folder
 
 
-def test_an_evaluation_holds_every_question_in_order_with_the_official_accuracy(
-    base: Path, official: Path, tmp_path: Path
-) -> None:
+def test_an_evaluation_holds_every_question_in_order(base: Path, official: Path, tmp_path: Path) -> None:
     wanted = experiment(base, official, tmp_path)
     folder = evaluate(wanted, tmp_path, "base")
-    read = read_vqa_evaluation(folder)
+    read = read_evaluation(folder)
     test = load_data(wanted)[1].test
-    assert read.table.ids == [example.id for example in test]
-    answers = read.table.texts("prediction")
+    assert read.predictions.ids == [example.id for example in test]
+    answers = read.predictions.texts("prediction")
     expected = [vqa_accuracy(answer, example.answers) for answer, example in zip(answers, test, strict=True)]
-    assert read.table.accuracy.tolist() == expected
+    assert read.predictions.score.tolist() == expected
     submitted = json.loads((folder / "submission.json").read_text())
     assert [entry["question_id"] for entry in submitted] == [int(example.id) for example in test]
     assert [entry["answer"] for entry in submitted] == answers
 
     wider = experiment(base, official, tmp_path, evaluate={"batch_size": 9})
-    other = read_vqa_evaluation(evaluate(wider, tmp_path, "wider"))
-    assert other.table.texts("prediction") == answers, "batches do not change answers"
-    assert compare_vqa([read, other])["pairs"][0]["difference"] == 0.0
+    other = read_evaluation(evaluate(wider, tmp_path, "wider"))
+    assert other.predictions.texts("prediction") == answers, "batches do not change answers"
+    assert compare([read, other])["pairs"][0]["difference"] == 0.0
 
 
-def test_a_killed_evaluation_goes_on_and_writes_the_same_predictions(
+def test_a_killed_evaluation_writes_the_same_predictions(
     base: Path, official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_run, "BLOCK_SIZE", 4)
+    monkeypatch.setattr(evaluate_answers, "BLOCK_SIZE", 4)
     wanted = experiment(base, official, tmp_path)
     whole = (evaluate(wanted, tmp_path, "whole") / "predictions.parquet").read_bytes()
     asked: list[str | None] = []
@@ -151,16 +151,86 @@ def test_a_killed_evaluation_goes_on_and_writes_the_same_predictions(
 
 
 def test_answers_of_a_closed_list_are_scored(base: Path, official: Path, tmp_path: Path) -> None:
-    wanted = experiment(
-        base, official, tmp_path, task={"type": "choice", "question_from": "data", "labels": ["yes", "no", "2", "red"]}
-    )
+    wanted = experiment(base, official, tmp_path, task=CLOSED)
     trainer, folder = start(wanted)
     targets = [trainer.reader.targets.of(example, 0, None) for example in trainer.splits.train]  # type: ignore[arg-type]
     assert {text for target in targets for text in target} <= {"yes", "no", "2", "red"}
     trainer.run(folder)
-    read = read_vqa_evaluation(evaluate(wanted, tmp_path, "closed"))
-    assert set(read.table.texts("prediction")) <= {"yes", "no", "2", "red"}
-    assert all(0 < confidence <= 1 for confidence in read.table.texts("confidence"))
+    read = read_evaluation(evaluate(wanted, tmp_path, "closed"))
+    assert set(read.predictions.texts("prediction")) <= {"yes", "no", "2", "red"}
+    closed_answers = read.predictions.closed
+    assert closed_answers is not None and closed_answers.log_probs is not None
+    assert np.exp(closed_answers.log_probs).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert read.figures["num_outside_labels"] > 0 and len(read.figures["per_class"]) == 4
+
+
+CLOSED = {"type": "choice", "question_from": "data", "labels": ["yes", "no", "2", "red"]}
+
+
+def test_a_closed_list_is_calibrated_and_its_scoring_chosen(base: Path, official: Path, tmp_path: Path) -> None:
+    section = {"scoring": {"form": "auto"}, "calibrate": True, "wanted_coverage": 0.6, "wanted_precision": 0.5}
+    data = {"validation_fraction": 0.4}
+    read = read_evaluation(
+        evaluate(experiment(base, official, tmp_path, task=CLOSED, data=data, evaluate=section), tmp_path, "calibrated")
+    )
+    scoring, calibration = read.facts["scoring"], read.facts["calibration"]
+    assert scoring["chosen_on"] == "validation" and len(scoring["candidates"]) == 6
+    best = max(candidate["accuracy"] for candidate in scoring["candidates"])
+    rule = {key: scoring[key] for key in ("reduce", "prior")}
+    assert next(c for c in scoring["candidates"] if rule.items() <= c.items())["accuracy"] == best
+    assert 0.05 <= calibration["temperature"] <= 20 and calibration["nll_before"] == pytest.approx(read.figures["nll"])
+    assert {"lac", "aps"} <= calibration["conformal"].keys()
+
+
+def test_scoring_changes_the_probabilities_of_a_closed_list(base: Path, official: Path, tmp_path: Path) -> None:
+    probabilities = {}
+    for name, scoring in (("sum", {}), ("mean", {"form": "mean"}), ("free", {"calibration": "content-free"})):
+        wanted = experiment(base, official, tmp_path, task=CLOSED, evaluate={"scoring": scoring})
+        read = read_evaluation(evaluate(wanted, tmp_path, name))
+        assert read.predictions.closed is not None
+        probabilities[name] = read.predictions.closed.log_probs
+        assert read.facts["scoring"]["reduce"] == ("mean" if name == "mean" else "sum")
+    assert not np.allclose(probabilities["sum"], probabilities["mean"], atol=1e-3)
+    assert not np.allclose(probabilities["sum"], probabilities["free"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"calibrate": True}, r"evaluate\.calibrate"),
+        ({"scoring": {"form": "mean"}}, r"evaluate\.scoring"),
+        ({"mode": "argmax"}, r"evaluate\.mode"),
+    ],
+)
+def test_open_answers_refuse_what_needs_probabilities(
+    base: Path, official: Path, tmp_path: Path, section: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(UserError, match=f"{key}.*answers of this task are open"):
+        evaluate(experiment(base, official, tmp_path, evaluate=section), tmp_path, "refused")
+
+
+def test_baselines_of_questions_are_measured_by_type(base: Path, official: Path, tmp_path: Path) -> None:
+    for name, task in (("open", {"type": "text", "max_answer_tokens": 3}), ("closed", CLOSED)):
+        wanted = experiment(base, official, tmp_path, name=name, task=task, data={"validation_fraction": 0.4})
+        resolved, splits = load_data(wanted)
+        done = evaluate_checkpoint(resolved, splits, checkpoint=None, folder=tmp_path / name)
+        baselines = Baselines(tmp_path / name, resolved.task, splits, splits.test, done.facts["data"])
+        opened = open_base(resolved.model)
+        baselines.add_majority()
+        baselines.add_prompt_only(baselines.question.predictor(opened), "prompt-only", "Gray images")
+        baselines.add_evaluation("base", "Base", done.facts, done.folder)
+        baselines.add_probes(opened)
+        result = baselines.result()
+        assert [row["key"] for row in result["rows"]] == ["majority", "prompt-only", "base"]
+        assert "types of question" in result["rows"][0]["setting"]
+        assert {entry["key"] for entry in result["left_out"]} == {"neighbors", "linear-probe"}
+        majority = read_evaluation(tmp_path / name / result["rows"][0]["folder"])
+        compare([majority, read_evaluation(done.folder)], num_resamples=20)
+        by_type: dict[str | None, set[str]] = {}
+        for kind, answer in zip(*map(majority.predictions.texts, ("question_type", "prediction")), strict=True):
+            by_type.setdefault(kind, set()).add(answer)
+        assert all(len(answers) == 1 for answers in by_type.values())
+        assert (majority.predictions.closed is not None) == (name == "closed")
 
 
 def test_test_questions_without_answers_give_a_results_file_and_no_accuracy(
@@ -168,7 +238,7 @@ def test_test_questions_without_answers_give_a_results_file_and_no_accuracy(
 ) -> None:
     wanted = experiment(base, official, tmp_path, data={"test_split": "test"})
     folder = evaluate(wanted, tmp_path, "base")
-    assert read_vqa_evaluation(folder).facts["metrics"]["accuracy"] is None
+    assert read_evaluation(folder).facts["metrics"]["accuracy"] is None
     assert len(json.loads((folder / "submission.json").read_text())) == SETS["test2015"] * NUM_QUESTIONS
 
 

@@ -6,18 +6,18 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from tests.synthetic_runs import demo, in_memory, random_table, write_evaluation, write_run
+from tests.synthetic_runs import demo, in_memory, random_table, table_of, write_evaluation, write_run
 from vlmtune.errors import DataError, RunFolderError
 from vlmtune.evaluate.calibration import calibrate
 from vlmtune.evaluate.compare import compare
 from vlmtune.evaluate.metrics import measure
+from vlmtune.evaluate.table import PredictionTable
 from vlmtune.report import charts, svg
 from vlmtune.report import numbers as wording
 from vlmtune.report.page import to_html
@@ -72,10 +72,18 @@ def test_rendering_loads_no_torch(run: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def relabeled(table: PredictionTable, labels: tuple[str, ...], sharpness: float = 1) -> PredictionTable:
+    closed = table.closed
+    assert closed is not None
+    sharp = closed.log_probs * sharpness
+    sharp -= np.log(np.exp(sharp).sum(axis=1, keepdims=True))
+    return table_of(closed.truth, closed.prediction, labels, log_probs=sharp)
+
+
 def test_labels_that_look_like_markup_stay_text(tmp_path: Path) -> None:
     table = random_table(num=60, num_labels=3, skill=1.0)
     evil = ("<script>alert(1)</script>", '"><img src=x>', "a & b | $x$ {{ 7*7 }}")
-    table = type(table)(evil, *[getattr(table, name) for name in table.__slots__[1:]])
+    table = relabeled(table, evil)
     write_evaluation(tmp_path / "e", "x</title><b>", table)
     page = render_comparison([tmp_path / "e"], tmp_path / "out", "T <i>")
     text = page.read_text()
@@ -93,7 +101,7 @@ def test_names_read_as_themselves_in_markdown() -> None:
 
 def test_a_very_long_class_name_leaves_room_for_the_charts(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     table = random_table(num=60, num_labels=3, skill=1.0)
-    write_evaluation(tmp_path / "e", "e", replace(table, labels=("x" * 180, "y" * 300, "z")))
+    write_evaluation(tmp_path / "e", "e", relabeled(table, ("x" * 180, "y" * 300, "z")))
     render_comparison([tmp_path / "e"], tmp_path / "out", "T")
     assert [str(warning.message) for warning in recwarn] == []
 
@@ -147,7 +155,7 @@ def test_evaluations_of_other_images_are_left_out_and_named(tmp_path: Path) -> N
     evaluations, left_out = read_evaluations(folder)
     assert len(evaluations) == len(left_out) == 1
     assert left_out[0] in render(folder).read_text()
-    with pytest.raises(DataError, match="different true labels"):
+    with pytest.raises(DataError, match="different questions or true answers"):
         render(folder, baseline=folder / "evaluation" / left_out[0])
 
 
@@ -208,9 +216,7 @@ def test_the_summary_tells_limits_small_samples_and_overconfidence() -> None:
     assert "Only 50 images" in told
     assert "wide intervals" in told
     sure = random_table(num=500, skill=2.0)
-    sharp = np.array(sure.log_probs) * 8
-    sharp -= np.log(np.exp(sharp).sum(axis=1, keepdims=True))
-    sharper = type(sure)(*[sharp if n == "log_probs" else getattr(sure, n) for n in sure.__slots__])
+    sharper = relabeled(sure, sure.labels, sharpness=8)
     assert "too confident" in summary(sharper)
 
 

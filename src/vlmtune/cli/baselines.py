@@ -7,8 +7,9 @@ from vlmtune.cli.options import ConfigArgument, JsonOption, SetOption, open_expe
 
 
 def baselines(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Measure baselines on the test split: majority class, images replaced by gray, the base model
-    zero-shot, and k-NN and a linear probe on the frozen vision features (settings chosen on validation).
+    """Measure baselines on the test split: the most frequent answer, images replaced by gray, the base model
+    zero-shot, and, where every image is asked the same, k-NN and a linear probe on the frozen vision features
+    (settings chosen on validation).
 
     Writes baselines.json and an evaluation folder each into the run's folder; a trained run's report shows them.
     """
@@ -33,4 +34,6 @@ def baselines(config: ConfigArgument, set_: SetOption = None, json_: JsonOption 
     rows = tables.baselines(shown)
     print_figures(rows.head(), rows.texts())
     print("\n".join(shown["summary"]))
+    for entry in result["left_out"]:
+        print(f"{entry['name']}: not measured, {entry['reason']}.")
     print(f"written to {run}: baselines.json, baselines/")

@@ -23,23 +23,21 @@ def compare(
     flips: Annotated[bool, typer.Option("--flips", help="List every image on which two of them differ.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Compare any number of evaluations of the same images, or of the same questions.
+    """Compare any number of evaluations of the same images and questions.
 
     Differences carry a 95 % interval and a mid-p McNemar test, Holm-adjusted over all pairs; other metrics a paired
-    bootstrap. Classes gained and lost are named, cost stands beside accuracy. Answers to questions are compared by
-    their official accuracy, with intervals and tests over images. Evaluations of different examples are refused.
+    bootstrap. Where there are several questions about an image, or scores between 0 and 1, intervals and tests are over
+    images. Classes gained and lost are named, cost is shown beside accuracy. Evaluations of different examples are
+    refused.
     """
-    from vlmtune.errors import DataError
-    from vlmtune.evaluate.vqa_predictions import is_vqa
+    from vlmtune.evaluate.compare import compare, list_flips
+    from vlmtune.evaluate.files import read_evaluation, with_distinct_names
     from vlmtune.report.render import render_comparison
     from vlmtune.report.sources import evaluation_folder
 
     folders = [evaluation_folder(path) for path in evaluations]
-    asks = [is_vqa(folder) for folder in folders]
-    if any(asks) and not all(asks):
-        label, question = folders[asks.index(False)], folders[asks.index(True)]
-        raise DataError(f"{label} is an evaluation of labels and {question} one of questions: they cannot be compared.")
-    result = _compare_vqa(folders, flips) if any(asks) else _compare_labels(folders, flips)
+    read = with_distinct_names([read_evaluation(folder) for folder in folders])
+    result = compare(read) | ({"flips": list_flips(read)} if flips else {})
     page = None
     if output is not None:
         runs = [path for path, folder in zip(evaluations, folders, strict=True) if path != folder]
@@ -47,7 +45,7 @@ def compare(
     if json_:
         print_json({**result, "report": page})
         return
-    (_print_vqa if any(asks) else _print_labels)(result)
+    _print(result, asks_from_data=any(each.facts["task"]["question_from"] == "data" for each in read))
     if page is not None:
         print(f"report: {page}")
     limited = [f"{run['name']} ({run['limit']})" for run in result["runs"] if run["limit"]]
@@ -55,72 +53,68 @@ def compare(
         stderr_console().print(f"Limited by request, not the whole split: {', '.join(limited)}.", markup=False)
 
 
-def _compare_labels(folders: list[Path], with_flips: bool) -> dict[str, Any]:
-    from vlmtune.evaluate.compare import compare, list_flips
-    from vlmtune.evaluate.files import read_evaluation, with_distinct_names
-
-    read = with_distinct_names([read_evaluation(folder) for folder in folders])
-    return compare(read) | ({"flips": list_flips(read)} if with_flips else {})
-
-
-def _compare_vqa(folders: list[Path], with_flips: bool) -> dict[str, Any]:
-    from vlmtune.evaluate.files import with_distinct_names
-    from vlmtune.evaluate.vqa_compare import compare_vqa, list_changes
-    from vlmtune.evaluate.vqa_predictions import read_vqa_evaluation
-
-    read = with_distinct_names([read_vqa_evaluation(folder) for folder in folders])
-    return compare_vqa(read) | ({"flips": list_changes(read)} if with_flips else {})
-
-
-def _print_labels(result: dict[str, Any]) -> None:
-    from vlmtune.report import tables
-
-    for shown in (tables.runs(result["runs"]), tables.pairs(result)):
-        print_figures(shown.head(), shown.texts())
-    _print_other_metrics(result["pairs"])
-    for pair in result["pairs"]:
-        for word in ("gained", "lost"):
-            classes = pair[f"classes_{word}"]
-            if classes:
-                print(f"{pair['first']} → {pair['second']} {word} most: {_changes(classes)}")
-    print("Points by class; * marks a class that changed significantly by itself.")
-    if "flips" in result:
-        columns = ("from → to", "image", "truth", "from", "to", "became")
-        keys = ("pair", "id", "truth", "first", "second", "became")
-        print_table(columns, [[flip[key] or "unreadable" for key in keys] for flip in result["flips"]])
-
-
-def _print_vqa(result: dict[str, Any]) -> None:
+def _print(result: dict[str, Any], *, asks_from_data: bool) -> None:
     from vlmtune.report import numbers as w
-    from vlmtune.report import vqa_tables
+    from vlmtune.report import tables, vqa_tables
 
-    for shown in (vqa_tables.runs(result["runs"]), vqa_tables.pairs(result)):
-        print_figures(shown.head(), shown.texts())
+    shown = vqa_tables if asks_from_data else tables
+    for each in (shown.runs(result["runs"]), shown.pairs(result)):
+        print_figures(each.head(), each.texts())
+    if any(pair["bootstrap"] for pair in result["pairs"]):
+        _print_other_metrics(result["pairs"])
+    changed = [
+        f"{pair['first']} → {pair['second']} {word} most: {_changes(pair[f'classes_{word}'])}"
+        for pair in result["pairs"]
+        for word in ("gained", "lost")
+        if pair[f"classes_{word}"]
+    ]
+    if changed:
+        print("\n".join([*changed, "Points by class; * marks a class that changed significantly by itself."]))
     if "flips" in result:
-        keys = ("pair", "id", "question", "first", "second")
-        rows = [[*(flip[key] or "–" for key in keys), w.points(flip["change"])] for flip in result["flips"]]
-        print_table(["from → to", "id", "question", "from", "to", "points"], rows)
+        rows = []
+        for flip in result["flips"]:
+            truth = max(set(flip["truth"]), key=flip["truth"].count)
+            answers = [flip[key] or "unreadable" for key in ("first", "second")]
+            rows.append([flip["pair"], flip["id"], flip["question"] or "", truth, *answers, w.points(flip["change"])])
+        columns = ["from → to", "id", "question", "truth", "from", "to", "points"]
+        if not any(row[2] for row in rows):
+            columns.pop(2)
+            rows = [row[:2] + row[3:] for row in rows]
+        print_table(columns, rows)
 
 
 def _print_other_metrics(pairs: list[dict[str, Any]]) -> None:
-    """Differences of every other metric with their bootstrap intervals; * where the interval leaves zero out."""
+    """Differences of every other metric with their bootstrap intervals; * where the interval excludes zero."""
     from vlmtune.report import numbers as w
 
-    def change(found: dict[str, Any]) -> str:
-        low, high = found["interval"]
+    def change(figures: dict[str, Any] | None) -> str:
+        if figures is None:
+            return "–"
+        low, high = figures["interval"]
         star = "*" if low > 0 or high < 0 else ""
-        return f"{w.signed(found['difference'])}{star} ({w.signed(low)} to {w.signed(high)})"
+        return f"{w.signed(figures['difference'])}{star} ({w.signed(low)} to {w.signed(high)})"
 
-    metrics = list(pairs[0]["bootstrap"])
-    rows = [[f"{p['first']} → {p['second']}", *(change(p["bootstrap"][metric]) for metric in metrics)] for p in pairs]
-    names = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "nll": "NLL", "brier": "Brier"}
+    metrics = list(dict.fromkeys(metric for pair in pairs for metric in pair["bootstrap"]))
+    rows = [
+        [f"{p['first']} → {p['second']}", *(change(p["bootstrap"].get(metric)) for metric in metrics)] for p in pairs
+    ]
+    names = {
+        "macro_f1": "macro F1",
+        "weighted_f1": "weighted F1",
+        "nll": "NLL",
+        "brier": "Brier",
+        "mean_absolute_error": "MAE",
+        "quadratic_weighted_kappa": "weighted kappa",
+    }
     heads = [names.get(metric, metric.replace("_", " ")) for metric in metrics]
-    print_figures(["from → to (95% by bootstrap; * without 0)", *heads], rows)
+    print_figures(["from → to (95% by bootstrap; * excludes 0)", *heads], rows)
 
 
 def _changes(classes: list[dict[str, Any]]) -> str:
     """The largest changes by class, in points; a star where the change is significant by itself."""
     from vlmtune.report import numbers as w
 
-    told = [f"{c['label']} {w.points(c['difference'])}{'*' * c['is_significant']}" for c in classes[:NUM_CLASSES_SHOWN]]
-    return ", ".join(told) + (" …" if len(classes) > NUM_CLASSES_SHOWN else "")
+    changes = [
+        f"{c['label']} {w.points(c['difference'])}{'*' * c['is_significant']}" for c in classes[:NUM_CLASSES_SHOWN]
+    ]
+    return ", ".join(changes) + (" …" if len(classes) > NUM_CLASSES_SHOWN else "")

@@ -1,4 +1,4 @@
-"""`vlmtune evaluate`: the closed-set accuracy of a model on a whole split."""
+"""`vlmtune evaluate`: the accuracy of a model on a whole split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluate(
     faithful: FaithfulOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Score every image of a split and write an evaluation folder into the run's folder.
+    """Ask every question of a split and write an evaluation folder into the run's folder.
 
     If it is interrupted, the same command resumes it and writes the same predictions.
     """
@@ -48,47 +48,77 @@ def evaluate(
     if json_:
         print_json({"folder": str(measured.folder), **measured.facts})
         return
-    if measured.facts["task"] == "vqa":
-        _print_vqa(measured.facts)
-    else:
-        _print_labels(measured.facts)
+    _print(measured.facts)
     _list_unreadable(measured.facts["unreadable"])
     print(f"written to {measured.folder}")
 
 
-def _print_labels(facts: dict[str, Any]) -> None:
-    """The figures of one evaluation; the choice of scoring and the calibration where there are any."""
+def _print(facts: dict[str, Any]) -> None:
+    """The figures of one evaluation; by type of answer, the choice of scoring and the calibration where it has them."""
     from vlmtune.report import numbers as w
 
     metrics, limit = facts["metrics"], facts["data"].get("limit")
+    if facts["task"]["question_from"] == "data":
+        _print_types(facts)
     rows = [
         ["accuracy", f"{w.percent(metrics['accuracy'])}  ({w.interval(metrics['accuracy_interval'])})"],
-        ["right", f"{w.count(metrics['num_correct'])} of {w.count(metrics['num_examples'])}"],
-        *([["limited to", f"{w.count(limit)} images, by request"]] if limit else []),
+        *([["right", f"{w.count(metrics['num_correct'])} of {w.count(metrics['num_measured'])}"]]
+          if metrics["num_correct"] is not None and metrics["num_measured"] else []),
+        *([["limited to", f"{w.count(limit)} {_unit(facts)}, by request"]] if limit else []),
         ["unreadable (counted as wrong)", w.count(metrics["num_unreadable"])],
-        *(
-            [f"right among the first {k}", w.percent(share)]
-            for k, share in (metrics["top_k"] or {}).items()
-            if k != "1"
-        ),
-        ["macro F1, weighted F1", f"{w.number(metrics['macro_f1'])}, {w.number(metrics['weighted_f1'])}"],
-        ["balanced accuracy", w.percent(metrics["balanced_accuracy"])],
-        ["NLL, Brier", f"{w.number(metrics['nll'])}, {w.number(metrics['brier'])}"],
-        ["ECE", w.percent(metrics["ece"])],
-        ["time", f"{w.duration(facts['seconds'])}, {w.per_image(metrics['seconds_per_example'])} an image"],
-        ["tokens an image", _tokens(facts)],
-    ]
+        *([["true answer not among the labels (wrong)", w.count(metrics["num_outside_labels"])]]
+          if metrics["num_outside_labels"] else []),
+    ]  # fmt: skip
+    rows += _closed_rows(metrics) if facts["labels"] else []
+    rows.append(["time", f"{w.duration(facts['seconds'])}, {w.per_image(metrics['seconds_per_example'])} each"])
+    if facts["num_tokens"] is not None:
+        rows.append(["tokens each", _tokens(facts)])
     print_table(["", facts["name"]], rows)
-    _print_scoring(facts["scoring"])
+    if metrics["accuracy"] is None:
+        print("The answers are not known: submission.json is the results file for the official server.")
+    if facts["scoring"]:
+        _print_scoring(facts["scoring"])
     if facts.get("calibration"):
         _print_calibration(facts["calibration"])
 
 
-def _print_vqa(facts: dict[str, Any]) -> None:
+def _closed_rows(metrics: dict[str, Any]) -> list[list[str]]:
+    """Figures of a closed set of answers that apply to this evaluation."""
+    from vlmtune.report import numbers as w
+
+    rows = [
+        [f"right among the first {k}", w.percent(share)] for k, share in (metrics["top_k"] or {}).items() if k != "1"
+    ]
+    if metrics["yes"]:
+        yes = metrics["yes"]
+        rows.append(["yes: precision", f"{w.percent(yes['precision'])}  ({w.interval(yes['precision_interval'])})"])
+        rows.append(["yes: recall", f"{w.percent(yes['recall'])}  ({w.interval(yes['recall_interval'])})"])
+        rows.append(["yes: F1", w.number(yes["f1"])])
+    if metrics["mean_absolute_error"] is not None:
+        for key, name in (
+            ("mean_absolute_error", "mean absolute error (levels)"),
+            ("quadratic_weighted_kappa", "quadratic-weighted kappa"),
+        ):
+            low, high = metrics[f"{key}_interval"] or (None, None)
+            rows.append([name, f"{w.number(metrics[key])}  ({w.number(low)} to {w.number(high)})"])
+    return [
+        *rows,
+        ["macro F1, weighted F1", f"{w.number(metrics['macro_f1'])}, {w.number(metrics['weighted_f1'])}"],
+        ["balanced accuracy", w.percent(metrics["balanced_accuracy"])],
+        ["NLL, Brier", f"{w.number(metrics['nll'])}, {w.number(metrics['brier'])}"],
+        ["ECE", w.percent(metrics["ece"])],
+    ]
+
+
+def _unit(facts: dict[str, Any]) -> str:
+    return "questions" if facts["task"]["question_from"] == "data" else "images"
+
+
+def _print_types(facts: dict[str, Any]) -> None:
     """The official accuracy of answers, whole and by type of answer."""
     from vlmtune.report import numbers as w
 
-    metrics, limit = facts["metrics"], facts["data"].get("limit")
+    metrics = facts["metrics"]
     entries = [{"name": "all", "num": metrics["num_measured"], **metrics}, *metrics["by_answer_type"]]
     rows = [
         [
@@ -99,12 +129,10 @@ def _print_vqa(facts: dict[str, Any]) -> None:
         ]
         for entry in entries
     ]
-    told = f"{w.count(metrics['num_examples'])} questions about {w.count(metrics['num_images'])} images"
-    title = f"{facts['name']}: {told}" + (f" (limited to {w.count(limit)}, by request)" if limit else "")
+    title = (
+        f"{facts['name']}: {w.count(metrics['num_examples'])} questions about {w.count(metrics['num_images'])} images"
+    )
     print_table(["type of answer", "questions", "official accuracy", "95% over images"], rows, title=title)
-    print(f"unreadable (counted as wrong): {w.count(metrics['num_unreadable'])}; {w.duration(facts['seconds'])}")
-    if metrics["accuracy"] is None:
-        print("The answers are not known: submission.json is the results file for the official server.")
 
 
 def _list_unreadable(unreadable: list[dict[str, Any]]) -> None:
@@ -124,28 +152,28 @@ def _print_scoring(scoring: dict[str, Any]) -> None:
 
     if scoring["chosen_on"] is None:
         return
-    chosen = (scoring["form"], scoring["calibration"])
+    chosen = (scoring["reduce"], scoring["prior"])
     rows = [
         [
-            f"{entry['form']}, {entry['calibration']}",
+            f"{entry['reduce']}, {entry['prior']}",
             w.percent(entry["accuracy"]),
             w.number(entry["nll"]),
-            "chosen" if (entry["form"], entry["calibration"]) == chosen else "",
+            "chosen" if (entry["reduce"], entry["prior"]) == chosen else "",
         ]
         for entry in scoring["candidates"]
     ]
     title = f"scoring, chosen on {w.count(scoring['num_validation'])} validation images"
-    print_table(["form, calibration", "validation accuracy", "NLL", ""], rows, title=title)
+    print_table(["reduce, prior", "validation accuracy", "NLL", ""], rows, title=title)
 
 
-def _print_calibration(found: dict[str, Any]) -> None:
+def _print_calibration(figures: dict[str, Any]) -> None:
     from vlmtune.report import numbers as w
 
-    conformal, abstention = found["conformal"], found["abstention"]
+    conformal, abstention = figures["conformal"], figures["abstention"]
     rows = [
-        ["temperature", w.number(found["temperature"])],
-        ["NLL", f"{w.number(found['nll_before'])} → {w.number(found['nll_after'])}"],
-        ["ECE", f"{w.percent(found['ece_before'])} → {w.percent(found['ece_after'])}"],
+        ["temperature", w.number(figures["temperature"])],
+        ["NLL", f"{w.number(figures['nll_before'])} → {w.number(figures['nll_after'])}"],
+        ["ECE", f"{w.percent(figures['ece_before'])} → {w.percent(figures['ece_after'])}"],
     ]
     for method in ("lac", "aps"):
         sets = conformal[method]
@@ -163,5 +191,5 @@ def _print_calibration(found: dict[str, Any]) -> None:
         right = f"right in {w.percent(abstention['precision'])}" if abstention["num_answered"] else "none to judge"
         answered = f"{w.percent(abstention['answered_share'])} answered, from {w.percent(abstention['threshold'])} on"
         rows.append([wanted, f"{right}: {answered}"])
-    fitted = f"fitted on {w.count(found['num_validation'])} validation images"
+    fitted = f"fitted on {w.count(figures['num_validation'])} validation images"
     print_table([fitted, "measured on these images"], rows, title="calibration")

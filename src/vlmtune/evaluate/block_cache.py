@@ -1,25 +1,23 @@
-"""Finished blocks of an evaluation on disk: a killed one goes on where it stopped and ends with the same bits.
+"""Finished blocks of an evaluation on disk: a killed one is resumed where it stopped and ends with the same bits.
 
 In: examples, and a function from a block of them to one record each. Out: all records as one Arrow table. Every
-evaluation of whole splits (labels, VQA answers) runs through here. No torch.
+evaluation of a whole split runs through here. No torch.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmtune.errors import RunFolderError
+from vlmtune.files import new_file, write_json
 from vlmtune.records import Example
 
 BLOCK_SIZE = 256
@@ -30,7 +28,7 @@ Work = Callable[[Sequence[Example]], Iterable[Mapping[str, Any]]]
 
 
 class Progress(Protocol):
-    """What an evaluation tells whoever watches; `cli.console.ProgressBar` is one."""
+    """Receives how far an evaluation is; `cli.console.ProgressBar` is one."""
 
     def start_at(self, done: float) -> None: ...
 
@@ -56,18 +54,18 @@ def unwatched(description: str, total: int) -> AbstractContextManager[Progress]:
     return nullcontext(_Silent())
 
 
-class Journal:
+class BlockCache:
     """A folder beside the evaluation with its key and one parquet file for each finished block.
 
     A block is always one call of the work function over the same examples, however often the evaluation was
     interrupted: batches are the same, and with them every bit of the results. A block's file is renamed into place
-    when it is whole; one that is damaged nevertheless (its checksums say so) is done again.
+    when it is whole; one that is damaged nevertheless (its checksums say so) is computed again.
 
     Args:
         evaluation: the folder that the evaluation will be written to.
-        key: what the records depend on besides the examples, in words: model, task, mode… A journal with another key
-            is removed.
-        say: told when an older journal was removed, and why.
+        key: what the records depend on besides the examples, in words: model, task, mode… Blocks with another key
+            are removed.
+        say: called with a message when older blocks were removed, and why.
         block_size: rounded up to whole batches by the caller, where the batch size is known.
     """
 
@@ -79,16 +77,16 @@ class Journal:
         say: Callable[[str], None] = lambda text: None,
         block_size: int = BLOCK_SIZE,
     ) -> None:
-        self.folder = evaluation.with_name(f".{evaluation.name}.journal")
+        self.folder = evaluation.with_name(f".{evaluation.name}.blocks")
         self.block_size = block_size
         key = json.loads(json.dumps({**key, "block_size": block_size}))
-        found = _read_key(self.folder / _KEY_FILE)
-        if self.folder.exists() and found != key:
-            changed = sorted(name for name in {*key, *(found or {})} if (found or {}).get(name) != key.get(name))
-            what = "it is damaged" if found is None else f"it was made with another {', '.join(changed)}"
-            say(f"{self.folder}: the unfinished evaluation there is of no use ({what}). Starting from the beginning.")
+        stored = _read_key(self.folder / _KEY_FILE)
+        if self.folder.exists() and stored != key:
+            changed = sorted(name for name in {*key, *(stored or {})} if (stored or {}).get(name) != key.get(name))
+            why = "it is damaged" if stored is None else f"it was made with another {', '.join(changed)}"
+            say(f"{self.folder}: the unfinished evaluation there cannot be resumed ({why}). Starting over.")
             self.discard()
-        self._write(_KEY_FILE, lambda path: path.write_text(json.dumps(key, indent=1), encoding="utf-8"))
+        write_json(self.folder / _KEY_FILE, key)
 
     def run(
         self,
@@ -99,7 +97,7 @@ class Journal:
         watch: Watch = unwatched,
         description: str | None = None,
     ) -> pa.Table:
-        """The records of all examples: those in the journal as they are, the others made and kept.
+        """The records of all examples: stored ones as they are, the others computed and stored.
 
         Args:
             part: names these records within the evaluation: a split, for instance.
@@ -126,11 +124,12 @@ class Journal:
             for number, (name, block) in enumerate(zip(names, blocks, strict=True)):
                 if tables[number] is None:
                     tables[number] = table = _table(block, work, whole, progress)
-                    self._write(name, partial(pq.write_table, table, write_page_checksum=True))
+                    with new_file(self.folder / name) as path:
+                        pq.write_table(table, path, write_page_checksum=True)
         return pa.concat_tables([table for table in tables if table is not None] or [whole.empty_table()])
 
     def discard(self) -> None:
-        """Remove the journal: the evaluation is written, or the journal is of no use."""
+        """Remove the blocks: the evaluation is written, or they cannot be used."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, name: str, block: Sequence[Example], schema: pa.Schema) -> pa.Table | None:
@@ -140,17 +139,6 @@ class Journal:
         except (OSError, pa.ArrowException):  # not there, or damaged
             return None
         return table if table["id"].to_pylist() == [example.id for example in block] else None
-
-    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
-                write(Path(temporary) / name)
-                (Path(temporary) / name).replace(self.folder / name)
-        except OSError as error:
-            raise RunFolderError(
-                f"Cannot write {self.folder / name}: {error.strerror or error}. Free the disk or name another place."
-            ) from error
 
 
 def _table(block: Sequence[Example], work: Work, schema: pa.Schema, progress: Progress) -> pa.Table:

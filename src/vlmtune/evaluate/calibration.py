@@ -1,13 +1,12 @@
 """Probabilities one can act on: temperature, conformal label sets, abstention. Fitted on validation, measured on test.
 
 All functions take log-probabilities normalized over the labels, float64[N, L]; `metrics.filled_log_probs` makes them
-from a prediction table. No torch.
+from the closed answers of a prediction table. A truth of -1 is none of the labels: no set can hold it, and the
+temperature is fitted without it. No torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,15 +15,14 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from vlmtune.errors import DataError
-from vlmtune.evaluate.files import is_evaluation, read_facts
 from vlmtune.evaluate.metrics import (
     calibration_error,
     filled_log_probs,
     negative_log_likelihoods,
     reliability_bins,
 )
-from vlmtune.evaluate.predictions import PredictionTable
 from vlmtune.evaluate.statistics import wilson_interval
+from vlmtune.evaluate.table import ClosedAnswers, PredictionTable
 
 Floats = NDArray[np.float64]
 Method = Literal["lac", "aps"]
@@ -36,6 +34,7 @@ def fit_temperature(log_probs: Floats, truth: NDArray[np.int64]) -> float:
 
     One number cannot change which label wins. Bounded to [0.05, 20]. Raises DataError without examples.
     """
+    log_probs, truth = log_probs[truth >= 0], truth[truth >= 0]
     if not len(truth):
         raise DataError("Temperature scaling needs validation images, found none. Raise data.validation_fraction.")
 
@@ -60,7 +59,8 @@ def conformal_threshold(log_probs: Floats, truth: NDArray[np.int64], coverage: f
     The finite-sample quantile of split conformal prediction (Angelopoulos and Bates 2021, arXiv 2107.07511): valid if
     calibration and later images are exchangeable. Infinite when there are too few images for this coverage.
     """
-    scores = np.sort(np.take_along_axis(nonconformity(log_probs, method), truth[:, None], axis=1)[:, 0])
+    scores = np.take_along_axis(nonconformity(log_probs, method), np.maximum(truth, 0)[:, None], axis=1)[:, 0]
+    scores = np.sort(np.where(truth >= 0, scores, np.inf))
     # The tiny allowance keeps (n + 1) × 0.9 = 90.00000000000001 from asking for one image more.
     rank = int(np.ceil((len(scores) + 1) * coverage - 1e-9))
     return float("inf") if rank > len(scores) else float(scores[max(rank, 1) - 1])
@@ -92,7 +92,7 @@ def label_sets(log_probs: Floats, threshold: float, method: Method = "lac") -> N
 
 def measure_sets(sets: NDArray[np.bool_], truth: NDArray[np.int64]) -> dict[str, Any]:
     """Share of sets that hold the truth (with Wilson interval), mean size, share with one label."""
-    held = sets[np.arange(len(sets)), truth]
+    held = sets[np.arange(len(sets)), truth] & (truth >= 0)
     sizes = sets.sum(axis=1)
     low, high = wilson_interval(int(held.sum()), len(held))
     return {
@@ -104,14 +104,14 @@ def measure_sets(sets: NDArray[np.bool_], truth: NDArray[np.int64]) -> dict[str,
 
 
 def abstention_threshold(
-    confidence: Floats, correct: NDArray[np.bool_], precision: float, with_margin: bool = True
+    confidence: Floats, score: NDArray[Any], precision: float, with_margin: bool = True
 ) -> float | None:
-    """The lowest confidence from which answers reach the wanted precision; None if no threshold does.
+    """The lowest confidence from which answers reach a mean score of ``precision``; None if no threshold does.
 
     With ``with_margin`` the lower end of the Wilson interval has to reach it, not the point estimate.
     """
     order = np.argsort(-confidence, kind="stable")
-    ranked, hits = confidence[order], np.cumsum(correct[order])
+    ranked, hits = confidence[order], np.cumsum(score[order])
     answered = np.arange(1, len(ranked) + 1)
     reached = wilson_interval(hits, answered)[0] if with_margin else hits / answered
     last_of_equal = np.append(ranked[1:] < ranked[:-1], True) if len(ranked) else np.zeros(0, bool)
@@ -133,33 +133,33 @@ def calibrate(
 
     Raises DataError when either has no probabilities, the labels differ, or an image is in both.
     """
-    if validation.log_probs is None or test.log_probs is None:
-        raise DataError("Calibration needs every label's probability. Evaluate with evaluate.mode: full.")
-    if validation.labels != test.labels:
-        raise DataError("Calibration needs the same labels in the same order in both evaluations.")
     shared = set(validation.ids) & set(test.ids)
     if shared:
         raise DataError(f"{len(shared)} images are in both evaluations ({min(shared)} …): fit on held-out ones only.")
-    fitted, raw = filled_log_probs(validation), filled_log_probs(test)
-    temperature = fit_temperature(fitted, validation.truth)
+    fit_on, measured = _measured(validation), _measured(test)
+    if fit_on.labels != measured.labels:
+        raise DataError("Calibration needs the same labels in the same order in both evaluations.")
+    fitted, raw = filled_log_probs(fit_on), filled_log_probs(measured)
+    temperature = fit_temperature(fitted, fit_on.truth)
     fitted, scaled = apply_temperature(fitted, temperature), apply_temperature(raw, temperature)
-    bins_before, bins_after = (reliability_bins(top_probabilities(p), test.correct) for p in (raw, scaled))
+    bins_before, bins_after = (reliability_bins(top_probabilities(p), measured.score) for p in (raw, scaled))
+    nll_before, nll_after = (_mean_nll(p, measured.truth) for p in (raw, scaled))
     conformal: dict[str, Any] = {"wanted_coverage": coverage}
     for method in METHODS:
-        limit = conformal_threshold(fitted, validation.truth, coverage, method)
-        figures = measure_sets(label_sets(scaled, limit, method), test.truth)
+        limit = conformal_threshold(fitted, fit_on.truth, coverage, method)
+        figures = measure_sets(label_sets(scaled, limit, method), measured.truth)
         conformal[method] = {"threshold": None if np.isinf(limit) else limit, **figures}
-    threshold = abstention_threshold(top_probabilities(fitted), validation.correct, precision)
+    threshold = abstention_threshold(top_probabilities(fitted), fit_on.score, precision)
     return {
         "temperature": temperature,
-        "num_validation": len(validation),
-        "nll_before": float(negative_log_likelihoods(raw, test.truth).mean()),
-        "nll_after": float(negative_log_likelihoods(scaled, test.truth).mean()),
+        "num_validation": len(fit_on),
+        "nll_before": nll_before,
+        "nll_after": nll_after,
         "ece_before": calibration_error(bins_before),
         "ece_after": calibration_error(bins_after),
         "reliability": bins_after,
         "conformal": conformal,
-        "abstention": {"wanted_precision": precision, "threshold": threshold, **_answered(threshold, scaled, test)},
+        "abstention": {"wanted_precision": precision, "threshold": threshold, **_answered(threshold, scaled, measured)},
     }
 
 
@@ -169,61 +169,26 @@ def top_probabilities(log_probs: Floats) -> Floats:
     return top
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What prediction needs of a run's calibration.
-
-    Attributes:
-        temperature: log-probabilities are divided by it and normalized again (`apply_temperature`).
-        abstain_below: the scaled probability under which no answer should be given; None if none was found.
-        wanted_precision: what that threshold was fitted for.
-        conformal: method -> threshold of `label_sets`, infinite where sets hold every label.
-        wanted_coverage: what those were fitted for.
-    """
-
-    temperature: float
-    abstain_below: float | None
-    wanted_precision: float
-    conformal: dict[Method, float]
-    wanted_coverage: float
+def _measured(table: PredictionTable) -> ClosedAnswers:
+    """The rows whose truth is known, with probabilities. Raises DataError where there are none."""
+    closed = table.closed
+    if closed is None or closed.log_probs is None:
+        raise DataError("Calibration needs every label's probability. Evaluate with evaluate.mode: full.")
+    return closed if table.known.all() else closed.take(table.known)
 
 
-def read_calibration(run: Path) -> Calibration | None:
-    """The calibration of a run's fine-tuned model (the latest, if there are several); None if it was not calibrated.
-
-    One that was fitted under another scoring than prediction's (the plain sum) does not count.
-    Raises RunFolderError for a damaged evaluation.
-    """
-    plain = {"form": "sum", "calibration": "none"}
-    found = [read_facts(path) for path in sorted((run / "evaluation").glob("*")) if is_evaluation(path)]
-    found = [
-        facts
-        for facts in found
-        if facts.get("calibration")
-        and facts.get("checkpoint")
-        and plain.items() <= (facts.get("scoring") or {}).items()
-    ]
-    if not found:
-        return None
-    figures = max(found, key=lambda facts: str(facts.get("created", "")))["calibration"]
-    conformal, abstention = figures["conformal"], figures["abstention"]
-    thresholds = {method: conformal[method]["threshold"] for method in METHODS}
-    return Calibration(
-        temperature=figures["temperature"],
-        abstain_below=abstention["threshold"],
-        wanted_precision=abstention["wanted_precision"],
-        conformal={method: float("inf") if limit is None else limit for method, limit in thresholds.items()},
-        wanted_coverage=conformal["wanted_coverage"],
-    )
+def _mean_nll(log_probs: Floats, truth: NDArray[np.int64]) -> float | None:
+    inside = truth >= 0
+    return float(negative_log_likelihoods(log_probs[inside], truth[inside]).mean()) if inside.any() else None
 
 
-def _answered(threshold: float | None, log_probs: Floats, table: PredictionTable) -> dict[str, Any]:
-    answered = np.zeros(len(table), bool) if threshold is None else top_probabilities(log_probs) >= threshold
-    num, num_right = int(answered.sum()), int(table.correct[answered].sum())
-    low, high = wilson_interval(num_right, num)
+def _answered(threshold: float | None, log_probs: Floats, answers: ClosedAnswers) -> dict[str, Any]:
+    answered = np.zeros(len(answers), bool) if threshold is None else top_probabilities(log_probs) >= threshold
+    num, total = int(answered.sum()), float(answers.score[answered].sum())
+    low, high = wilson_interval(total, num)
     return {
         "num_answered": num,
-        "answered_share": num / len(table),
-        "precision": num_right / num if num else None,
+        "answered_share": num / len(answers),
+        "precision": total / num if num else None,
         "precision_interval": [float(low), float(high)] if num else None,
     }

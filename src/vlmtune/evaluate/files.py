@@ -1,54 +1,59 @@
-"""An evaluation folder: evaluation.json and three parquet files. Written whole or not at all.
+"""An evaluation folder: evaluation.json and three parquet files, the same for every kind of question.
 
-`evaluate` writes it; `report`, `compare` and `calibration` need nothing else. No torch.
+Written whole or not at all by `evaluate`; `report`, `compare` and `calibration` need nothing else. No torch.
 
-- predictions.parquet: id, image, truth, prediction, log_probs (of every label, normalized), top (five labels),
-  num_tokens, error. It depends on model and images alone: equal byte for byte however often it is made.
-- timing.parquet: id, seconds. - thumbnails.parquet: id, jpeg.
-- evaluation.json: ``name``, ``task``, ``labels``, ``mode``, ``model``, ``base``, ``checkpoint``, versions, and
+- predictions.parquet: see `table.COLUMNS`. - timing.parquet: id, question_id, seconds.
+- thumbnails.parquet: image_id, jpeg. - submission.json, where examples have their own questions: every question with
+  its answer, as the official VQA servers take it.
+- evaluation.json: ``name``, ``task`` (``type``, ``question_from``), ``labels`` (closed, else null), ``mode`` (full,
+  argmax or generate), ``model``, ``base``, ``checkpoint``, versions, and
 
   - ``data``: ``source``, ``split``, ``num_examples``, ``limit`` (how many, if they are not the whole split; else null),
     ``fingerprint``, ``left_out``;
   - ``metrics``: see `metrics.measure`; ``unreadable``: a list of ``id`` and ``error``;
-  - ``seconds``: of all images; ``num_tokens``: decoder rows run, an image's mean, its share of the prompt that
-    images share included; ``num_tokens_unshared``: what a plain forward pass for every label would have run;
-  - ``scoring``: ``form``, ``calibration`` (see `scoring`), ``chosen_on`` (null or "validation"), ``num_validation``,
-    ``candidates``: each with ``form``, ``calibration``, and on validation ``accuracy``, ``num_correct``, ``nll``;
+  - ``seconds``: of all images; and of closed answers, else null,
+  - ``num_tokens``: decoder positions run, a row's mean, its share of the prompt that all rows share included;
+    ``num_tokens_unshared``: what a plain forward pass for every label would have run;
+  - ``scoring``: ``reduce``, ``prior`` (see `scoring`), ``chosen_on`` (null or "validation"), ``num_validation``,
+    ``candidates``: each with ``reduce``, ``prior``, and on validation ``accuracy``, ``nll``;
   - ``calibration`` (only if asked for): see `calibration.calibrate`.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from vlmtune.errors import DataError, RunFolderError
-from vlmtune.evaluate.predictions import REQUIRED_COLUMNS, PredictionTable, from_arrow, to_arrow
+from vlmtune.evaluate.table import COLUMNS, AnswerSpace, PredictionTable, outside_labels
+from vlmtune.files import new_folder, read_json, write_json
 
 FACTS_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.parquet"
 TIMING_FILE = "timing.parquet"
 THUMBNAILS_FILE = "thumbnails.parquet"
+SUBMISSION_FILE = "submission.json"
 THUMBNAIL_SIDE = 96
+NUM_MISTAKES = 500
+"""Wrong answers whose images are stored."""
+NUM_RIGHT = 20
 
 _REQUIRED_FACTS = ("name", "task", "labels", "data")
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """An evaluation folder in memory. ``facts`` is evaluation.json; ``thumbnails`` maps an id to JPEG bytes."""
+    """An evaluation folder in memory. ``facts`` is evaluation.json; ``thumbnails`` maps an image id to JPEG bytes."""
 
     facts: dict[str, Any]
     predictions: PredictionTable
@@ -60,24 +65,14 @@ class Evaluation:
         return str(self.facts["name"])
 
     @property
-    def labels(self) -> tuple[str, ...]:
+    def labels(self) -> tuple[str, ...] | None:
         return self.predictions.labels
 
-
-class SomeEvaluation(Protocol):
-    """An evaluation of any task."""
-
     @property
-    def name(self) -> str: ...
-
-    @property
-    def facts(self) -> dict[str, Any]: ...
-
-    @property
-    def folder(self) -> Path | None: ...
-
-
-AnyEvaluation = TypeVar("AnyEvaluation", bound=SomeEvaluation)
+    def figures(self) -> dict[str, Any]:
+        """What `metrics.measure` gave."""
+        figures: dict[str, Any] = self.facts["metrics"]
+        return figures
 
 
 def write_evaluation(
@@ -88,81 +83,82 @@ def write_evaluation(
 ) -> Path:
     """Write an evaluation folder under a temporary name beside it, then rename; an older one there is replaced.
 
-    Raises RunFolderError if the place cannot be written, or holds something that is not an evaluation.
+    Raises RunFolderError if the folder cannot be written, or holds something that is not an evaluation.
     """
-    facts = {**facts, "labels": list(predictions.labels)}
-    return write_folder(folder, facts, to_arrow(predictions), predictions.ids, predictions.seconds, thumbnails or {})
-
-
-def write_folder(
-    folder: Path | str,
-    facts: Mapping[str, Any],
-    predictions: pa.Table,
-    ids: Iterable[str],
-    seconds: Iterable[float],
-    thumbnails: Mapping[str, bytes],
-    more: Mapping[str, str] | None = None,
-) -> Path:
-    """Write an evaluation of any task, as `write_evaluation` does; ``more`` are further files, name -> text."""
+    facts = {**facts, "labels": None if predictions.labels is None else list(predictions.labels)}
     folder = Path(folder)
     if folder.exists() and not (folder / FACTS_FILE).exists() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder} exists and is not an evaluation folder. Name another place, or remove it.")
+        raise RunFolderError(f"{folder} exists and is not an evaluation folder. Name another folder, or remove it.")
     missing = [key for key in _REQUIRED_FACTS if key not in facts]
     assert not missing, f"facts lack {missing}"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot write {folder}: {error.strerror}. Free the disk or name another place."
-        ) from error
-    try:
-        pq.write_table(predictions, temporary / PREDICTIONS_FILE, compression="zstd")
-        timing = {"id": pa.array(ids, pa.string()), "seconds": pa.array(seconds, pa.float32())}
-        pq.write_table(pa.table(timing), temporary / TIMING_FILE, compression="zstd")
-        pq.write_table(_thumbnail_table(thumbnails), temporary / THUMBNAILS_FILE)
-        for name, content in (more or {}).items():
-            (temporary / name).write_text(content, encoding="utf-8")
-        text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
-        (temporary / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
-        _replace_folder(temporary, folder)
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot write {folder}: {error.strerror}. Free the disk or name another place."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder, replace=True) as temporary:
+        pq.write_table(predictions.rows, temporary / PREDICTIONS_FILE, compression="zstd")
+        timing = predictions.rows.select(["id", "question_id"]).append_column("seconds", pa.array(predictions.seconds))
+        pq.write_table(timing, temporary / TIMING_FILE, compression="zstd")
+        pq.write_table(_thumbnail_table(thumbnails or {}), temporary / THUMBNAILS_FILE)
+        if facts["task"].get("question_from") == "data":
+            write_json(temporary / SUBMISSION_FILE, submission(predictions), indent=None)
+        write_json(temporary / FACTS_FILE, facts)
     return folder
 
 
+def submission(predictions: PredictionTable) -> list[dict[str, Any]]:
+    """The official results: every question once, an empty answer where the image could not be read.
+
+    Question ids are whole numbers, as the servers ask, wherever the data set's own are.
+    """
+    return [
+        {"question_id": int(id_) if id_.isdecimal() else id_, "answer": answer or ""}
+        for id_, answer in zip(predictions.ids, predictions.texts("prediction"), strict=True)
+    ]
+
+
 def read_evaluation(folder: Path | str) -> Evaluation:
-    """Read an evaluation folder strictly; only columns that no figure needs, and times, may be missing.
+    """Read an evaluation folder strictly.
 
     Raises RunFolderError naming the file for a missing or damaged file, a missing column or key, a label outside the
     list, a repeated id, or rows whose probabilities do not fit the labels.
     """
     folder = Path(folder)
     facts = read_facts(folder)
-    labels = tuple(facts["labels"])
-    table = read_parquet(folder / PREDICTIONS_FILE, REQUIRED_COLUMNS)
-    seconds: dict[str, float] = {}
-    if (folder / TIMING_FILE).exists():
-        timing = read_parquet(folder / TIMING_FILE, ("id", "seconds"))
-        seconds = dict(zip(timing["id"].to_pylist(), timing["seconds"].to_pylist(), strict=True))
+    path = folder / PREDICTIONS_FILE
+    rows = read_parquet(path, COLUMNS.names).select(COLUMNS.names)
+    labels = facts["labels"]
+    space = AnswerSpace(facts["task"]["type"], None if labels is None else tuple(labels))
     try:
-        predictions = from_arrow(table, labels, seconds)
-    except DataError as error:
-        raise RunFolderError(f"{folder / PREDICTIONS_FILE}: {error}") from error
+        rows = rows.cast(COLUMNS)
+        seconds = read_parquet(folder / TIMING_FILE, ("id", "question_id", "seconds"))["seconds"].to_numpy()
+        spaces = dict.fromkeys(rows["question_id"].unique().to_pylist(), space)
+        predictions = PredictionTable(rows, spaces, np.asarray(seconds, dtype=np.float32))
+        _check(predictions, facts)
+    except (DataError, pa.ArrowException) as error:
+        raise RunFolderError(f"{path}: {error} Run `vlmtune evaluate` again.") from error
     return Evaluation(facts, predictions, read_thumbnails(folder), folder)
 
 
+def _check(predictions: PredictionTable, facts: Mapping[str, Any]) -> None:
+    """Raises DataError for a repeated row, and for a name outside the labels."""
+    keys = predictions.rows.group_by(["question_id", "id"]).aggregate([([], "count_all")])
+    repeated = keys.filter(pc.greater(keys["count_all"], 1))["id"].to_pylist()
+    if repeated:
+        raise DataError(f"the id '{repeated[0]}' appears twice; ids must be unique.")
+    if len(predictions.seconds) != len(predictions):
+        raise DataError(f"{len(predictions)} rows, but {TIMING_FILE} has {len(predictions.seconds)}.")
+    closed = predictions.closed
+    if closed is not None and facts["task"].get("question_from") != "data":
+        outside = np.flatnonzero((closed.truth < 0) & predictions.known)
+        if len(outside):
+            row = int(outside[0])
+            truth = predictions.rows["truth"][row].as_py()
+            raise outside_labels("truth", truth[0], predictions.ids[row], closed.labels)
+
+
 def read_thumbnails(folder: Path) -> dict[str, bytes]:
-    """Id -> JPEG; empty where the evaluation stored no images. Raises RunFolderError if the file is damaged."""
+    """Image id -> JPEG; empty where the evaluation stored no images. Raises RunFolderError if the file is damaged."""
     if not (folder / THUMBNAILS_FILE).exists():
         return {}
-    rows = read_parquet(folder / THUMBNAILS_FILE, ("id", "jpeg"))
-    return dict(zip(rows["id"].to_pylist(), rows["jpeg"].to_pylist(), strict=True))
+    rows = read_parquet(folder / THUMBNAILS_FILE, ("image_id", "jpeg"))
+    return dict(zip(rows["image_id"].to_pylist(), rows["jpeg"].to_pylist(), strict=True))
 
 
 def is_evaluation(folder: Path | str) -> bool:
@@ -178,7 +174,7 @@ def facts_if_of(folder: Path | str, fingerprint: str) -> dict[str, Any] | None:
     return facts if (facts["data"] or {}).get("fingerprint") == fingerprint else None
 
 
-def with_distinct_names(evaluations: Sequence[AnyEvaluation]) -> list[AnyEvaluation]:
+def with_distinct_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The same evaluations; those that share a name are called by their run's folder, by run and evaluation, or by
     what their paths do not share."""
     names = [e.name for e in evaluations]
@@ -188,19 +184,19 @@ def with_distinct_names(evaluations: Sequence[AnyEvaluation]) -> list[AnyEvaluat
             break
         names = [rename(e) if _count_of(e.name, evaluations) > 1 else e.name for e in evaluations]
     return [
-        e if e.name == name else cast(AnyEvaluation, replace(cast(Any, e), facts={**e.facts, "name": name}))
+        e if e.name == name else replace(e, facts={**e.facts, "name": name})
         for e, name in zip(evaluations, names, strict=True)
     ]
 
 
-def _run_name(evaluation: SomeEvaluation) -> str:
+def _run_name(evaluation: Evaluation) -> str:
     if evaluation.folder is None:
         return evaluation.name
     folder = evaluation.folder.resolve()
     return folder.parent.parent.name if folder.parent.name == "evaluation" else folder.name
 
 
-def _run_and_own_name(evaluation: SomeEvaluation) -> str:
+def _run_and_own_name(evaluation: Evaluation) -> str:
     return f"{_run_name(evaluation)}/{evaluation.folder.name if evaluation.folder else evaluation.name}"
 
 
@@ -213,14 +209,14 @@ def _shared_parts(folders: Sequence[Path]) -> tuple[int, int]:
     return first, last
 
 
-def _without(evaluation: SomeEvaluation, num_first: int, num_last: int) -> str:
+def _without(evaluation: Evaluation, num_first: int, num_last: int) -> str:
     if evaluation.folder is None:
         return evaluation.name
     parts = evaluation.folder.resolve().parts
     return "/".join(parts[num_first : len(parts) - num_last])
 
 
-def _count_of(name: str, evaluations: Sequence[SomeEvaluation]) -> int:
+def _count_of(name: str, evaluations: Sequence[Evaluation]) -> int:
     return sum(e.name == name for e in evaluations)
 
 
@@ -233,16 +229,27 @@ def thumbnail(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail_rows(predictions: PredictionTable, max_wrong: int = 500, max_right: int = 20) -> NDArray[np.int64]:
-    """Level whose images a report shows: the mistakes (the most confident first if capped), and some right ones."""
-    wrong = np.flatnonzero(~predictions.correct & predictions.readable)
-    if len(wrong) > max_wrong and predictions.log_probs is not None:
-        confidence = predictions.log_probs[wrong, predictions.prediction[wrong]]
-        wrong = wrong[np.argsort(-confidence, kind="stable")]
-    right = np.flatnonzero(predictions.correct)
-    if len(right) > max_right:
-        right = right[np.linspace(0, len(right) - 1, max_right).round().astype(np.int64)]
-    return np.sort(np.concatenate([wrong[:max_wrong], right])).astype(np.int64)
+def thumbnail_rows(
+    predictions: PredictionTable, max_wrong: int = NUM_MISTAKES, max_right: int = NUM_RIGHT
+) -> NDArray[np.int64]:
+    """Rows whose images a report shows: wrong answers and some right ones.
+
+    Of more than ``max_wrong``, the most confident ones; evenly chosen ones where there are no probabilities.
+    """
+    measured = predictions.known & predictions.readable
+    wrong = np.flatnonzero(measured & ~predictions.correct)
+    closed = predictions.closed
+    if len(wrong) > max_wrong and closed is not None and closed.log_probs is not None:
+        confidence = closed.log_probs[wrong, closed.prediction[wrong]]
+        wrong = wrong[np.argsort(-confidence, kind="stable")][:max_wrong]
+    right = np.flatnonzero(measured & (predictions.score == 1))
+    return np.sort(np.concatenate([_spread(wrong, max_wrong), _spread(right, max_right)]))
+
+
+def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -253,15 +260,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{folder} is not an evaluation folder: it has no {FACTS_FILE}. "
             "Give a folder that `vlmtune evaluate` wrote, such as runs/NAME/evaluation/test."
         )
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise RunFolderError(f"{path}: not readable as JSON ({error}). Run `vlmtune evaluate` again.") from error
-    if not isinstance(facts, dict):
-        raise RunFolderError(f"{path}: expected a JSON object, found {type(facts).__name__}.")
+    facts = read_json(path, advice="Run `vlmtune evaluate` again.")
     missing = [key for key in _REQUIRED_FACTS if key not in facts]
-    if missing:
-        raise RunFolderError(f"{path}: missing {', '.join(missing)}. Run `vlmtune evaluate` again.")
+    if missing or not isinstance(facts["task"], dict):
+        raise RunFolderError(f"{path}: missing {', '.join(missing) or 'task.type'}. Run `vlmtune evaluate` again.")
     return facts
 
 
@@ -282,21 +284,5 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pa.Table:
 
 def _thumbnail_table(thumbnails: Mapping[str, bytes]) -> pa.Table:
     return pa.table(
-        {"id": pa.array(list(thumbnails), pa.string()), "jpeg": pa.array(list(thumbnails.values()), pa.binary())}
+        {"image_id": pa.array(list(thumbnails), pa.string()), "jpeg": pa.array(list(thumbnails.values()), pa.binary())}
     )
-
-
-def _replace_folder(temporary: Path, folder: Path) -> None:
-    """Rename over an older folder: the older one is moved aside first, since rename refuses a folder with content."""
-    if not folder.exists():
-        temporary.replace(folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    folder.replace(aside / "old")
-    try:
-        temporary.replace(folder)
-    except OSError:
-        (aside / "old").replace(folder)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

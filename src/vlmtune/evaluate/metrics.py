@@ -1,8 +1,8 @@
 """All figures of one evaluation: predictions in, one JSON-ready dictionary out. No torch.
 
-Called by `evaluate` when predictions are complete, and by the report for folders without stored figures. An
-unreadable image stays in every denominator: as a wrong answer, and, where a probability is asked for, as a uniform
-guess over the labels.
+Called by `evaluate` when predictions are complete. An unreadable image stays in every denominator: as a wrong answer,
+where a probability is asked for as a uniform guess over the labels, and on a scale as the level farthest from the
+truth. Rows about one image are not independent: intervals come from a bootstrap over images where there are several.
 """
 
 from __future__ import annotations
@@ -13,80 +13,140 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmtune.evaluate.predictions import PredictionTable
-from vlmtune.evaluate.statistics import wilson_interval
+from vlmtune.evaluate.bootstrap import (
+    Counts,
+    balanced_accuracy,
+    bootstrap_counts,
+    f1_scores,
+    macro_f1,
+    mean_absolute_error,
+    percentile_interval,
+    quadratic_weighted_kappa,
+    weighted_f1,
+)
+from vlmtune.evaluate.statistics import is_binary, mean_intervals, pair_or_none, wilson_interval
+from vlmtune.evaluate.table import ClosedAnswers, PredictionTable, renumbered
 
 TOP_K = (1, 3, 5)
 NUM_BINS = 15
 NUM_CURVE_POINTS = 200
-_COUNTS = ("num_examples", "num_correct", "num_unreadable", "confusion", "unreadable_by_class", "per_class")
-_SHARES = ("accuracy", "accuracy_interval", "macro_f1", "weighted_f1", "balanced_accuracy", "seconds_per_example")
+NUM_RESAMPLES = 1_000
+ORDERED_STATISTICS = {
+    "mean_absolute_error": mean_absolute_error,
+    "quadratic_weighted_kappa": quadratic_weighted_kappa,
+}
+_OF_CLASSES = ("macro_f1", "weighted_f1", "balanced_accuracy", "per_class", "confusion", "unreadable_by_class")
 _OF_PROBABILITIES = ("top_k", "nll", "brier", "ece", "reliability", "risk_coverage", "aurc", "mean_confidence")
-FIGURES = frozenset((*_COUNTS, *_SHARES, *_OF_PROBABILITIES))
-"""The keys of what `measure` gives."""
+_OF_TYPES = ("num_outside_labels", "yes", *ORDERED_STATISTICS, *(f"{name}_interval" for name in ORDERED_STATISTICS))
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
-def measure(predictions: PredictionTable, labels: Sequence[str] | None = None) -> dict[str, Any]:
+def measure(table: PredictionTable, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """Every figure of one evaluation, as plain numbers and lists.
 
-    Probability-based entries (``nll``, ``brier``, ``ece``, ``top_k``, ``reliability``, ``risk_coverage``, ``aurc``)
-    are None in arg-max mode, which has no probabilities. ``confusion[i][j]`` counts images of class i called j; the
-    unreadable ones of each class are in ``unreadable_by_class``.
+    - ``num_examples`` (rows), ``num_images``, ``num_measured`` (rows whose truth is known), ``num_unreadable``,
+      ``num_correct`` (None where a score is between 0 and 1), ``seconds_per_example``, ``num_resamples``;
+    - ``accuracy``, the mean score, with ``accuracy_interval`` (95 %, see `statistics.mean_intervals`); both None where
+      no truth is known;
+    - ``by_question_type`` and ``by_answer_type``: lists of ``name``, ``num``, ``accuracy``, ``accuracy_interval``, the
+      most frequent first; empty where rows have no type;
+    - ``by_question``: of several questions, the figures of each with its ``question_id``.
+
+    Of a closed question, else None:
+
+    - ``num_outside_labels``: rows none of whose accepted answers is among the labels. They count as wrong, and not in
+      the figures of classes, ``nll`` and ``brier``;
+    - ``macro_f1``, ``weighted_f1``, ``balanced_accuracy``, ``per_class``; ``confusion[i][j]`` counts rows of class i
+      called j, and ``unreadable_by_class`` the unreadable ones of each class;
+    - ``nll``, ``brier``, ``ece``, ``top_k``, ``reliability``, ``risk_coverage``, ``aurc``, ``mean_confidence``: None
+      in arg-max mode, which has no probabilities;
+    - ``yes`` (of a bool): ``precision``, ``recall``, their intervals, and ``f1``;
+    - ``mean_absolute_error`` in levels and ``quadratic_weighted_kappa`` (of a score), each with its interval.
     """
-    names = tuple(labels) if labels is not None else predictions.labels
-    truth, guess = predictions.truth, predictions.prediction
-    counts = _confusion(truth, guess, len(names))
-    correct = predictions.correct
-    num, num_correct = len(predictions), int(correct.sum())
-    result: dict[str, Any] = {
-        "num_examples": num,
-        "num_correct": num_correct,
-        "num_unreadable": int((~predictions.readable).sum()),
-        "accuracy": num_correct / num if num else None,
-        "accuracy_interval": _interval(num_correct, num),
-        **_class_figures(truth, guess, counts, names),
-        "confusion": counts[:, :-1].tolist(),
-        "unreadable_by_class": counts[:, -1].tolist(),
-        "seconds_per_example": _mean_or_none(predictions.seconds),
+    known, closed = table.known, table.closed
+    groups = {("", ""): known} | {
+        (column, name): rows
+        for column in ("question_type", "answer_type")
+        for name, rows in _types(table, column).items()
     }
-    result.update(dict.fromkeys(_OF_PROBABILITIES))
-    if predictions.log_probs is not None and num:
-        result.update(_probability_figures(predictions, correct))
+    columns = np.column_stack([np.where(rows, table.score, np.nan) for rows in groups.values()])
+    intervals = mean_intervals(columns, table.clusters, num_resamples, seed) if known.any() else [None]
+    whole, *by_type = [
+        {"accuracy": float(table.score[rows].mean()) if rows.any() else None, "accuracy_interval": interval}
+        for rows, interval in zip(groups.values(), intervals, strict=True)
+    ]
+    result: dict[str, Any] = {
+        "num_examples": len(table),
+        "num_images": table.num_images,
+        "num_measured": int(known.sum()),
+        "num_correct": int(table.score[known].sum()) if is_binary(table.score[known]) else None,
+        "num_unreadable": int((~table.readable).sum()),
+        **whole,
+        "by_question_type": [],
+        "by_answer_type": [],
+        "by_question": [],
+        "num_resamples": None if table.clusters is None else num_resamples,
+        "seconds_per_example": _mean_or_none(table.seconds),
+        **dict.fromkeys((*_OF_TYPES, *_OF_CLASSES, *_OF_PROBABILITIES)),
+    }
+    for (column, name), figures in zip(list(groups)[1:], by_type, strict=True):
+        result[f"by_{column}"].append({"name": name, "num": int(groups[column, name].sum()), **figures})
+    if len(table.spaces) > 1:
+        parts = {question: table.of_question(question) for question in table.spaces}
+        result["by_question"] = [
+            {"question_id": id_, **measure(part, num_resamples, seed)} for id_, part in parts.items()
+        ]
+    if closed is not None and known.any():
+        closed = closed if known.all() else closed.take(known)
+        result |= _class_figures(closed)
+        if closed.log_probs is not None:
+            result |= _probability_figures(closed)
+        if table.space.type == "bool":
+            keys = ("precision", "precision_interval", "recall", "recall_interval", "f1")
+            result["yes"] = {key: result["per_class"][-1][key] for key in keys}
+        elif table.space.type == "score":
+            clusters = None if table.clusters is None else table.clusters[known]
+            result |= _ordered_figures(closed, clusters, num_resamples, seed)
     return result
 
 
-def filled_log_probs(predictions: PredictionTable) -> Floats:
+def _types(table: PredictionTable, column: str) -> dict[str, NDArray[np.bool_]]:
+    groups = table.groups(column)
+    return {} if set(groups) <= {""} else groups
+
+
+def filled_log_probs(answers: ClosedAnswers) -> Floats:
     """float64[N, L] log-probabilities with a uniform row for each unreadable image. Raises ValueError without any."""
-    if predictions.log_probs is None:
+    if answers.log_probs is None:
         raise ValueError("these predictions have no probabilities (arg-max mode)")
-    log_probs = predictions.log_probs.astype(np.float64)
-    log_probs[~predictions.readable] = -np.log(log_probs.shape[1])
+    log_probs = answers.log_probs.astype(np.float64)
+    log_probs[~answers.readable] = -np.log(log_probs.shape[1])
     return log_probs
 
 
-def confidences(predictions: PredictionTable) -> Floats:
+def confidences(answers: ClosedAnswers) -> Floats:
     """float64[N]: the probability of the predicted label; 1 / L for an unreadable image."""
-    assert predictions.log_probs is not None
-    rows = np.arange(len(predictions))
-    chosen = predictions.log_probs[rows, np.maximum(predictions.prediction, 0)].astype(np.float64)
-    return np.where(predictions.readable, np.exp(chosen), 1 / predictions.log_probs.shape[1])
+    assert answers.log_probs is not None
+    rows = np.arange(len(answers))
+    chosen = answers.log_probs[rows, np.maximum(answers.prediction, 0)].astype(np.float64)
+    return np.where(answers.readable, np.exp(chosen), 1 / answers.log_probs.shape[1])
 
 
-def truth_ranks(log_probs: Floats, truth: NDArray[np.int64]) -> NDArray[np.int64]:
+def truth_ranks(log_probs: Floats, truth: Ints) -> Ints:
     """int64[N]: how many labels stand before the true one; of equal probabilities the earlier label stands first."""
     target = np.take_along_axis(log_probs, truth[:, None], axis=1)
     earlier = np.arange(log_probs.shape[1])[None] < truth[:, None]
-    ahead: NDArray[np.int64] = ((log_probs > target) | ((log_probs == target) & earlier)).sum(axis=1)
+    ahead: Ints = ((log_probs > target) | ((log_probs == target) & earlier)).sum(axis=1)
     return ahead
 
 
-def negative_log_likelihoods(log_probs: Floats, truth: NDArray[np.int64]) -> Floats:
+def negative_log_likelihoods(log_probs: Floats, truth: Ints) -> Floats:
     """float64[N], in nats."""
     return -np.take_along_axis(log_probs, truth[:, None], axis=1)[:, 0]
 
 
-def brier_scores(log_probs: Floats, truth: NDArray[np.int64]) -> Floats:
+def brier_scores(log_probs: Floats, truth: Ints) -> Floats:
     """float64[N] squared distance to the one-hot truth, between 0 and 2 (Brier 1950, all classes)."""
     probs = np.exp(log_probs)
     target = np.take_along_axis(probs, truth[:, None], axis=1)[:, 0]
@@ -94,44 +154,54 @@ def brier_scores(log_probs: Floats, truth: NDArray[np.int64]) -> Floats:
     return scores
 
 
-def reliability_bins(confidence: Floats, correct: NDArray[np.bool_], num_bins: int = NUM_BINS) -> list[dict[str, Any]]:
-    """Bins of (nearly) equally many images by confidence, lowest first (Nixon et al. 2019, arXiv 1904.01685).
+def filled_levels(answers: ClosedAnswers) -> Ints:
+    """int64[N] predicted levels of a scale, with the level farthest from the truth for each unreadable image."""
+    last = len(answers.labels) - 1
+    farthest = np.where(answers.truth * 2 > last, 0, last)
+    return np.where(answers.readable, answers.prediction, farthest)
+
+
+def reliability_bins(confidence: Floats, score: NDArray[Any], num_bins: int = NUM_BINS) -> list[dict[str, Any]]:
+    """Bins of (nearly) equally many rows by confidence, lowest first (Nixon et al. 2019, arXiv 1904.01685).
 
     Equal confidences are never split over two bins, so the order of the rows cannot matter; there may be fewer bins.
+
+    Args:
+        confidence: float64[N]. score: bool[N] or float64[N], in [0, 1].
     """
     order = np.argsort(confidence, kind="stable")
-    sorted_confidence, sorted_correct = confidence[order], correct[order]
-    wanted = np.linspace(0, len(order), num_bins + 1).round().astype(np.int64)[1:]
-    wanted = wanted[wanted > 0]
-    ends = np.unique(np.searchsorted(sorted_confidence, sorted_confidence[wanted - 1], side="right"))
+    sorted_confidence, sorted_score = confidence[order], score[order]
+    even = np.linspace(0, len(order), num_bins + 1).round().astype(np.int64)[1:]
+    even = even[even > 0]
+    ends = np.unique(np.searchsorted(sorted_confidence, sorted_confidence[even - 1], side="right"))
     bins = []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        hits = int(sorted_correct[start:end].sum())
+        hits = float(sorted_score[start:end].sum())
         bins.append(
             {
                 "count": int(end - start),
                 "confidence": float(sorted_confidence[start:end].mean()),
                 "accuracy": hits / int(end - start),
-                "accuracy_interval": _interval(hits, int(end - start)),
+                "accuracy_interval": pair_or_none(*wilson_interval(hits, int(end - start))),
             }
         )
     return bins
 
 
 def calibration_error(bins: Sequence[dict[str, Any]]) -> float:
-    """Expected calibration error: the gap between confidence and accuracy, averaged over images."""
+    """Expected calibration error: the gap between confidence and accuracy, averaged over rows."""
     total = sum(entry["count"] for entry in bins)
     return float(sum(entry["count"] * abs(entry["confidence"] - entry["accuracy"]) for entry in bins) / total)
 
 
-def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> Floats:
-    """float64[N]: share of wrong answers among the k most confident, k = 1..N (Geifman and El-Yaniv 2017).
+def risk_coverage(confidence: Floats, score: NDArray[Any]) -> Floats:
+    """float64[N]: what the k most confident answers lack of a full score, k = 1..N (Geifman and El-Yaniv 2017).
 
-    Within equal confidences the wrong ones are spread evenly, which is the expectation over their order.
+    Within equal confidences the errors are spread evenly, which is the expectation over their order.
     """
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence = confidence[order]
-    wrong = np.cumsum(~correct[order])
+    wrong = np.cumsum(1.0 - score[order])
     ends = np.append(np.flatnonzero(np.diff(sorted_confidence)), len(order) - 1)
     taken = np.arange(1, len(order) + 1)
     spread = np.interp(taken, np.append(0, ends + 1), np.append(0, wrong[ends]))
@@ -139,17 +209,20 @@ def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> Floats:
     return curve
 
 
-def _probability_figures(predictions: PredictionTable, correct: NDArray[np.bool_]) -> dict[str, Any]:
-    log_probs, truth = filled_log_probs(predictions), predictions.truth
-    ranks = np.where(predictions.readable, truth_ranks(log_probs, truth), log_probs.shape[1])
-    confidence = confidences(predictions)
-    bins = reliability_bins(confidence, correct)
-    risks = risk_coverage(confidence, correct)
+def _probability_figures(answers: ClosedAnswers) -> dict[str, Any]:
+    log_probs, inside = filled_log_probs(answers), answers.truth >= 0
+    ranks = np.where(
+        answers.readable & inside, truth_ranks(log_probs, np.maximum(answers.truth, 0)), len(answers.labels)
+    )
+    confidence = confidences(answers)
+    bins = reliability_bins(confidence, answers.score)
+    risks = risk_coverage(confidence, answers.score)
     points = np.unique(np.linspace(0, len(risks) - 1, min(NUM_CURVE_POINTS, len(risks))).round().astype(np.int64))
+    scored, truth = (log_probs, answers.truth) if inside.all() else (log_probs[inside], answers.truth[inside])
     return {
         "top_k": {str(k): float((ranks < k).mean()) for k in TOP_K if k == 1 or k < log_probs.shape[1]},
-        "nll": float(negative_log_likelihoods(log_probs, truth).mean()),
-        "brier": float(brier_scores(log_probs, truth).mean()),
+        "nll": float(negative_log_likelihoods(scored, truth).mean()) if len(truth) else None,
+        "brier": float(brier_scores(scored, truth).mean()) if len(truth) else None,
         "ece": calibration_error(bins),
         "mean_confidence": float(confidence.mean()),
         "reliability": bins,
@@ -161,23 +234,16 @@ def _probability_figures(predictions: PredictionTable, correct: NDArray[np.bool_
     }
 
 
-def _class_figures(
-    truth: NDArray[np.int64], guess: NDArray[np.int64], counts: NDArray[np.int64], names: Sequence[str]
-) -> dict[str, Any]:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    num_labels = len(names)
-    empty = np.zeros(num_labels)
-    precision, recall, f1 = empty, empty, empty
-    if len(truth):
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            truth, guess, labels=np.arange(num_labels), zero_division=0.0
-        )
-    support, predicted = counts.sum(axis=1), counts[:, :num_labels].sum(axis=0)
-    hits = np.diag(counts[:, :num_labels])
+def _class_figures(answers: ClosedAnswers) -> dict[str, Any]:
+    names, inside = answers.labels, answers.truth >= 0
+    truth, guess = answers.truth[inside], answers.prediction[inside]
+    confusion = _confusion(truth, guess, len(names))
+    counts = Counts.of(truth, guess, len(names))
+    (f1,), (hits,), (support,), (predicted,) = f1_scores(counts), counts.hits, counts.support, counts.predicted
+    with np.errstate(invalid="ignore"):
+        recall, precision = hits / support, hits / predicted
     recall_low, recall_high = wilson_interval(hits, support)
     precision_low, precision_high = wilson_interval(hits, predicted)
-    present = (support + predicted) > 0  # a label seen in neither says nothing about the model
     per_class = [
         {
             "label": name,
@@ -185,38 +251,55 @@ def _class_figures(
             "predicted": int(predicted[i]),
             "correct": int(hits[i]),
             "precision": float(precision[i]) if predicted[i] else None,
-            "precision_interval": _pair(precision_low[i], precision_high[i]),
+            "precision_interval": pair_or_none(precision_low[i], precision_high[i]),
             "recall": float(recall[i]) if support[i] else None,
-            "recall_interval": _pair(recall_low[i], recall_high[i]),
-            "f1": float(f1[i]) if present[i] else None,
+            "recall_interval": pair_or_none(recall_low[i], recall_high[i]),
+            # A label seen in neither truth nor prediction says nothing about the model.
+            "f1": float(f1[i]) if support[i] + predicted[i] else None,
         }
         for i, name in enumerate(names)
     ]
+    means = {"macro_f1": macro_f1, "weighted_f1": weighted_f1, "balanced_accuracy": balanced_accuracy}
     return {
-        "macro_f1": float(f1[present].mean()) if present.any() else None,
-        "weighted_f1": float(np.average(f1, weights=support)) if support.sum() else None,
-        "balanced_accuracy": float(recall[support > 0].mean()) if support.sum() else None,
+        **{key: float(statistic(counts)[0]) if len(truth) else None for key, statistic in means.items()},
+        "num_outside_labels": int((~inside).sum()),
         "per_class": per_class,
+        "confusion": confusion[:, :-1].tolist(),
+        "unreadable_by_class": confusion[:, -1].tolist(),
     }
 
 
-def _confusion(truth: NDArray[np.int64], guess: NDArray[np.int64], num_labels: int) -> NDArray[np.int64]:
+def _ordered_figures(answers: ClosedAnswers, clusters: Ints | None, num_resamples: int, seed: int) -> dict[str, Any]:
+    inside = answers.truth >= 0
+    answers = answers.take(inside)
+    if not len(answers):
+        return {}
+    num_levels, levels = len(answers.labels), filled_levels(answers)
+    groups = None if clusters is None else renumbered(clusters[inside])
+    whole = Counts.of(answers.truth, levels, num_levels)
+    samples = bootstrap_counts(
+        answers.truth, levels[:, None], num_levels, ORDERED_STATISTICS, groups, num_resamples, seed
+    )
+    figures: dict[str, Any] = {}
+    for key, statistic in ORDERED_STATISTICS.items():
+        drawn = samples[key][~np.isnan(samples[key])]
+        figures[key] = _number_or_none(statistic(whole)[0])
+        figures[f"{key}_interval"] = list(percentile_interval(drawn)) if len(drawn) else None
+    return figures
+
+
+def _confusion(truth: Ints, guess: Ints, num_labels: int) -> Ints:
     """int64[L, L + 1]: truth by prediction; the last column holds unreadable images."""
     columns = np.where(guess < 0, num_labels, guess)
     flat = np.bincount(truth * (num_labels + 1) + columns, minlength=num_labels * (num_labels + 1))
     return flat.reshape(num_labels, num_labels + 1).astype(np.int64)
 
 
-def _interval(successes: int, trials: int) -> list[float] | None:
-    low, high = wilson_interval(successes, trials)
-    return _pair(low, high)
-
-
-def _pair(low: Any, high: Any) -> list[float] | None:
-    """JSON has no NaN: an interval from no trials is null."""
-    return None if np.isnan(low) else [float(low), float(high)]
+def _number_or_none(value: Any) -> float | None:
+    """JSON has no NaN: what is not defined is None."""
+    return None if np.isnan(value) else float(value)
 
 
 def _mean_or_none(values: NDArray[np.float32]) -> float | None:
-    """JSON has no NaN: what was not measured for every image is null."""
+    """What was not measured for every row is None."""
     return float(values.mean()) if len(values) and not np.isnan(values).any() else None

@@ -1,4 +1,4 @@
-"""What little models reach on frozen features: the majority class, nearest neighbors, a linear probe.
+"""What little models reach on frozen features: nearest neighbors and a linear probe.
 
 Features and labels in, predictions out; scikit-learn does the work. Settings are chosen on validation, the test is
 seen once. No torch.
@@ -21,7 +21,8 @@ NEIGHBORS = (1, 3, 5, 10, 20, 50)
 INVERSE_PENALTIES = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 """scikit-learn's C, for standardized features."""
 _MAX_ITERATIONS = 500
-_LEAST_PROBABILITY = 1e-9  # of a label without a training image: JSON and the logarithm want no zero
+LEAST_PROBABILITY = 1e-9
+"""Of a label without a training image: the logarithm of zero is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Probed:
         log_probs: float32[N, L], or None for a method without probabilities.
         setting: in words.
         tried: setting -> validation accuracy; empty where there was nothing to choose or no validation image.
-        notes: sentences for a person.
+        notes: sentences for the user.
     """
 
     prediction: Ints
@@ -49,18 +50,6 @@ class Probed:
     setting: str
     tried: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-def majority_class(train: Ints, num_test: int, num_labels: int) -> Probed:
-    """The most frequent training label for every image, with the training shares as probabilities."""
-    counts = np.bincount(train, minlength=num_labels)
-    shares = np.maximum(counts / counts.sum(), _LEAST_PROBABILITY)
-    log_probs = np.log(shares / shares.sum()).astype(np.float32)
-    return Probed(
-        np.full(num_test, int(counts.argmax())),
-        np.tile(log_probs, (num_test, 1)),
-        f"of {len(train):,} training images",
-    )
 
 
 def nearest_neighbors(train: Split, validation: Split, test: Floats, num_labels: int) -> Probed:
@@ -71,11 +60,11 @@ def nearest_neighbors(train: Split, validation: Split, test: Floats, num_labels:
     scale, scaled = _standardized(train.features)
     index = NearestNeighbors(n_neighbors=candidates[-1], metric="cosine", algorithm="brute").fit(scaled)
 
-    def votes(features: Floats, k: int, found: tuple[NDArray[Any], NDArray[Any]]) -> Ints:
-        distances, places = found
+    def votes(features: Floats, k: int, near: tuple[NDArray[Any], NDArray[Any]]) -> Ints:
+        distances, neighbors = near
         weights = 1.0 / np.maximum(distances[:, :k], 1e-9)
         totals = np.zeros((len(features), num_labels))
-        np.add.at(totals, (np.arange(len(features))[:, None], train.labels[places[:, :k]]), weights)
+        np.add.at(totals, (np.arange(len(features))[:, None], train.labels[neighbors[:, :k]]), weights)
         winners: Ints = totals.argmax(axis=1).astype(np.int64)
         return winners
 
@@ -115,7 +104,7 @@ def linear_probe(train: Split, validation: Split, test: Floats, num_labels: int)
             best, best_accuracy, weights = penalty, accuracy, (model.coef_.copy(), model.intercept_.copy())
     assert weights is not None
     model.coef_, model.intercept_ = weights
-    shares = np.full((len(test), num_labels), _LEAST_PROBABILITY)
+    shares = np.full((len(test), num_labels), LEAST_PROBABILITY)
     shares[:, model.classes_] += model.predict_proba(scale(test))
     notes = [f"Stopped after {_MAX_ITERATIONS} iterations at {', '.join(stopped)}."] if stopped else []
     log_probs = np.log(shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,59 +1,39 @@
-"""A whole split through the closed-set scorer, into an evaluation folder. Called by `evaluate_checkpoint`.
+"""A whole split through the predictor, into an evaluation folder: the guarded way that every command takes.
 
 Nothing leaves the denominator: an unreadable image is a wrong answer and is listed with its reason. A killed
-evaluation goes on from its journal and writes the same predictions.parquet, byte for byte.
+evaluation is resumed from its finished blocks and writes the same predictions.parquet, byte for byte. Questions are
+asked image by image, so that each image is encoded once; results are in the split's own order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
-from vlmtune.config.schema import EvaluateSection
-from vlmtune.data.sampling import stratified_order
+from vlmtune.config.schema import EvaluateSection, Experiment
+from vlmtune.data.sampling import subset
 from vlmtune.data.splits import TEST_SEED, Splits, fingerprint
-from vlmtune.errors import DataError, UnreadableImageError
-from vlmtune.evaluate.block_cache import BLOCK_SIZE, Journal, Watch, unwatched
+from vlmtune.errors import DataError, UserError
+from vlmtune.evaluate.answers import Asker, ScoreRuleChoice, block_size, cache_key, task_facts
+from vlmtune.evaluate.block_cache import BlockCache, Watch, unwatched
 from vlmtune.evaluate.calibration import calibrate
-from vlmtune.evaluate.files import thumbnail, thumbnail_rows, write_evaluation
+from vlmtune.evaluate.files import is_evaluation, read_facts, thumbnail, thumbnail_rows, write_evaluation
 from vlmtune.evaluate.metrics import measure
-from vlmtune.evaluate.predictions import PredictionTable, matrix_from_arrow
-from vlmtune.evaluate.scoring import (
-    References,
-    SurfaceForms,
-    choose,
-    content_free_images,
-    label_log_probs,
-    options,
-)
-from vlmtune.inference.predictor import Predictor, Query
+from vlmtune.evaluate.scoring import ScoreRule, score_rules
+from vlmtune.evaluate.trained_images import refuse_trained_images
 from vlmtune.models.malloc import keep_freed_memory
+from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example
 from vlmtune.runs.environment import environment, now
-from vlmtune.train.feature_cache import features_key
-
-NUM_PRIOR_IMAGES = 256
-"""Training images that the prior of batch calibration is taken from."""
-
-_RECORD = pa.schema(
-    [
-        ("prediction", pa.string()),
-        ("form_scores", pa.list_(pa.float64())),
-        ("num_prompt_tokens", pa.int64()),
-        ("num_rows", pa.int64()),
-        ("error", pa.string()),
-    ]
-)
+from vlmtune.runs.layout import RunLayout
+from vlmtune.runs.prepare import open_checkpoint
+from vlmtune.tasks.question import Question, Task
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationResult:
     """An evaluation as it was written: its folder and its figures."""
 
     folder: Path
@@ -61,11 +41,74 @@ class Measured:
 
     @property
     def accuracy(self) -> float:
-        return float(self.facts["metrics"]["accuracy"])
+        """Mean score; NaN where no true answer is known."""
+        accuracy = self.facts["metrics"]["accuracy"]
+        return float("nan") if accuracy is None else float(accuracy)
+
+
+def evaluate_checkpoint(
+    experiment: Experiment,
+    splits: Splits,
+    *,
+    checkpoint: Path | None,
+    folder: Path,
+    name: str | None = None,
+    opened: OpenedModel | None = None,
+    watch: Watch = unwatched,
+    say: Callable[[str], None] = lambda text: None,
+) -> EvaluationResult:
+    """Evaluate a checkpoint, or the base for None, into ``folder``/evaluation/SPLIT-NAME.
+
+    Args:
+        experiment: as loaded, every left-out key decided.
+        splits: its data.
+        name: default: base, fine-tuned, or the checkpoint's.
+        opened: the model with that checkpoint in it, where the caller has it open already.
+        watch, say: see `evaluate`.
+
+    Raises:
+        UserError: see `evaluate`; or the model has learned from images that it would be measured on.
+    """
+    section = experiment.evaluate
+    examples = measured_examples(section, splits)
+    if checkpoint is not None and section.split != "train":
+        refuse_trained_images(checkpoint, splits, examples, say)
+    opened = opened or open_checkpoint(experiment.model, checkpoint)
+    task = experiment.task if checkpoint is None else experiment.task.after_first_epoch()
+    if name is None:
+        name = "base" if checkpoint is None else "fine-tuned" if checkpoint.name == "best" else checkpoint.name
+    found = splits.description.get("splits", {}).get(section.split, {}).get("found", len(examples))
+    facts = {
+        "model": str(checkpoint or experiment.model.base),
+        "base": experiment.model.base,
+        "checkpoint": None if checkpoint is None else checkpoint.resolve().name,
+        "data": {
+            "source": experiment.data.source,
+            "split": section.split,
+            "num_examples": len(examples),
+            "limit": len(examples) if len(examples) < found else None,
+            "fingerprint": fingerprint(examples),
+            "left_out": splits.description.get("left_out"),
+        },
+    }
+    (question,) = Task.of(task, splits.labels).questions
+    target = RunLayout(folder).evaluation(section.split, name)
+    if is_evaluation(target) and (before := int(read_facts(target)["data"].get("num_examples", 0))) > len(examples):
+        say(f"This replaces {target}, which was measured on {before} examples, by one of {len(examples)}.")
+    return evaluate(
+        question, opened, examples, target, name=name, section=section, splits=splits, facts=facts, watch=watch, say=say
+    )
+
+
+def measured_examples(section: EvaluateSection, splits: Splits) -> list[Example]:
+    """What `evaluate.split` and `evaluate.limit` choose; stratified, for the first ones would be of one class."""
+    examples = splits.split(section.split)
+    return examples if section.limit is None else subset(examples, section.limit, TEST_SEED)
 
 
 def evaluate(
-    predictor: Predictor,
+    question: Question,
+    opened: OpenedModel,
     examples: Sequence[Example],
     folder: Path,
     *,
@@ -75,232 +118,82 @@ def evaluate(
     facts: dict[str, Any] | None = None,
     watch: Watch = unwatched,
     say: Callable[[str], None] = lambda text: None,
-) -> Measured:
-    """Score every example and write the evaluation.
+) -> EvaluationResult:
+    """Ask a question about every example and write the evaluation.
 
     Args:
-        predictor: with a label set.
-        examples: the split, all of it.
-        folder: replaced if it holds an older evaluation; an unfinished one beside it is gone on with.
+        question: closed, and its labels are scored, or open, and answers are generated greedily.
+        examples: the split, all of it; those whose true answers are not known are answered and not measured.
+        folder: replaced if it holds an older evaluation; an unfinished one is resumed.
         name: shown in tables and charts.
         section: mode, scoring and calibration; default: every label's probability, nothing chosen or fitted.
         splits: where scoring and calibration take validation and training images from.
         facts: more entries for evaluation.json: model, base, checkpoint, data.
-        watch: shows progress; see `Journal.run`. say: told what a person should know.
+        watch: shows progress; see `BlockCache.run`. say: called with messages for the user.
 
     Raises:
-        DataError: nothing to evaluate, or no images to choose or fit on. RunFolderError: the folder cannot be
-            written.
+        DataError: nothing to evaluate, or no images to choose or fit on. UserError: a key of ``section`` that open
+            answers cannot have. RunFolderError: the folder cannot be written.
     """
     if not examples:
         raise DataError("There is nothing to evaluate: the split is empty. Check data.source and evaluate.split.")
-    assert predictor.labels is not None
-    section, splits = section or EvaluateSection(), splits or Splits([], [], [], predictor.labels)
-    _require_validation(section, splits)
+    section, splits = section or EvaluateSection(), splits or Splits([], [], [], question.labels)
+    _require_keys(section, splits, question)
     keep_freed_memory()
     facts = {"data": {"num_examples": len(examples), "fingerprint": fingerprint(examples)}, **(facts or {})}
-    key = journal_key(predictor, {"data": facts["data"]["fingerprint"], "mode": section.mode})
-    journal = Journal(folder, key, say=say, block_size=block_size(predictor.batch_size))
-    scorer = _Scorer(predictor, section.mode, journal, watch)
-    scored = scorer.score(section.split, examples, name)
-    method = _Method(scorer, section, splits, examples)
-    table = method.predictions(scored)
-    thumbnails = {examples[row].id: thumbnail(examples[row].image.open()) for row in thumbnail_rows(table)}
+    predictor = question.predictor(opened, section.batch_size)
+    key = cache_key(predictor, {"data": facts["data"]["fingerprint"], "mode": section.mode})
+    cache = BlockCache(folder, key, say=say, block_size=block_size(predictor.batch_size))
+    asker = Asker(question, predictor, section.mode, cache, watch)
+    answers = asker.ask(section.split, examples, name)
+    choice = ScoreRuleChoice(asker, section, splits, examples) if question.labels is not None else None
+    table = choice.table(answers) if choice else asker.table(answers)
+    thumbnails: dict[str, bytes] = {}
+    for row in thumbnail_rows(table):
+        image_id = examples[row].image_id or examples[row].id
+        if image_id not in thumbnails:
+            thumbnails[image_id] = thumbnail(examples[row].image.open())
     all_facts = {
         "name": name,
-        "task": "classify",
-        "mode": section.mode,
-        **scorer.cost(scored),
+        "task": task_facts(question),
+        "labels": list(question.labels.stored) if question.labels else None,
+        "mode": section.mode if choice else "generate",
+        **asker.cost(answers),
         "created": now(),
         **environment(),
         **facts,
-        "scoring": method.facts,
+        "scoring": choice.facts if choice else None,
         "metrics": measure(table),
         "unreadable": [
             {"id": example.id, "error": error}
-            for example, error in zip(examples, scored.errors, strict=True)
+            for example, error in zip(examples, answers.errors, strict=True)
             if error is not None
         ],
     }
-    if section.calibrate:
-        validation = method.predictions(method.validation())
+    if section.calibrate and choice:
+        validation = choice.table(choice.validation())
         all_facts["calibration"] = calibrate(validation, table, section.wanted_coverage, section.wanted_precision)
     write_evaluation(folder, all_facts, table, thumbnails)
-    journal.discard()
-    return Measured(folder, all_facts)
+    cache.discard()
+    return EvaluationResult(folder, all_facts)
 
 
-def _require_validation(section: EvaluateSection, splits: Splits) -> None:
-    """Before any image is scored. Raises DataError."""
-    if (section.calibrate or len(options(section.scoring)) > 1) and not splits.validation:
+def _require_keys(section: EvaluateSection, splits: Splits, question: Question) -> None:
+    """Before any image is scored. Raises UserError and DataError."""
+    rules = score_rules(section.scoring)
+    if question.labels is None:
+        set_keys = {
+            "evaluate.calibrate": section.calibrate,
+            "evaluate.scoring": rules != [ScoreRule()],
+            "evaluate.mode: argmax": section.mode == "argmax",
+        }
+        if wrong := [key for key, is_set in set_keys.items() if is_set]:
+            raise UserError(
+                f"{', '.join(wrong)}: needs the probability of every label, and the answers of this task are open. "
+                "Remove it, or name the answers to choose from (task.type: choice, task.labels)."
+            )
+    if (section.calibrate or len(rules) > 1) and not splits.validation:
         raise DataError(
             "evaluate.scoring: auto and evaluate.calibrate need validation images, found none. Name some "
-            "(data.validation_split), or leave both away."
+            "(data.validation_split), or omit both."
         )
-
-
-def journal_key(predictor: Predictor, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What results depend on besides the examples, for a `Journal`: weights and preprocessing, prompts, versions."""
-    opened, labels = predictor.opened, predictor.labels
-    versions = environment()["versions"]
-    every_tensor = ("",)  # as the beginning of its name
-    return {
-        "model": features_key(opened, every_tensor, str(next(opened.model.parameters()).dtype)),
-        "device": opened.model.device.type,
-        "task": predictor.task.model_dump(mode="json"),
-        "labels": None if labels is None else [labels.stored, labels.shown],
-        "batch_size": predictor.batch_size,
-        "version of vlmtune or torch": [versions["vlmtune"], versions["torch"]],
-        **more,
-    }
-
-
-def block_size(batch_size: int | None) -> int:
-    """Whole batches, so that no block ends with a part of one."""
-    return BLOCK_SIZE if batch_size is None else -(-BLOCK_SIZE // batch_size) * batch_size
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """What the scorer gave for a list of images, in their order.
-
-    Attributes:
-        predictions: the winner by the plain sum; None for an unreadable image.
-        form_scores: float64[N, F], NaN for an unreadable image; None in arg-max mode.
-        num_rows: int64[N] decoder rows run for each image alone.
-        num_blocks: calls of the predictor, each of which ran the shared prefix once.
-    """
-
-    examples: Sequence[Example]
-    predictions: list[str | None]
-    form_scores: NDArray[np.float64] | None
-    errors: list[str | None]
-    num_prompt_tokens: NDArray[np.int64]
-    num_rows: NDArray[np.int64]
-    seconds: NDArray[np.float32]
-    num_blocks: int
-
-
-class _Scorer:
-    """The predictor behind the journal."""
-
-    def __init__(self, predictor: Predictor, mode: Literal["full", "argmax"], journal: Journal, watch: Watch) -> None:
-        assert predictor.labels is not None
-        self.predictor, self.mode, self.journal, self.watch = predictor, mode, journal, watch
-        self.labels = predictor.labels
-        self.forms = SurfaceForms.of(predictor.trie.forms)
-
-    def score(self, part: str, examples: Sequence[Example], name: str) -> _Scored:
-        """Scores of these examples, kept in the journal as ``part``."""
-        table = self.journal.run(part, examples, self._work, _RECORD, self.watch, f"evaluate {name}")
-        is_full = self.mode == "full" and table["form_scores"].null_count < len(table)
-        return _Scored(
-            examples=examples,
-            predictions=table["prediction"].to_pylist(),
-            form_scores=matrix_from_arrow(table["form_scores"], len(self.forms.label)) if is_full else None,
-            errors=table["error"].to_pylist(),
-            num_prompt_tokens=table["num_prompt_tokens"].to_numpy(),
-            num_rows=table["num_rows"].to_numpy(),
-            seconds=table["seconds"].to_numpy(),
-            num_blocks=-(-len(examples) // self.journal.block_size),
-        )
-
-    def cost(self, scored: _Scored) -> dict[str, float | None]:
-        """``seconds`` of all images; ``num_tokens`` and ``num_tokens_unshared`` as the mean of an image."""
-        num, prompts = len(scored.examples), scored.num_prompt_tokens[scored.num_prompt_tokens > 0]
-        shared = len(self.predictor.prefix) * scored.num_blocks / num
-        return {
-            "seconds": float(scored.seconds.sum()),
-            "num_tokens": float(scored.num_rows.mean()) + shared,
-            "num_tokens_unshared": float(self.forms.num_rows_unshared(prompts).mean()) if len(prompts) else None,
-        }
-
-    def _work(self, block: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        queries = map(Query.of, block)
-        for result in self.predictor.classify(queries, self.mode):
-            if isinstance(result, UnreadableImageError):
-                yield {"error": result.reason, "num_prompt_tokens": 0, "num_rows": 0}
-                continue
-            yield {
-                "prediction": result.prediction,
-                "form_scores": result.form_scores,
-                "num_prompt_tokens": result.num_prompt_tokens,
-                "num_rows": result.num_rows,
-            }
-
-
-class _Method:
-    """How scores become probabilities here: what was asked for, or what validation chose.
-
-    Attributes:
-        facts: the entry ``scoring`` of evaluation.json.
-    """
-
-    def __init__(self, scorer: _Scorer, section: EvaluateSection, splits: Splits, examples: Sequence[Example]) -> None:
-        self.scorer, self.splits, self.labels = scorer, splits, scorer.labels
-        self._validation: _Scored | None = None
-        candidates = options(section.scoring)
-        wanted = {option.calibration for option in candidates}
-        self.references = References(
-            content_free=self._content_free(examples) if "content-free" in wanted else References().content_free,
-            training=self._training() if "prior" in wanted else References().training,
-        )
-        self.option = candidates[0]
-        self.facts: dict[str, Any] = {"chosen_on": None, "num_validation": None, "candidates": []}
-        if len(candidates) > 1:
-            validation = self.validation()
-            truth = np.asarray([self.labels.index(example.label) for example in validation.examples])
-            scores = _scores(validation, "validation")
-            self.option, figures = choose(scores, truth, scorer.forms, candidates, self.references)
-            self.facts = {"chosen_on": "validation", "num_validation": len(truth), "candidates": figures}
-        self.facts = {**self.option._asdict(), **self.facts}
-
-    def validation(self) -> _Scored:
-        """The validation split's scores, computed once."""
-        if self._validation is None:
-            self._validation = self.scorer.score("validation", self.splits.validation, "validation")
-        return self._validation
-
-    def predictions(self, scored: _Scored) -> PredictionTable:
-        """The table of predictions under the chosen option."""
-        names, log_probs = scored.predictions, None
-        if scored.form_scores is not None:
-            log_probs = label_log_probs(scored.form_scores, self.scorer.forms, self.option, self.references)
-            best = np.where(np.isnan(log_probs).any(axis=1), -1, np.nan_to_num(log_probs).argmax(axis=1))
-            names = [self.labels.stored[place] if place >= 0 else None for place in best]
-        return PredictionTable.from_columns(
-            self.labels.stored,
-            ids=[example.id for example in scored.examples],
-            images=[str(example.image.path) if example.image.path else None for example in scored.examples],
-            truth=[example.label for example in scored.examples],
-            prediction=names,
-            log_probs=None if log_probs is None else log_probs.astype(np.float32),
-            seconds=scored.seconds,
-            errors=scored.errors,
-            num_tokens=scored.num_rows,
-        )
-
-    def _content_free(self, examples: Sequence[Example]) -> NDArray[np.float64]:
-        """Scores of images without content, of the size of the first readable one."""
-        for example in examples:
-            try:
-                size = example.image.open().size
-            except UnreadableImageError:
-                continue  # counted and listed as a wrong answer
-            images = content_free_images(size)
-            return _scores(self.scorer.score("content-free", images, "content-free images"), "content-free")
-        raise DataError("None of the images to evaluate can be read. See: vlmtune data check CONFIG")
-
-    def _training(self) -> NDArray[np.float64]:
-        """Scores of some training images, drawn without regard to their labels."""
-        train = self.splits.train
-        order = stratified_order([example.id for example in train], [""] * len(train), TEST_SEED, "prior")
-        chosen = [train[place] for place in sorted(order[:NUM_PRIOR_IMAGES])]
-        return _scores(self.scorer.score("prior", chosen, "training images for the prior"), "training")
-
-
-def _scores(scored: _Scored, what: str) -> NDArray[np.float64]:
-    """float64[n, F] with NaN rows for unreadable images (validation), or without them (references)."""
-    if scored.form_scores is None:
-        raise DataError(f"evaluate.scoring needs {what} images, found none that can be read.")
-    return scored.form_scores if what == "validation" else scored.form_scores[~np.isnan(scored.form_scores).any(axis=1)]

@@ -1,6 +1,6 @@
 """Scores of surface forms become log-probabilities of labels: sum or mean over tokens, less a prior or not.
 
-Plain arrays in and out, no torch: the scores come from the one closed-set scorer (`inference.scoring`). After
+Plain arrays in and out, no torch: the scores come from the one closed-set scorer (`inference.label_scorer`). After
 fine-tuning the sum is right, for it is what was trained; a base model that was never asked this question may do better
 with a mean over tokens (long labels lose less) or with its prejudice for some labels subtracted.
 """
@@ -8,7 +8,7 @@ with a mean over tokens (long labels lose less) or with its prejudice for some l
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, NamedTuple, get_args
@@ -24,15 +24,16 @@ from vlmtune.evaluate.metrics import negative_log_likelihoods
 from vlmtune.records import Example, ImageSource
 
 Floats = NDArray[np.float64]
-Form = Literal["sum", "mean"]
-Calibration = Literal["none", "content-free", "prior"]
+Ints = NDArray[np.int64]
+Reduce = Literal["sum", "mean"]
+Prior = Literal["none", "content-free", "prior"]
 
 
-class Option(NamedTuple):
-    """One way to turn scores into log-probabilities."""
+class ScoreRule(NamedTuple):
+    """One way to turn scores into log-probabilities: how a form's tokens are reduced, and the prior subtracted."""
 
-    form: Form = "sum"
-    calibration: Calibration = "none"
+    reduce: Reduce = "sum"
+    prior: Prior = "none"
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class SurfaceForms:
         num_tokens: int64[F], end token included.
     """
 
-    label: NDArray[np.int64]
-    num_tokens: NDArray[np.int64]
+    label: Ints
+    num_tokens: Ints
 
     @classmethod
     def of(cls, forms: Sequence[tuple[int, int]]) -> SurfaceForms:
@@ -53,85 +54,105 @@ class SurfaceForms:
         label, num_tokens = np.asarray(forms, dtype=np.int64).T
         return cls(label, num_tokens)
 
-    def num_rows_unshared(self, num_prompt_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[N]: decoder rows if every form had its own sequence after int64[N] prompts; end tokens are not run."""
-        rows: NDArray[np.int64] = len(self.label) * num_prompt_tokens + (self.num_tokens - 1).sum()
-        return rows
+    def num_tokens_unshared(self, num_prompt_tokens: Ints) -> Ints:
+        """int64[N]: decoder positions if every form had a sequence of its own after int64[N] prompts; end tokens are
+        not run.
+        """
+        tokens: Ints = len(self.label) * num_prompt_tokens + (self.num_tokens - 1).sum()
+        return tokens
 
 
 @dataclass(frozen=True)
 class References:
-    """Scores that a calibration subtracts: float64[n, F] each, empty where no option needs it.
+    """Scores that priors are estimated from; empty where no rule needs them.
 
     Attributes:
-        content_free: of images without content.
-        training: of training images, whose labels are not looked at.
+        content_free: float64[Q, n, F], of n images without content, for each of Q different questions.
+        question_of: int64[N], which of these questions each row to be adjusted asks.
+        training: float64[n, F], of training examples, whose answers are not looked at.
     """
 
-    content_free: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    content_free: Floats = field(default_factory=lambda: np.empty((0, 0, 0)))
+    question_of: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     training: Floats = field(default_factory=lambda: np.empty((0, 0)))
 
+    def take(self, rows: NDArray[np.bool_]) -> References:
+        """References of bool[N] rows alone."""
+        return References(self.content_free, self.question_of[rows] if len(self.question_of) else self.question_of,
+                          self.training)  # fmt: skip
 
-def options(section: ScoringSection) -> list[Option]:
+
+def score_rules(section: ScoringSection) -> list[ScoreRule]:
     """What `evaluate.scoring` asks for, the plainest first; more than one where something is `auto`."""
-    calibration = section.calibration or ("auto" if section.form == "auto" else "none")
-    forms: tuple[Form, ...] = get_args(Form) if section.form == "auto" else (section.form,)
-    calibrations: tuple[Calibration, ...] = get_args(Calibration) if calibration == "auto" else (calibration,)
-    return [Option(form, chosen) for form, chosen in product(forms, calibrations)]
+    prior = section.calibration or ("auto" if section.form == "auto" else "none")
+    reductions: tuple[Reduce, ...] = get_args(Reduce) if section.form == "auto" else (section.form,)
+    priors: tuple[Prior, ...] = get_args(Prior) if prior == "auto" else (prior,)
+    return [ScoreRule(reduce, chosen) for reduce, chosen in product(reductions, priors)]
 
 
-def label_log_probs(scores: Floats, forms: SurfaceForms, option: Option, references: References) -> Floats:
+def label_log_probs(scores: Floats, forms: SurfaceForms, rule: ScoreRule, references: References) -> Floats:
     """Log-probabilities normalized over the labels.
 
     Args:
         scores: float64[N, F], each form's summed token log-probabilities; rows of NaN (unreadable) stay so.
+        references: with ``question_of`` for these N rows.
 
     Returns:
         float64[N, L].
     """
-    log_probs = _normalized(scores, forms, option.form)
-    if option.calibration == "content-free":
+    log_probs = _normalized(scores, forms, rule.reduce)
+    if rule.prior == "content-free":
         # Contextual calibration (Zhao et al. 2021, arXiv 2102.09690): divide by the mean probability without content.
-        reference = _normalized(references.content_free, forms, option.form)
-        log_probs = log_probs - (logsumexp(reference, axis=0) - np.log(len(reference)))
-    elif option.calibration == "prior":
+        num_questions, num_images, num_forms = references.content_free.shape
+        reference = _normalized(references.content_free.reshape(-1, num_forms), forms, rule.reduce)
+        by_question = reference.reshape(num_questions, num_images, -1)
+        log_probs = log_probs - (logsumexp(by_question, axis=1) - np.log(num_images))[references.question_of]
+    elif rule.prior == "prior":
         # Batch calibration (Zhou et al. 2023, arXiv 2309.17249): subtract the mean log-probability over images.
-        log_probs = log_probs - _normalized(references.training, forms, option.form).mean(axis=0)
+        log_probs = log_probs - _normalized(references.training, forms, rule.reduce).mean(axis=0)
     normalized: Floats = log_softmax(log_probs, axis=1)
     return normalized
 
 
 def choose(
-    scores: Floats, truth: NDArray[np.int64], forms: SurfaceForms, candidates: Sequence[Option], references: References
-) -> tuple[Option, list[dict[str, Any]]]:
-    """The option of highest accuracy on validation, of equals the lowest loss, then the plainest; and all figures.
+    scores: Floats,
+    truth: Ints,
+    score_of: Callable[[Ints], Floats],
+    forms: SurfaceForms,
+    candidates: Sequence[ScoreRule],
+    references: References,
+) -> tuple[ScoreRule, list[dict[str, Any]]]:
+    """The rule of highest accuracy on validation, of equals the lowest loss, then the plainest; and all figures.
 
     Args:
-        scores: float64[N, F] of the validation images, NaN for an unreadable one, which is wrong by any option.
-        truth: int64[N].
+        scores: float64[N, F] of the validation examples, NaN for an unreadable one, which is wrong by any rule.
+        truth: int64[N], -1 where no label is true.
+        score_of: int64[N] predicted labels, -1 for an unreadable image -> float64[N] scores in [0, 1].
 
     Raises:
         DataError: there is no readable validation image.
     """
-    readable = ~np.isnan(scores).any(axis=1)
+    readable = np.asarray(~np.isnan(scores).any(axis=1))
     if not readable.any():
         raise DataError(
             "Choosing evaluate.scoring needs validation images, found none that can be read. Raise "
-            "data.validation_fraction, or name the scoring: evaluate.scoring.form=sum."
+            "data.validation_fraction, or name the scoring: evaluate.scoring=sum."
         )
+    references = references.take(readable)
+    inside = truth[readable] >= 0
     figures = []
-    for option in candidates:
-        log_probs = label_log_probs(scores[readable], forms, option, references)
-        num_correct = int((log_probs.argmax(axis=1) == truth[readable]).sum())
-        nll = float(negative_log_likelihoods(log_probs, truth[readable]).mean())
-        figures.append(
-            {**option._asdict(), "accuracy": num_correct / len(truth), "num_correct": num_correct, "nll": nll}
-        )
-    best = min(range(len(figures)), key=lambda i: (-figures[i]["num_correct"], figures[i]["nll"], i))
+    for rule in candidates:
+        log_probs = label_log_probs(scores[readable], forms, rule, references)
+        predicted = np.full(len(truth), -1, dtype=np.int64)
+        predicted[readable] = log_probs.argmax(axis=1)
+        losses = negative_log_likelihoods(log_probs[inside], truth[readable][inside])
+        accuracy, nll = float(score_of(predicted).mean()), float(losses.mean()) if len(losses) else 0.0
+        figures.append({**rule._asdict(), "accuracy": accuracy, "nll": nll})
+    best = min(range(len(figures)), key=lambda i: (-figures[i]["accuracy"], figures[i]["nll"], i))
     return candidates[best], figures
 
 
-def content_free_images(size: tuple[int, int]) -> list[Example]:
+def content_free_images(size: tuple[int, int]) -> list[ImageSource]:
     """A gray, a black and a noisy image of (width, height) pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     images = {
@@ -139,23 +160,28 @@ def content_free_images(size: tuple[int, int]) -> list[Example]:
         "black": Image.new("RGB", size),
         "noise": Image.fromarray(noise),
     }
-    examples = []
+    sources = []
     for name, image in images.items():
         file = io.BytesIO()
         image.save(file, "PNG")
-        examples.append(Example(f"content-free/{name}", ImageSource(data=file.getvalue(), name=name), ()))
-    return examples
+        sources.append(ImageSource(data=file.getvalue(), name=name))
+    return sources
 
 
-def _normalized(scores: Floats, forms: SurfaceForms, form: Form) -> Floats:
-    """float64[N, F] -> float64[N, L] log-probabilities before calibration."""
+def question_key(example: Example) -> Hashable:
+    """Equal for examples that ask the same of different images."""
+    return example.question, example.history
+
+
+def _normalized(scores: Floats, forms: SurfaceForms, reduce: Reduce) -> Floats:
+    """float64[N, F] -> float64[N, L] log-probabilities before any prior is subtracted."""
     num_labels = int(forms.label.max()) + 1
-    if form == "mean":
+    if reduce == "mean":
         scores = scores / forms.num_tokens
     by_label = np.empty((len(scores), num_labels))
     for label in range(num_labels):
         own = scores[:, forms.label == label]
         # Probabilities of different texts add up. Means over tokens are no probabilities: the best text stands for all.
-        by_label[:, label] = own.max(axis=1) if form == "mean" else logsumexp(own, axis=1)
+        by_label[:, label] = own.max(axis=1) if reduce == "mean" else logsumexp(own, axis=1)
     normalized: Floats = log_softmax(by_label, axis=1)
     return normalized

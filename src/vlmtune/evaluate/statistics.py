@@ -1,18 +1,22 @@
 """Intervals and paired tests for comparing models on the same images. Arrays in, numbers out; no torch.
 
-Called by `metrics`, `compare` and the report.
+Called by `metrics`, `compare`, the curves and the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from vlmtune.evaluate.bootstrap import bootstrap_means, percentile_interval
+
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Interval = list[float] | None
 SIGNIFICANCE = 0.05
 
 
@@ -75,83 +79,75 @@ def paired_difference_interval(
     return max(-1.0, float(gained - lost - half)), min(1.0, float(gained - lost + half))
 
 
-def paired_test(right_first: NDArray[np.bool_], right_second: NDArray[np.bool_]) -> dict[str, Any]:
-    """Two models on the same images: difference in accuracy (second minus first), interval, counts, McNemar.
+def paired_comparison(
+    first: Floats, second: Floats, clusters: Ints | None = None, num_resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Two models on the same rows: difference of mean scores (second minus first), interval, counts and test.
+
+    Where every row is an image of its own and scores are 0 or 1, the test is McNemar's (mid-p, and exact as
+    ``p_exact``) and the interval Bonett and Price's. Otherwise whole images change sign at random and are resampled.
 
     Args:
-        right_first, right_second: bool[N], N at least 1.
+        first, second: float64[N] scores in [0, 1], N at least 1, none of them NaN.
+        clusters: int64[N], the image of each row from 0 on; None where every row is an image of its own.
+
+    Returns:
+        ``num_better`` and ``num_worse`` rows; ``both_right``, ``only_first``, ``only_second``, ``both_wrong`` (a score
+        of one half or more is right); ``test`` ("mcnemar" or "sign-flip"), ``p_value``, ``p_exact`` (else None).
     """
+    change, right_first, right_second = second - first, first >= 0.5, second >= 0.5
     only_first, only_second = int((right_first & ~right_second).sum()), int((right_second & ~right_first).sum())
-    low, high = paired_difference_interval(only_first, only_second, len(right_first))
+    is_mcnemar = clusters is None and is_binary(first) and is_binary(second)
+    if is_mcnemar:
+        low, high = paired_difference_interval(only_first, only_second, len(first))
+        p_value = mcnemar(only_first, only_second)
+    else:
+        low, high = difference_intervals(change[:, None], clusters, num_resamples, seed)[0]
+        by_image = change if clusters is None else np.bincount(clusters, change).astype(np.float64)
+        p_value = sign_flip_test(by_image, seed=seed)
     return {
-        "difference": (only_second - only_first) / len(right_first),
+        "difference": float(change.mean()),
         "difference_interval": [low, high],
+        "num_better": int((change > 0).sum()),
+        "num_worse": int((change < 0).sum()),
         "both_right": int((right_first & right_second).sum()),
         "only_first": only_first,
         "only_second": only_second,
         "both_wrong": int((~right_first & ~right_second).sum()),
-        "p_value": mcnemar(only_first, only_second),
-        "p_exact": mcnemar(only_first, only_second, "exact"),
+        "test": "mcnemar" if is_mcnemar else "sign-flip",
+        "p_value": p_value,
+        "p_exact": mcnemar(only_first, only_second, "exact") if is_mcnemar else None,
     }
 
 
+def difference_intervals(
+    changes: Floats, clusters: Ints | None, num_resamples: int = 1000, seed: int = 0
+) -> list[tuple[float, float]]:
+    """The 95 % interval of each column's mean by bootstrap over images; float64[N, R], NaN where a row does not count.
+
+    Where no row changed, or all did alike, resampling says nothing of the next: each image then counts as a pair.
+    """
+    intervals = []
+    for column, samples in enumerate(bootstrap_means(changes, clusters, num_resamples, seed).T):
+        counted = ~np.isnan(changes[:, column])
+        low, high = percentile_interval(samples[~np.isnan(samples)])
+        if high - low < 1e-12:
+            num_images = int(counted.sum()) if clusters is None else len(np.unique(clusters[counted]))
+            lost, gained = max(0.0, -low) * num_images, max(0.0, low) * num_images
+            low, high = paired_difference_interval(lost, gained, num_images)
+        intervals.append((low, high))
+    return intervals
+
+
+def is_binary(scores: Floats) -> bool:
+    """Whether every score is 0 or 1."""
+    return bool(((scores == 0) | (scores == 1)).all())
+
+
 def adjust(tests: Sequence[dict[str, Any]]) -> None:
-    """Add ``p_holm`` and ``is_significant`` to results of `paired_test`, adjusted over all of them."""
+    """Add ``p_holm`` and ``is_significant`` to results of `paired_comparison`, adjusted over all of them."""
     for test, p_holm in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
         test["p_holm"], test["is_significant"] = float(p_holm), bool(p_holm < SIGNIFICANCE)
-
-
-def bootstrap_means(
-    values: Floats, num_resamples: int = 1000, seed: int = 0, chunk: int = 2_000_000
-) -> NDArray[np.float64]:
-    """Means of resampled rows; every column sees the same resamples, so columns may be subtracted.
-
-    Args:
-        values: float64[N, R], one row an image, one column a run.
-
-    Returns:
-        float64[num_resamples, R].
-    """
-    rng = np.random.default_rng(seed)
-    num = len(values)
-    means = np.empty((num_resamples, values.shape[1]))
-    step = max(1, chunk // max(num, 1))
-    for start in range(0, num_resamples, step):
-        size = min(step, num_resamples - start)
-        rows = rng.integers(0, num, size=(size, num)) + num * np.arange(size)[:, None]
-        # How often each row was drawn: one matrix product then serves every column.
-        times = np.bincount(rows.ravel(), minlength=size * num).reshape(size, num)
-        means[start : start + size] = times.astype(np.float64) @ values / num
-    return means
-
-
-def clustered_bootstrap(
-    values: Floats, clusters: NDArray[np.int64], num_resamples: int = 1000, seed: int = 0, chunk: int = 2_000_000
-) -> Floats:
-    """Means of columns over resampled clusters: rows of one cluster (questions about one image) come together.
-
-    Args:
-        values: float64[N, R]; NaN where a row does not count in a column (a question of another type).
-        clusters: int64[N], from 0 to C - 1, each of them present.
-
-    Returns:
-        float64[num_resamples, R]; every column sees the same resamples, so columns may be subtracted. NaN where a
-        resample holds no row that counts.
-    """
-    num = int(clusters.max()) + 1
-    counted = ~np.isnan(values)
-    sums, sizes = np.zeros((num, values.shape[1])), np.zeros((num, values.shape[1]))
-    np.add.at(sums, clusters, np.where(counted, values, 0.0))
-    np.add.at(sizes, clusters, counted.astype(np.float64))
-    rng = np.random.default_rng(seed)
-    result = np.empty((num_resamples, values.shape[1]))
-    step = max(1, chunk // num)
-    for start in range(0, num_resamples, step):
-        stop = min(start + step, num_resamples)
-        times = rng.multinomial(num, np.full(num, 1 / num), size=stop - start).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            result[start:stop] = (times @ sums) / (times @ sizes)
-    return result
 
 
 def sign_flip_test(differences: Floats, num_draws: int = 9_999, seed: int = 0, chunk: int = 2_000_000) -> float:
@@ -173,83 +169,37 @@ def sign_flip_test(differences: Floats, num_draws: int = 9_999, seed: int = 0, c
     return (1 + num_beyond) / (1 + num_draws)
 
 
-def bootstrap_counts(
-    truth: NDArray[np.int64],
-    predictions: NDArray[np.int64],
-    num_labels: int,
-    statistics: Mapping[str, Callable[[Floats, Floats, Floats], Floats]],
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Floats]:
-    """Resample images and recompute statistics of each run's class counts, all runs on the same resamples.
+def mean_intervals(values: Floats, clusters: Ints | None, num_resamples: int = 1000, seed: int = 0) -> list[Interval]:
+    """The 95 % interval of each column's mean, where values are scores in [0, 1].
 
-    Images with equal truth and equal predictions in every run are interchangeable, so resampling N images is one
-    multinomial draw over the distinct combinations: exact, and far fewer numbers than N.
+    Wilson's where every row is an image of its own (exact for scores of 0 and 1, on the safe side for those between);
+    a bootstrap over images where there are several rows about one.
 
     Args:
-        truth: int64[N]. predictions: int64[N, R], -1 for an unreadable image.
-        statistics: name -> (hits, support, predicted), each float64[K, L] for K resamples -> float64[K].
+        values: float64[N, R]; NaN where a row does not count in a column.
+        clusters: int64[N], the image of each row from 0 on, or None.
 
     Returns:
-        name -> float64[num_resamples, R].
+        [low, high] a column; None where nothing counts, or where all that counts is about one image of several rows.
     """
-    combined = np.column_stack([truth, predictions])
-    cells, counts = np.unique(combined, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    result = {name: np.empty((num_resamples, predictions.shape[1])) for name in statistics}
-    step = max(1, 4_000_000 // len(cells))
-    for start in range(0, num_resamples, step):
-        stop = min(start + step, num_resamples)
-        weights = rng.multinomial(len(truth), counts / len(truth), size=stop - start).astype(np.float64)
-        support = _sum_by(weights, cells[:, 0], num_labels)
-        for run in range(predictions.shape[1]):
-            guess = cells[:, run + 1]
-            hits = _sum_by(weights, np.where(guess == cells[:, 0], guess, -1), num_labels)
-            predicted = _sum_by(weights, guess, num_labels)
-            for name, statistic in statistics.items():
-                result[name][start:stop, run] = statistic(hits, support, predicted)
-    return result
+    counted = ~np.isnan(values)
+    sums, sizes = np.where(counted, values, 0.0).sum(axis=0), counted.sum(axis=0)
+    if clusters is None:
+        return [pair_or_none(low, high) for low, high in zip(*wilson_interval(sums, sizes), strict=True)]
+    intervals: list[Interval] = []
+    for column, samples in enumerate(bootstrap_means(values, clusters, num_resamples, seed).T):
+        num_images = len(np.unique(clusters[counted[:, column]]))
+        if num_images < 2:
+            intervals.append(None)  # a bootstrap over one image would be a point
+            continue
+        low, high = percentile_interval(samples[~np.isnan(samples)])
+        if high - low < 1e-12:
+            # All rows alike: resampling them says nothing of the next one. Each image then counts as one trial.
+            low, high = (float(end) for end in wilson_interval(low * num_images, num_images))
+        intervals.append([low, high])
+    return intervals
 
 
-def macro_f1_from_counts(hits: Floats, support: Floats, predicted: Floats) -> Floats:
-    """float64[K] mean F1 over the classes that occur in truth or prediction, from float64[K, L] counts."""
-    present = support + predicted > 0
-    scores: Floats = _f1(hits, support, predicted).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
-    return scores
-
-
-def weighted_f1_from_counts(hits: Floats, support: Floats, predicted: Floats) -> Floats:
-    """float64[K] mean F1 weighted by how often a class occurs in the truth, from float64[K, L] counts."""
-    scores: Floats = (_f1(hits, support, predicted) * support).sum(axis=-1) / support.sum(axis=-1)
-    return scores
-
-
-def balanced_accuracy_from_counts(hits: Floats, support: Floats, predicted: Floats) -> Floats:
-    """float64[K] mean recall over the classes that occur in the truth, from float64[K, L] counts."""
-    present = support > 0
-    recall = np.divide(hits, support, out=np.zeros_like(hits), where=present)
-    scores: Floats = recall.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
-    return scores
-
-
-def percentile_interval(samples: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """The middle part of bootstrap samples."""
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(samples, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def _f1(hits: Floats, support: Floats, predicted: Floats) -> Floats:
-    total = support + predicted
-    f1: Floats = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
-    return f1
-
-
-def _sum_by(weights: Floats, groups: NDArray[Any], num_segments: int) -> Floats:
-    """Sum columns of float64[K, C] by group (-1: left out), giving float64[K, num_segments]."""
-    from scipy.sparse import csr_array
-
-    kept = np.flatnonzero(groups >= 0)
-    member = csr_array((np.ones(len(kept)), (kept, groups[kept])), shape=(len(groups), num_segments))
-    summed: Floats = np.asarray(weights @ member)
-    return summed
+def pair_or_none(low: Any, high: Any) -> Interval:
+    """[low, high] as plain numbers; JSON has no NaN, so an interval from no trials is None."""
+    return None if np.isnan(low) else [float(low), float(high)]

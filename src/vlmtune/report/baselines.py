@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmtune.evaluate.compare import align, figures_of, same_examples
+from vlmtune.evaluate.compare import align, same_examples
 from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation
-from vlmtune.evaluate.statistics import adjust, paired_test
+from vlmtune.evaluate.statistics import adjust, paired_comparison
 from vlmtune.report import numbers as w
 from vlmtune.report.charts import SUBJECT_COLOR
 
@@ -37,11 +37,11 @@ def against(baselines: dict[str, Any], run: Path, subject: Evaluation | None) ->
         other.facts["name"] = f"{found['name']} ({found['key']})"  # never the subject's
         if same_examples(other, subject):
             table, right = align([other, subject])
-            row["pair"] = paired_test(table.correct, right.correct)
+            row["pair"] = paired_comparison(table.score, right.score, table.clusters)
             tested.append(row["pair"])
     adjust(tested)
     if subject is not None and tested:
-        figures = figures_of(subject)
+        figures = subject.figures
         keys = ("accuracy", "accuracy_interval", "num_correct", "num_unreadable", "nll")
         told = {"key": "subject", "name": subject.name, "kind": "subject", "series": SUBJECT_COLOR, "pair": None}
         told |= {key: figures[key] for key in keys}

@@ -21,7 +21,7 @@ def write_checkpoint_curve(folder: Path, curve: dict[str, Any]) -> Path:
     """Write SPLIT.json, .md, .svg and .png of a checkpoint curve into a folder; returns the path of the JSON file.
 
     Args:
-        curve: of `evaluate.checkpoint_curve.measure_checkpoint_curve`, with ``run`` and ``during_training`` added.
+        curve: of `evaluate.curves.measure_checkpoint_curve`, with ``run`` and ``during_training`` added.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / str(curve["split"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlmtune.evaluate.files import SomeEvaluation
+from vlmtune.evaluate.files import Evaluation
 from vlmtune.report import numbers as w
 from vlmtune.report.sources import RunRecord
 
 
-def experiment_facts(runs: Sequence[RunRecord], evaluations: Sequence[SomeEvaluation]) -> list[dict[str, Any]]:
+def experiment_facts(runs: Sequence[RunRecord], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Level of the experiment table: a name and a value a run."""
     facts: list[dict[str, Any]] = []
 

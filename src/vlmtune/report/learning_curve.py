@@ -22,7 +22,7 @@ def write_learning_curve(folder: Path, curve: dict[str, Any]) -> Path:
     """Write the files of a learning curve; returns the path of the page.
 
     Args:
-        curve: of `evaluate.learning_curve.measure_learning_curve`, with ``name``, ``source``, ``model`` and
+        curve: of `evaluate.curves.measure_learning_curve`, with ``name``, ``source``, ``model`` and
             ``num_planned`` added.
     """
     (folder / "charts").mkdir(parents=True, exist_ok=True)

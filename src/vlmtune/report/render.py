@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import RunFolderError
-from vlmtune.evaluate.files import read_evaluation, with_distinct_names
-from vlmtune.evaluate.vqa_predictions import is_vqa, read_vqa_evaluation
+from vlmtune.evaluate.files import Evaluation, read_evaluation, with_distinct_names
 from vlmtune.report.files import write_json, write_text
 from vlmtune.report.markdown import to_markdown
 from vlmtune.report.page import to_html
 from vlmtune.report.png import write_charts
-from vlmtune.report.sources import read_evaluations, read_run, read_vqa_evaluations
+from vlmtune.report.sources import RunRecord, read_evaluations, read_run
 from vlmtune.report.view import build, drawings
 from vlmtune.report.vqa import build_vqa, vqa_drawings
 
@@ -36,14 +35,10 @@ def render(run_folder: Path | str, baseline: Path | str | None = None) -> Path:
     """
     run_folder = Path(run_folder)
     run = read_run(run_folder)
-    asked, left_out = read_vqa_evaluations(run_folder)
-    if asked:
-        asked = [*([read_vqa_evaluation(baseline)] if baseline is not None else []), *asked]
-        return _write(run_folder / PAGE, build_vqa(run.name, with_distinct_names(asked), [run], left_out))
     evaluations, left_out = read_evaluations(run_folder)
     if baseline is not None:
         evaluations = [read_evaluation(baseline), *evaluations]
-    return _write(run_folder / PAGE, build(run.name, with_distinct_names(evaluations), [run], left_out))
+    return _write(run_folder / PAGE, _view(run.name, evaluations, [run], left_out))
 
 
 def render_comparison(
@@ -65,11 +60,15 @@ def render_comparison(
     output = Path(output)
     page = output if output.suffix == ".html" else output / PAGE
     records = [read_run(folder) for folder in runs]
-    if evaluation_folders and all(is_vqa(folder) for folder in evaluation_folders):
-        asked = [read_vqa_evaluation(folder) for folder in evaluation_folders]
-        return _write(page, build_vqa(title, with_distinct_names(asked), records, []))
     evaluations = [read_evaluation(folder) for folder in evaluation_folders]
-    return _write(page, build(title, with_distinct_names(evaluations), records, []))
+    return _write(page, _view(title, evaluations, records, []))
+
+
+def _view(
+    title: str, evaluations: Sequence[Evaluation], runs: Sequence[RunRecord], left_out: Sequence[str]
+) -> dict[str, Any]:
+    asks_from_data = any(evaluation.facts["task"]["question_from"] == "data" for evaluation in evaluations)
+    return (build_vqa if asks_from_data else build)(title, with_distinct_names(evaluations), runs, left_out)
 
 
 def _write(page: Path, view: dict[str, Any]) -> Path:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmtune.errors import RunFolderError
 from vlmtune.evaluate.compare import same_examples
-from vlmtune.evaluate.files import AnyEvaluation, Evaluation, SomeEvaluation, is_evaluation, read_evaluation
-from vlmtune.evaluate.vqa_compare import same_questions
-from vlmtune.evaluate.vqa_predictions import VqaEvaluation, is_vqa, read_vqa_evaluation
+from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation
 from vlmtune.report.checkpoint_curve import read_checkpoint_curve
 from vlmtune.report.files import read_json
 
@@ -68,31 +65,22 @@ def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
 
     The newest test evaluation decides which images the report is about; those of other images are left out.
     """
-    return _side_by_side([read_evaluation(path) for path in _evaluations(run_folder, vqa=False)], same_examples)
-
-
-def read_vqa_evaluations(run_folder: Path) -> tuple[list[VqaEvaluation], list[str]]:
-    """The evaluations of a run that asked questions, as `read_evaluations` chooses and orders them."""
-    return _side_by_side([read_vqa_evaluation(path) for path in _evaluations(run_folder, vqa=True)], same_questions)
-
-
-def _evaluations(run_folder: Path, *, vqa: bool) -> list[Path]:
-    return sorted(path for path in (run_folder / "evaluation").glob("*") if is_evaluation(path) and is_vqa(path) == vqa)
-
-
-def _side_by_side(
-    found: list[AnyEvaluation], are_same: Callable[[AnyEvaluation, AnyEvaluation], bool]
-) -> tuple[list[AnyEvaluation], list[str]]:
-    """Those of the same examples as the newest test evaluation, and the names of the others."""
+    paths = sorted(path for path in (run_folder / "evaluation").glob("*") if is_evaluation(path))
+    found = [read_evaluation(path) for path in paths]
     if not found:
         return [], []
     found.sort(key=lambda e: str(e.facts.get("created", "")))
     tuned = [e for e in found if not is_baseline(e)] or found
     on_test = [e for e in tuned if (e.facts.get("data") or {}).get("split") == "test"] or tuned
     subject = on_test[-1]
-    kept: list[AnyEvaluation] = [e for e in found if e is not subject and are_same(subject, e)]
+    kept = [e for e in found if e is not subject and _may_stand_beside(subject, e)]
     left_out = [e.folder.name if e.folder else e.name for e in found if e is not subject and e not in kept]
     return sorted([*kept, subject], key=lambda e: (not is_baseline(e), e is subject)), left_out
+
+
+def _may_stand_beside(subject: Evaluation, other: Evaluation) -> bool:
+    known = subject.predictions.known.any()
+    return same_examples(subject, other) if known else subject.predictions.ids == other.predictions.ids
 
 
 def evaluation_folder(path: Path | str) -> Path:
@@ -100,13 +88,13 @@ def evaluation_folder(path: Path | str) -> Path:
     path = Path(path)
     if is_evaluation(path) or not (path / "evaluation").is_dir():
         return path  # reading it explains what is wrong with a folder that is neither
-    for evaluations in (read_evaluations(path)[0], read_vqa_evaluations(path)[0]):
-        if evaluations and evaluations[-1].folder is not None:
-            return evaluations[-1].folder
+    evaluations = read_evaluations(path)[0]
+    if evaluations and evaluations[-1].folder is not None:
+        return evaluations[-1].folder
     raise RunFolderError(f"{path} has no evaluation yet. Run `vlmtune evaluate` first.")
 
 
-def is_baseline(evaluation: SomeEvaluation) -> bool:
+def is_baseline(evaluation: Evaluation) -> bool:
     """Whether this is the base model as it was before fine-tuning."""
     facts = evaluation.facts
     is_untouched = facts.get("checkpoint") is None and facts.get("base") is not None

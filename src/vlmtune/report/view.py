@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.evaluate.compare import compare, describe, figures_of
+from vlmtune.evaluate.compare import compare, describe
 from vlmtune.evaluate.files import Evaluation
 from vlmtune.report import calibration, charts, gallery, tables
 from vlmtune.report import numbers as wording
@@ -58,7 +58,7 @@ def build(
         "warnings": list(dict.fromkeys(w for run in runs for w in run.warnings)),
         "config": own.config if own else "",
         "left_out": list(left_out),
-        "chance": 1 / len(subject.labels) if subject else None,
+        "chance": 1 / len(subject.labels) if subject and subject.labels else None,
     }
     return {**view, "tables": _tables(view)}
 
@@ -134,9 +134,9 @@ def drawings(view: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_view(series: str, evaluation: Evaluation) -> dict[str, Any]:
-    figures = figures_of(evaluation)
+    figures = evaluation.figures
     return {
-        **describe(evaluation, figures),
+        **describe(evaluation),
         "series": series,
         "is_baseline": is_baseline(evaluation),
         "metrics": figures,

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.evaluate.vqa_compare import compare_vqa, describe_vqa
-from vlmtune.evaluate.vqa_predictions import VqaEvaluation
+from vlmtune.evaluate.compare import compare, describe
+from vlmtune.evaluate.files import Evaluation, thumbnail_rows
+from vlmtune.evaluate.metrics import confidences
 from vlmtune.report import charts, tables, vqa_tables
 from vlmtune.report import numbers as w
 from vlmtune.report.facts import experiment_facts
@@ -27,19 +28,17 @@ _FEW_QUESTIONS = 20
 
 
 def build_vqa(
-    title: str, evaluations: Sequence[VqaEvaluation], runs: Sequence[RunRecord], left_out: Sequence[str]
+    title: str, evaluations: Sequence[Evaluation], runs: Sequence[RunRecord], left_out: Sequence[str]
 ) -> dict[str, Any]:
     """Everything the page shows. Evaluations stand in the order shown; the last is the subject of the page.
 
     Raises DataError when the evaluations are not of the same questions.
     """
     colors = charts.colors([is_baseline(evaluation) for evaluation in evaluations])
-    shown = [
-        {"series": series, **describe_vqa(evaluation)} for series, evaluation in zip(colors, evaluations, strict=True)
-    ]
+    shown = [{"series": series, **describe(evaluation)} for series, evaluation in zip(colors, evaluations, strict=True)]
     subject, main = evaluations[-1], shown[-1]
     is_known = main["accuracy"] is not None
-    comparison = compare_vqa(evaluations) if len(evaluations) > 1 and is_known else None
+    comparison = compare(evaluations) if len(evaluations) > 1 and is_known else None
     view = {
         "task": "vqa",
         "title": title,
@@ -148,19 +147,21 @@ def _pair_sentence(pair: dict[str, Any]) -> str:
     return f"Against {pair['first']}, {pair['second']} is significantly {word}: {change} points ({span}); {flipped}."
 
 
-def _cards(evaluation: VqaEvaluation) -> list[dict[str, Any]]:
+def _cards(evaluation: Evaluation) -> list[dict[str, Any]]:
     """A card a question whose image is stored: wrong answers first, in the order of the split."""
-    table = evaluation.table
-    names = ["id", "image_id", "question", "question_type", "answer_type", "answers", "prediction", "confidence"]
-    columns = table.columns.select(names).to_pylist()
-    rows = table.thumbnail_rows()
+    table = evaluation.predictions
+    names = ["id", "image_id", "question", "question_type", "answer_type", "truth", "prediction"]
+    columns = table.rows.select(names).to_pylist()
+    closed = table.closed
+    sure = confidences(closed) if closed is not None and closed.log_probs is not None else None
+    rows = thumbnail_rows(table)
     cards = []
-    for row in rows[np.argsort(table.accuracy[rows], kind="stable")]:
-        told = columns[row]
+    for row in rows[np.argsort(table.score[rows], kind="stable")]:
+        told = columns[row] | {"confidence": None if sure is None else float(sure[row])}
         image = evaluation.thumbnails.get(told["image_id"])
         if image is None:
             continue
-        given = Counter(told["answers"]).most_common(3)
+        given = Counter(told["truth"]).most_common(3)
         cards.append(
             {
                 **told,
@@ -170,18 +171,18 @@ def _cards(evaluation: VqaEvaluation) -> list[dict[str, Any]]:
                 "answer_type": vqa_tables.type_name({"name": told["answer_type"]}),
                 "truth": given[0][0],
                 "answers": [{"answer": answer, "num": num} for answer, num in given],
-                "num_answers": len(told["answers"]),
-                "accuracy": float(table.accuracy[row]),
-                "is_right": bool(table.accuracy[row] >= 0.5),
+                "num_answers": len(told["truth"]),
+                "accuracy": float(table.score[row]),
+                "is_right": bool(table.score[row] >= 0.5),
             }
         )
     return cards
 
 
-def _gallery_note(evaluation: VqaEvaluation) -> str:
-    table = evaluation.table
-    wrong = int((table.accuracy[table.readable] < 0.5).sum())
-    rows = table.thumbnail_rows()
-    shown = int((table.accuracy[rows] < 0.5).sum())
+def _gallery_note(evaluation: Evaluation) -> str:
+    table = evaluation.predictions
+    wrong = int((table.score[table.readable] < 0.5).sum())
+    rows = thumbnail_rows(table)
+    shown = int((table.score[rows] < 0.5).sum())
     which = f"All {w.count(wrong)}" if shown == wrong else f"{w.count(shown)} of {w.count(wrong)}"
     return f"{which} answers with a VQA accuracy below 50%, and {w.counted(len(rows) - shown, 'right one')}."

@@ -11,7 +11,7 @@ from vlmtune.report.table import Cell, Table, limited, table, without_empty
 
 
 def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
-    """Evaluations of questions side by side, as `evaluate.vqa_compare.describe_vqa` gives them."""
+    """Evaluations of questions side by side, as `evaluate.compare.describe` gives them."""
     types = list(dict.fromkeys(type_name(entry) for run in evaluations for entry in run["by_answer_type"]))
     if len(types) > 4:
         types = []
@@ -40,7 +40,7 @@ def runs(evaluations: Sequence[dict[str, Any]]) -> Table:
 
 
 def pairs(comparison: dict[str, Any]) -> Table:
-    """Paired tests over images, as `evaluate.vqa_compare.compare_vqa` gives them."""
+    """Paired tests over images, as `evaluate.compare.compare` gives them."""
     limits = {run["name"]: run["limit"] for run in comparison["runs"]}
     rows = [
         [
@@ -62,7 +62,7 @@ def pairs(comparison: dict[str, Any]) -> Table:
 
 
 def types(kind: str, entries: Sequence[dict[str, Any]], limit: int | None, pair: dict[str, Any] | None = None) -> Table:
-    """Accuracy by type; with a pair of `compare_vqa`, what each answer type gained."""
+    """Accuracy by type; with a pair of `compare`, what each answer type gained."""
     gained = {type_name(entry): entry for entry in pair["by_answer_type"]} if pair else {}
     rows: list[list[str | Cell]] = []
     for entry in entries:

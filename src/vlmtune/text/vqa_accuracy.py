@@ -1,8 +1,8 @@
 """The official VQA accuracy of one answer against its annotators', with every quirk of the public evaluator.
 
-In: a predicted answer and the question's answers. Out: a share between 0 and 1. Validation inside training and
-`evaluate.vqa_metrics` call it. Written after the algorithm of VQAEval of GT-Vision-Lab/VQA, which published numbers
-were measured with; a test holds it to an independent copy of that algorithm.
+In: a predicted answer and the question's answers. Out: a share between 0 and 1. `tasks.question` calls it. Written
+after the algorithm of VQAEval of GT-Vision-Lab/VQA, which published numbers were measured with; a test holds it to an
+independent copy of that algorithm.
 """
 
 from __future__ import annotations

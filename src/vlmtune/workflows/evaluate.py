@@ -16,10 +16,9 @@ from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits, fingerprint
 from vlmtune.errors import DataError, RunFolderError, UserError
 from vlmtune.evaluate.baselines import Baselines
-from vlmtune.evaluate.checkpoint import evaluate_checkpoint, measured_examples
-from vlmtune.evaluate.checkpoint_curve import measure_checkpoint_curve
+from vlmtune.evaluate.curves import measure_checkpoint_curve
 from vlmtune.evaluate.files import FACTS_FILE, facts_if_of, read_evaluation
-from vlmtune.evaluate.run import Measured
+from vlmtune.evaluate.run import EvaluationResult, evaluate_checkpoint, measured_examples
 from vlmtune.files import write_json
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
@@ -43,7 +42,7 @@ def evaluate(
     name: str | None = None,
     opened: OpenedModel | None = None,
     observer: Observer = SILENT,
-) -> Measured:
+) -> EvaluationResult:
     """`evaluate_checkpoint`, reporting to an observer."""
     return evaluate_checkpoint(
         experiment,
@@ -84,8 +83,6 @@ def measure_baselines(
     Args:
         base: the base model's evaluation, if it is elsewhere.
     """
-    if experiment.task.asks_from_data or not experiment.task.is_closed:
-        raise UserError("Baselines are for classification, not for questions (task.type: choice).")
     layout = RunLayout(run)
     opened = open_base(experiment.model)
     examples = measured_examples(experiment.evaluate, splits)
@@ -94,7 +91,7 @@ def measure_baselines(
     if facts is None:
         measured = evaluate(experiment, splits, checkpoint=None, folder=run, opened=opened, observer=observer)
         facts, folder = measured.facts, measured.folder
-    baselines = Baselines(run, splits, examples, facts["data"])
+    baselines = Baselines(run, experiment.task, splits, examples, facts["data"])
     baselines.add_majority()
     if layout.best.exists():
         tuned = open_checkpoint(experiment.model, layout.best)
@@ -130,12 +127,13 @@ def measure_checkpoints(
         raise RunFolderError(
             f"{run} is not a run folder: it has no {layout.config.name}. Give one that `vlmtune train` wrote."
         )
-    changes = [f"evaluate.split={split}", "evaluate.mode=full", *([f"evaluate.limit={limit}"] if limit else [])]
+    changes = [
+        f"evaluate.split={split}",
+        "evaluate.mode=full",
+        "evaluate.calibrate=false",
+        *([f"evaluate.limit={limit}"] if limit else []),
+    ]
     experiment, splits = load_data(load_experiment(run, changes))
-    if experiment.task.asks_from_data or not experiment.task.is_closed:
-        raise UserError(
-            f"{run} answers questions; checkpoint_curve compares label accuracy, so it is for classification."
-        )
     figures = _measure_each(layout, experiment, splits, observer)
     record = read_run(run)
     figures["run"] = record.name

@@ -9,9 +9,9 @@ from typing import Any
 from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import fingerprint
 from vlmtune.errors import UserError
-from vlmtune.evaluate.checkpoint import measured_examples
+from vlmtune.evaluate.curves import LearningCurveRun, measure_learning_curve
 from vlmtune.evaluate.files import facts_if_of, read_evaluation
-from vlmtune.evaluate.learning_curve import LearningCurveRun, measure_learning_curve
+from vlmtune.evaluate.run import measured_examples
 from vlmtune.report.learning_curve import write_learning_curve
 from vlmtune.runs.layout import RunLayout
 from vlmtune.runs.prepare import load_data
@@ -31,8 +31,6 @@ def measure_curve(
     """
     folder = Path(experiment.output_dir) / f"{experiment.name}-learning-curve"
     resolved, splits = load_data(experiment)
-    if experiment.task.asks_from_data or not experiment.task.is_closed:
-        raise UserError("A learning curve compares label accuracy, so it is for classification (task.type: choice).")
     if not splits.test:
         raise UserError("A learning curve needs test images. Check data.test_split and data.test_fraction.")
     measured = fingerprint(measured_examples(resolved.evaluate, splits))

@@ -21,7 +21,7 @@ from vlmtune.data.splits import Splits
 from vlmtune.errors import DataError, UserError
 from vlmtune.evaluate.compare import align
 from vlmtune.evaluate.files import read_evaluation, with_distinct_names
-from vlmtune.evaluate.statistics import paired_test
+from vlmtune.evaluate.statistics import paired_comparison
 from vlmtune.files import write_text
 from vlmtune.report.search import write_search
 from vlmtune.runs.layout import RunLayout
@@ -41,7 +41,7 @@ def run_search(
 ) -> tuple[dict[str, Any], Path]:
     """Run the trials that are left; the figures and the folder, written anew after every trial."""
     check_installed(experiment.tracking)
-    folder, task = Path(experiment.output_dir) / f"{experiment.name}-search", experiment.task
+    folder = Path(experiment.output_dir) / f"{experiment.name}-search"
     resolved, splits = load_data(experiment)
     if not splits.validation:
         raise DataError("A search needs validation images. Check data.validation_split and data.validation_fraction.")
@@ -53,7 +53,7 @@ def run_search(
                 while workers.fill(num_trials):
                     if workers.collect():
                         _write(searched, num_trials, len(splits.validation), None)
-        against = _against_runner_up(searched, splits, observer) if task.is_closed and not task.asks_from_data else None
+        against = _against_runner_up(searched, splits, observer)
         return _write(searched, num_trials, len(splits.validation), against), folder
     finally:
         searched.close()
@@ -174,8 +174,8 @@ def _against_runner_up(search: Search, splits: Splits, observer: Observer) -> di
         experiment.evaluate = EvaluateSection(split="validation", batch_size=experiment.evaluate.batch_size)
         done = evaluate(experiment, splits, checkpoint=RunLayout(run).best, folder=run, observer=observer)
         measured.append(read_evaluation(done.folder))
-    best, second = (each.correct for each in align(with_distinct_names(measured)))
-    test = paired_test(second, best)
+    best, second = align(with_distinct_names(measured))
+    test = paired_comparison(second.score, best.score, best.clusters)
     return {
         "runner_up": ranked[1].number,
         "difference": test["difference"],

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.synthetic_runs import in_memory, random_table
-from vlmtune.evaluate.checkpoint_curve import measure_checkpoint_curve
+from tests.synthetic_runs import answered, in_memory, random_table, table_of
+from vlmtune.evaluate.curves import LearningCurveRun, measure_checkpoint_curve, measure_learning_curve
 from vlmtune.evaluate.files import Evaluation
-from vlmtune.evaluate.learning_curve import LearningCurveRun, measure_learning_curve
 from vlmtune.evaluate.statistics import paired_difference_interval, wilson_interval
+from vlmtune.records import Example, ImageSource
 from vlmtune.report import charts, tables
 from vlmtune.report.checkpoint_curve import advice, read_checkpoint_curve, write_checkpoint_curve
 from vlmtune.report.files import palette, style
@@ -36,7 +36,7 @@ def checkpoint_curve_of(*skills: float, **more: object) -> dict:
     return {**measure_checkpoint_curve(checkpoints(*skills), 400), "run": "r", "during_training": [], **more}
 
 
-def test_the_best_checkpoint_has_the_highest_accuracy_and_no_test_against_itself() -> None:
+def test_the_best_checkpoint_has_the_highest_accuracy() -> None:
     found = checkpoint_curve_of(1.0, 4.0, 2.0)
     accuracies = [point["accuracy"] for point in found["checkpoints"]]
     assert found["best_step"] == 200 == 100 * (1 + int(np.argmax(accuracies)))
@@ -45,16 +45,18 @@ def test_the_best_checkpoint_has_the_highest_accuracy_and_no_test_against_itself
     assert found["checkpoints"][0]["is_worse"] and found["checkpoints"][0]["difference"] < 0
 
 
-def test_of_equally_accurate_checkpoints_the_lower_loss_wins_then_the_earlier() -> None:
+def test_of_equal_checkpoints_the_lower_loss_wins() -> None:
     table = random_table(num=100, skill=3.0)
-    blunt = np.array(table.log_probs) / 2
+    closed = table.closed
+    assert closed is not None and closed.log_probs is not None
+    blunt = closed.log_probs / 2
     blunt -= np.log(np.exp(blunt).sum(axis=1, keepdims=True))
-    worse = dataclasses.replace(table, log_probs=blunt.astype(np.float32))
+    worse = table_of(closed.truth, closed.prediction, closed.labels, log_probs=blunt.astype(np.float32))
     names = ((100, worse), (200, table), (300, table))
     assert measure_checkpoint_curve([(s, in_memory(str(s), t)) for s, t in names], 300)["best_step"] == 200
 
 
-def test_stopping_advice_is_the_earliest_checkpoint_that_is_not_significantly_worse() -> None:
+def test_stopping_advice_is_the_earliest_checkpoint_not_worse() -> None:
     found = checkpoint_curve_of(1.0, 3.9, 4.0, 4.05)
     assert found["stop_step"] == 200
     told = " ".join(advice(found))
@@ -64,7 +66,7 @@ def test_stopping_advice_is_the_earliest_checkpoint_that_is_not_significantly_wo
     assert "Every earlier checkpoint is significantly worse" in " ".join(advice(alone))
 
 
-def test_an_average_of_checkpoints_is_tested_against_the_best_one_and_stands_in_table_and_chart(tmp_path: Path) -> None:
+def test_an_average_of_checkpoints_is_tested_against_the_best(tmp_path: Path) -> None:
     average = in_memory("average-of-3", random_table(num=400, skill=6.0, seed=9))
     found = {**measure_checkpoint_curve(checkpoints(1.0, 2.0, 3.0), 400, [average]), "run": "r", "during_training": []}
     (told,) = found["averages"]
@@ -80,12 +82,12 @@ def test_an_average_of_checkpoints_is_tested_against_the_best_one_and_stands_in_
     assert len(tables.checkpoints(without).rows) == 3 and "average" not in " ".join(advice(without))
 
 
-def test_advice_warns_of_the_test_split_of_limits_and_of_a_single_checkpoint() -> None:
+def test_advice_warns_of_test_splits_limits_and_few_checkpoints() -> None:
     told = " ".join(advice(checkpoint_curve_of(2.0, split="test", limit=50)))
     assert "choose on validation" in told and "Only 50 images" in told and "keep_checkpoints" in told
 
 
-def test_a_checkpoint_curve_is_written_as_json_markdown_svg_and_png_and_read_again(tmp_path: Path) -> None:
+def test_a_checkpoint_curve_reads_back_as_written(tmp_path: Path) -> None:
     logged = [{"step": 50, "accuracy": 0.4, "loss": 1.5}, {"step": 100, "accuracy": 0.5, "loss": float("nan")}]
     found = checkpoint_curve_of(1.0, 3.0, split="validation", during_training=logged)
     write_checkpoint_curve(tmp_path / "checkpoint_curve", found)
@@ -129,7 +131,7 @@ def test_a_points_interval_combines_seeds_and_test_images() -> None:
     assert point["interval"] == pytest.approx(wanted)
 
 
-def test_one_seed_has_the_interval_of_its_test_images_and_says_so() -> None:
+def test_one_seed_has_the_interval_of_its_images() -> None:
     found = measure_learning_curve(learning_curve_runs({0.1: [2.0], 1.0: [4.0]}))
     for point in found["points"]:
         assert point["seed_interval"] is None
@@ -154,7 +156,7 @@ def test_a_step_of_one_seed_has_the_paired_interval_of_its_images() -> None:
     assert measure_learning_curve(runs)["steps"][0]["interval"] == pytest.approx(expected)
 
 
-def test_a_step_on_which_no_image_changed_is_not_said_to_be_known_exactly() -> None:
+def test_a_step_without_changes_is_not_known_exactly() -> None:
     (run,) = learning_curve_runs({1.0: [2.0]})
     runs = [dataclasses.replace(run, fraction=fraction, seed=seed) for fraction in (0.1, 1.0) for seed in range(3)]
     runs = [dataclasses.replace(each, folder=f"run-{number}") for number, each in enumerate(runs)]
@@ -174,15 +176,15 @@ def test_intervals_of_the_mean_hold_their_coverage() -> None:
         for seed in range(3):
             shift = 0.04 * rng.normal()
             right = rng.random(num) < np.clip(ease + shift, 0, 1)
-            table = random_table(num=num, num_labels=2, has_probabilities=False)
-            table = dataclasses.replace(table, prediction=np.where(right, table.truth, 1 - table.truth))
+            truth = rng.integers(0, 2, num) if not runs else runs[0].evaluation.predictions.closed.truth
+            table = table_of(truth, np.where(right, truth, 1 - truth), ("a", "b"))
             runs.append(LearningCurveRun(1.0, seed, 10, f"s{seed}", in_memory("x", table)))
         low, high = measure_learning_curve(runs)["points"][0]["interval"]
         held += low <= true <= high
     assert held / trials >= 0.93
 
 
-def test_a_learning_curve_starts_from_the_untrained_model_and_is_written_whole(tmp_path: Path) -> None:
+def test_a_learning_curve_starts_from_the_untrained_model(tmp_path: Path) -> None:
     base = in_memory("base", random_table(num=300, skill=0.5, seed=99))
     found = measure_learning_curve(learning_curve_runs({0.1: [2.0, 2.2], 1.0: [4.0, 4.2]}), base)
     assert [(step["num_first"], step["num_second"]) for step in found["steps"]] == [(0, 100), (100, 1000)]
@@ -195,3 +197,51 @@ def test_a_learning_curve_starts_from_the_untrained_model_and_is_written_whole(t
     assert "4 of 9 runs are finished" in text
     assert "| 10% | 100 |" in (tmp_path / "learning_curve.md").read_text()
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {"learning_curve.svg", "learning_curve.png"}
+
+
+def question_runs(*shares: float, num: int = 90) -> list[Evaluation]:
+    """Open answers to three questions about each image, that share of which are right, image by image."""
+    examples = [
+        Example(str(n), ImageSource(data=b""), ("yes",) * 10, f"{n}?", image_id=str(n // 3)) for n in range(num)
+    ]
+    return [
+        in_memory(f"run-{share}", answered(examples, ["yes" if n // 3 < share * num / 3 else "no" for n in range(num)]))
+        for share in shares
+    ]
+
+
+def test_checkpoints_of_open_answers_are_compared_by_image() -> None:
+    runs = question_runs(0.1, 0.6, 0.7)
+    curve = measure_checkpoint_curve([(100 * (i + 1), run) for i, run in enumerate(runs)], 300)
+    assert curve["best_step"] == 300 and curve["checkpoints"][0]["is_worse"]
+    low, high = curve["checkpoints"][1]["difference_interval"]
+    assert low < -0.1 < high <= 0, "3 of 30 images changed, with all their questions"
+    assert curve["checkpoints"][1]["nll"] is None
+
+
+def test_a_learning_curve_of_questions_is_wider_than_of_as_many_images() -> None:
+    runs = [
+        LearningCurveRun(fraction, 0, round(100 * fraction), f"f{fraction}", run)
+        for fraction, run in zip((0.5, 1.0), question_runs(0.5, 0.7), strict=True)
+    ]
+    by_image = measure_learning_curve(runs)
+    ungrouped = [
+        dataclasses.replace(
+            run,
+            evaluation=dataclasses.replace(
+                run.evaluation,
+                predictions=dataclasses.replace(
+                    run.evaluation.predictions,
+                    rows=run.evaluation.predictions.rows.set_column(
+                        3, "image_id", run.evaluation.predictions.rows["id"]
+                    ),
+                ),
+            ),
+        )
+        for run in runs
+    ]
+    alone = measure_learning_curve(ungrouped)
+    for where in ("steps", "points"):
+        wide, narrow = (np.ptp(curve[where][0]["interval"]) for curve in (by_image, alone))
+        assert wide > 1.5 * narrow
+    assert by_image["steps"][0]["difference"] == pytest.approx(0.2)

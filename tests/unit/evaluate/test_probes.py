@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from tests.synthetic_runs import in_memory, random_table, write_evaluation
-from vlmtune.evaluate.probes import Split, linear_probe, majority_class, nearest_neighbors
+from vlmtune.evaluate.probes import Split, linear_probe, nearest_neighbors
 from vlmtune.report.baselines import against
 from vlmtune.report.calibration import expected_coverage
 
@@ -25,13 +25,6 @@ def data() -> tuple[Split, Split, np.ndarray, np.ndarray]:
     x, y = make_classification(500, 12, n_informative=6, n_classes=4, class_sep=1.2, random_state=0)
     x, y = (x * np.geomspace(0.01, 100, 12)).astype(np.float32), y.astype(np.int64)  # scales that need standardizing
     return Split(x[:250], y[:250]), Split(x[250:350], y[250:350]), x[350:], y[350:]
-
-
-def test_the_majority_class_is_the_most_frequent_training_label() -> None:
-    probed = majority_class(np.array([2, 2, 1, 0, 2]), 3, 4)
-    assert probed.prediction.tolist() == [2, 2, 2]
-    assert probed.log_probs is not None
-    assert np.exp(probed.log_probs[0]) == pytest.approx([0.2, 0.2, 0.6, 0.0], abs=1e-6)
 
 
 def test_nearest_neighbors_equal_scikit_learns(data: Any) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from tests.synthetic_runs import facts, random_table
+from tests.synthetic_runs import answered, random_table
 from vlmtune.errors import DataError
 from vlmtune.evaluate import calibration
-from vlmtune.evaluate.files import write_evaluation as write_folder
-from vlmtune.evaluate.predictions import PredictionTable
+from vlmtune.evaluate.table import PredictionTable
+from vlmtune.records import Example, ImageSource
 
 pytestmark = pytest.mark.unit
 
@@ -32,7 +31,7 @@ def tables(num: int = 800) -> tuple[PredictionTable, PredictionTable]:
 
 
 @pytest.mark.parametrize("sharpened", [0.4, 1.0, 2.5])
-def test_temperature_undoes_what_was_done_to_a_calibrated_model(sharpened: float) -> None:
+def test_temperature_undoes_sharpening(sharpened: float) -> None:
     log_probs, truth = true_model(4000, 0, sharpened)
     assert calibration.fit_temperature(log_probs, truth) == pytest.approx(1 / sharpened, rel=0.06)
 
@@ -68,7 +67,7 @@ def test_a_label_set_is_never_empty() -> None:
     assert (calibration.label_sets(log_probs, 0.0).sum(axis=1) == 1).all()
 
 
-def test_abstention_threshold_is_the_lowest_that_reaches_the_precision() -> None:
+def test_the_abstention_threshold_is_the_lowest_that_suffices() -> None:
     confidence = np.array([0.9, 0.8, 0.7, 0.7, 0.6])
     correct = np.array([True, True, True, False, True])
     assert calibration.abstention_threshold(confidence, correct, 1.0, with_margin=False) == 0.8
@@ -77,7 +76,7 @@ def test_abstention_threshold_is_the_lowest_that_reaches_the_precision() -> None
     assert calibration.abstention_threshold(confidence, ~correct, 1.0, with_margin=False) is None
 
 
-def test_calibrate_lowers_the_likelihood_loss_on_test_and_reaches_coverage_and_precision() -> None:
+def test_calibrate_reaches_coverage_and_precision_on_test() -> None:
     result = calibration.calibrate(*tables(), coverage=0.9, precision=0.97)
     assert result["nll_after"] < result["nll_before"] + 1e-3
     assert result["ece_after"] == pytest.approx(calibration.calibration_error(result["reliability"]))
@@ -92,31 +91,41 @@ def test_a_precision_that_is_not_reached_answers_nothing() -> None:
     assert found["threshold"] is None and found["num_answered"] == 0 and found["precision"] is None
 
 
-def test_a_runs_calibration_is_that_of_its_latest_fine_tuned_evaluation(tmp_path: Path) -> None:
-    assert calibration.read_calibration(tmp_path) is None
-    validation, test = tables(300)
-    for name, checkpoint, created, coverage in (
-        ("base", None, "2026-11-23", 0.5),
-        ("test-old", "step-000001", "2026-11-21", 0.6),
-        ("test-new", "step-000002", "2026-11-22", 0.999),
-    ):
-        figures = calibration.calibrate(validation, test, coverage=coverage)
-        scoring = {"form": "sum", "calibration": "none"}
-        more = {"checkpoint": checkpoint, "created": created, "calibration": figures, "scoring": scoring}
-        write_folder(tmp_path / "evaluation" / name, facts(name, test) | more, test)
-    write_folder(tmp_path / "evaluation" / "later", facts("x", test) | {"checkpoint": "y", "created": "2027"}, test)
-    adjusted = more | {"checkpoint": "z", "created": "2027", "scoring": {"form": "mean", "calibration": "prior"}}
-    write_folder(tmp_path / "evaluation" / "adjusted", facts("x", test) | adjusted, test)
-    found = calibration.read_calibration(tmp_path)
-    assert found is not None and found.wanted_coverage == 0.999
-    assert found.conformal["lac"] == np.inf  # 300 images cannot vouch for 99.9 %
-    assert found.temperature == figures["temperature"]
-
-
-def test_calibrate_refuses_the_same_images_and_missing_probabilities() -> None:
+def test_calibrate_needs_other_images_and_probabilities() -> None:
     validation, test = tables(50)
     with pytest.raises(DataError, match="50 images are in both"):
         calibration.calibrate(validation, validation)
     argmax = random_table(num=50, has_probabilities=False)
     with pytest.raises(DataError, match=r"evaluate\.mode: full"):
         calibration.calibrate(argmax, test)
+
+
+def test_answers_outside_the_labels_are_never_covered() -> None:
+    log_probs, truth = true_model(2000, 4)
+    truth[:1000:20] = -1  # 5 % of the first half
+    threshold = calibration.conformal_threshold(log_probs[:1000], truth[:1000], 0.9)
+    assert threshold > calibration.conformal_threshold(log_probs[50:1000], np.abs(truth[50:1000]), 0.9)
+    assert calibration.conformal_threshold(log_probs[:1000], truth[:1000], 0.97) == np.inf
+    everything = np.ones((2000, 8), bool)
+    assert calibration.measure_sets(everything, truth)["coverage"] == pytest.approx(0.975)
+    assert calibration.fit_temperature(log_probs[:1000], truth[:1000]) == pytest.approx(1, abs=0.15)
+
+
+def test_a_closed_list_of_answers_is_calibrated() -> None:
+    rng = np.random.default_rng(0)
+    log_probs = log_softmax(3 * rng.normal(size=(900, 3)), axis=1).astype(np.float32)
+    labels = ("red", "blue", "green")
+    drawn = [str(rng.choice(labels, p=np.exp(row / 2) / np.exp(row / 2).sum())) for row in log_probs]
+    examples = [
+        Example(str(i), ImageSource(data=b""), (answer,) * 8 + ("grey",) * 2, "Which?", image_id=str(i // 3))
+        for i, answer in enumerate(drawn)
+    ]
+    answers = [labels[row.argmax()] for row in log_probs]
+    table = answered(examples, answers, labels, log_probs=log_probs)
+    result = calibration.calibrate(table.take(np.arange(450)), table.take(np.arange(450, 900)))
+    assert result["temperature"] == pytest.approx(2, rel=0.25) and result["nll_after"] < result["nll_before"]
+    assert result["ece_after"] < result["ece_before"]
+    assert result["conformal"]["lac"]["coverage"] == pytest.approx(0.9, abs=0.06)
+    open_table = answered(examples, answers)
+    with pytest.raises(DataError, match="every label's probability"):
+        calibration.calibrate(open_table.take(np.arange(450)), open_table.take(np.arange(450, 900)))

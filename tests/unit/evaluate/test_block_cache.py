@@ -1,4 +1,4 @@
-"""A journal gives the records back as they were made, does only what is missing, and trusts nothing stale or torn."""
+"""A block cache gives records back as computed, computes only what is missing, and trusts nothing stale or torn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from vlmtune.errors import RunFolderError
-from vlmtune.evaluate.block_cache import Journal
+from vlmtune.evaluate.block_cache import BlockCache
 from vlmtune.records import Example, ImageSource
 
 pytestmark = pytest.mark.unit
@@ -36,70 +36,69 @@ class Worker:
             yield {"answer": None if number == 3 else f"answer {number}", "scores": [number / 3, -1e-300]}
 
 
-def journal(folder: Path, said: list[str] | None = None, **key: str) -> Journal:
-    return Journal(
-        folder / "test", {"model": "a", "task": "b", **key}, say=(said if said is not None else []).append, block_size=4
-    )
+def cache(folder: Path, messages: list[str] | None = None, **key: str) -> BlockCache:
+    say = (messages if messages is not None else []).append
+    return BlockCache(folder / "test", {"model": "a", "task": "b", **key}, say=say, block_size=4)
 
 
-def test_an_interrupted_run_does_only_the_unfinished_blocks_and_ends_with_the_same_records(tmp_path: Path) -> None:
-    whole = journal(tmp_path / "whole").run("test", EXAMPLES, Worker(), SCHEMA)
+def test_a_resumed_run_computes_only_unfinished_blocks(tmp_path: Path) -> None:
+    whole = cache(tmp_path / "whole").run("test", EXAMPLES, Worker(), SCHEMA)
     with pytest.raises(KeyboardInterrupt):
-        journal(tmp_path / "cut").run("test", EXAMPLES, Worker(until=6), SCHEMA)
+        cache(tmp_path / "cut").run("test", EXAMPLES, Worker(until=6), SCHEMA)
     rest = Worker()
-    resumed = journal(tmp_path / "cut").run("test", EXAMPLES, rest, SCHEMA)
+    resumed = cache(tmp_path / "cut").run("test", EXAMPLES, rest, SCHEMA)
     assert rest.blocks == [[f"test/{n}" for n in range(4, 8)], ["test/8", "test/9"]]
     assert resumed.drop_columns("seconds").equals(whole.drop_columns("seconds"))
     assert resumed["scores"].to_pylist()[7] == [7 / 3, -1e-300]
 
 
 @pytest.mark.parametrize("harm", ["cut", "bit", "empty"])
-def test_a_damaged_block_is_done_again(tmp_path: Path, harm: str) -> None:
-    whole = journal(tmp_path).run("test", EXAMPLES, Worker(), SCHEMA)
-    path = tmp_path / ".test.journal" / "test-000001.parquet"
+def test_a_damaged_block_is_computed_again(tmp_path: Path, harm: str) -> None:
+    whole = cache(tmp_path).run("test", EXAMPLES, Worker(), SCHEMA)
+    path = tmp_path / ".test.blocks" / "test-000001.parquet"
     content = bytearray(path.read_bytes())
     if harm == "bit":
         content[content.index(b"answer 4")] ^= 1
     path.write_bytes(bytes(content[: {"cut": -7, "bit": None, "empty": 0}[harm]]))
     again = Worker()
-    found = journal(tmp_path).run("test", EXAMPLES, again, SCHEMA)
+    found = cache(tmp_path).run("test", EXAMPLES, again, SCHEMA)
     assert again.blocks == [[f"test/{n}" for n in range(4, 8)]]
     assert found.drop_columns("seconds").equals(whole.drop_columns("seconds"))
 
 
-def test_a_journal_of_another_model_is_removed_with_a_message(tmp_path: Path) -> None:
-    journal(tmp_path).run("test", EXAMPLES, Worker(), SCHEMA)
-    said: list[str] = []
+def test_blocks_of_another_model_are_removed_with_a_message(tmp_path: Path) -> None:
+    cache(tmp_path).run("test", EXAMPLES, Worker(), SCHEMA)
+    messages: list[str] = []
     again = Worker()
-    journal(tmp_path, said, model="other").run("test", EXAMPLES, again, SCHEMA)
+    cache(tmp_path, messages, model="other").run("test", EXAMPLES, again, SCHEMA)
     assert len(again.blocks) == 3
-    assert len(said) == 1 and "another model" in said[0] and "task" not in said[0]
-    (tmp_path / ".test.journal" / "key.json").write_text('{"mod')
-    journal(tmp_path, said, model="other")
-    assert "damaged" in said[1]
+    assert len(messages) == 1 and "another model" in messages[0] and "task" not in messages[0]
+    (tmp_path / ".test.blocks" / "key.json").write_text('{"mod')
+    cache(tmp_path, messages, model="other")
+    assert "damaged" in messages[1]
 
 
-def test_blocks_of_other_examples_are_not_taken(tmp_path: Path) -> None:
-    journal(tmp_path).run("test", EXAMPLES, Worker(), SCHEMA)
+def test_blocks_of_other_examples_are_not_used(tmp_path: Path) -> None:
+    cache(tmp_path).run("test", EXAMPLES, Worker(), SCHEMA)
     again = Worker()
     other = [*EXAMPLES[:5], EXAMPLES[9], *EXAMPLES[6:9]]
-    table = journal(tmp_path).run("test", other, again, SCHEMA)
+    table = cache(tmp_path).run("test", other, again, SCHEMA)
     assert [block[0] for block in again.blocks] == ["test/4", "test/8"]
     assert table["id"].to_pylist() == [example.id for example in other]
 
 
 def test_parts_do_not_mix_and_discarding_leaves_nothing(tmp_path: Path) -> None:
-    kept = journal(tmp_path)
-    kept.run("validation", EXAMPLES[:3], Worker(), SCHEMA)
+    stored = cache(tmp_path)
+    stored.run("validation", EXAMPLES[:3], Worker(), SCHEMA)
     again = Worker()
-    kept.run("test", EXAMPLES[:3], again, SCHEMA)
+    stored.run("test", EXAMPLES[:3], again, SCHEMA)
     assert len(again.blocks) == 1
-    assert len(kept.run("train", [], again, SCHEMA)) == 0
-    kept.discard()
+    assert len(stored.run("train", [], again, SCHEMA)) == 0
+    stored.discard()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"Cannot write .*key\.json"):
-        journal(tmp_path / "file")
+    with pytest.raises(RunFolderError, match=r"key\.json: cannot write"):
+        cache(tmp_path / "file")
