@@ -23,7 +23,7 @@ from vlmtune.data.check_report import CheckReport, Copy, DuplicateCounts, Duplic
 from vlmtune.data.duplicates import difference_hash, pixel_digest, similar_pairs, thumbnail
 from vlmtune.data.prefetch import read_ahead
 from vlmtune.data.split_names import ROLES, Role
-from vlmtune.data.splits import load_splits
+from vlmtune.data.splits import Splits, load_splits
 from vlmtune.errors import UnreadableImageError
 from vlmtune.records import Example, ImageSource
 
@@ -77,18 +77,15 @@ def check_data(
     }
     whole = data.model_copy(update={"fraction": 1.0, "limit": None, "limit_validation": None, "limit_test": None})
     splits = load_splits(whole, task, seed)
-    # Questions about one image are one member: it is decoded once, and is no duplicate of itself.
-    first = {(role, e.image_id or e.id): (role, e) for role in ROLES for e in reversed(splits.split(role))}
-    members: list[tuple[Role, Example]] = list(first.values())[::-1]
-    members.sort(key=lambda member: ROLES.index(member[0]))
+    members = _distinct_images(splits)
     images = [example.image for _, example in members]
     with nullcontext() if progress is None else progress(len(images)) as bar:
         looks = list(_look_at_all(images, num_threads, bar))
 
     described = splits.description["splits"]
-    key = "per_answer_type" if splits.labels is None or task.asks_from_data else "per_label"
-    labels = list(dict.fromkeys(label for role in ROLES for label in described[role][key]))
-    per_label = {label: {str(role): described[role][key].get(label, 0) for role in ROLES} for label in labels}
+    per_label = _counts_per_label(
+        described, "per_answer_type" if task.asks_from_data or splits.labels is None else "per_label"
+    )
     num_questions = sum(len(splits.split(role)) for role in ROLES) if task.asks_from_data else 0
     readable = [i for i, look in enumerate(looks) if look.problem is None]
     groups, group_counts = _exact_duplicates(members, looks, readable)
@@ -121,6 +118,19 @@ def check_data(
         limits={name: value for name, value in limits.items() if value is not None},
         num_questions=num_questions,
     )
+
+
+def _distinct_images(splits: Splits) -> list[tuple[Role, Example]]:
+    """One example for each image, by split: it is decoded once, and is no duplicate of itself."""
+    first = {(role, e.image_id or e.id): (role, e) for role in ROLES for e in reversed(splits.split(role))}
+    members: list[tuple[Role, Example]] = list(first.values())[::-1]
+    return sorted(members, key=lambda member: ROLES.index(member[0]))
+
+
+def _counts_per_label(described: dict[str, Any], key: str) -> dict[str, dict[str, int]]:
+    """Label (or type of answer) -> split -> how many."""
+    labels = dict.fromkeys(label for role in ROLES for label in described[role][key])
+    return {label: {str(role): described[role][key].get(label, 0) for role in ROLES} for label in labels}
 
 
 def _label(example: Example) -> str:

@@ -68,11 +68,7 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
 
     notes = list(source.notes)
     left_out = [asdict(item) for item in source.left_out]
-    used_names = {part.name for text in roles.values() for part in parse_split(text, source.splits)}
-    unused = [name for name in source.splits if name not in used_names]
-    if unused:
-        reason = "splits that no role uses (data.train_split, data.validation_split, data.test_split)"
-        left_out.append({"reason": reason, "count": len(unused), "examples": unused})
+    left_out += _unused_splits(source, roles)
 
     origins = {role: f"split '{name}'" if len(source.splits) > 1 else "the source" for role, name in roles.items()}
     if examples.get("train"):
@@ -85,16 +81,16 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     described: dict[str, Any] = {}
     for role in ROLES:
         whole = examples.get(role, [])
-        used, reason = _limited(whole, role, data, seed)
-        examples[role] = used
-        if len(used) < len(whole):
-            left_out.append({"reason": f"{reason} ({role})", "count": len(whole) - len(used), "examples": []})
+        examples[role], reason = _limited(whole, role, data, seed)
+        num_left_out = len(whole) - len(examples[role])
+        if num_left_out:
+            left_out.append({"reason": f"{reason} ({role})", "count": num_left_out, "examples": []})
         described[role] = {
             "from": origins.get(role, "nowhere: the source has no such split"),
             "found": len(whole),
-            "used": len(used),
-            **_counts(used, labels, task),
-            "fingerprint": fingerprint(used),
+            "used": len(examples[role]),
+            **_counts(examples[role], labels, task),
+            "fingerprint": fingerprint(examples[role]),
         }
     description = {
         "source": data.source,
@@ -108,6 +104,13 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
         "notes": notes,
     }
     return Splits(examples["train"], examples["validation"], examples["test"], labels, description)
+
+
+def _unused_splits(source: Source, roles: dict[Role, str]) -> list[dict[str, Any]]:
+    used = {part.name for text in roles.values() for part in parse_split(text, source.splits)}
+    unused = [name for name in source.splits if name not in used]
+    reason = "splits that no role uses (data.train_split, data.validation_split, data.test_split)"
+    return [{"reason": reason, "count": len(unused), "examples": unused}] if unused else []
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
