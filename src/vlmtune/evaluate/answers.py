@@ -31,10 +31,10 @@ from vlmtune.evaluate.scoring import (
 )
 from vlmtune.evaluate.table import AnswerSpace, PredictionTable, matrix_from_arrow
 from vlmtune.inference.predictor import Mode, Predictor
+from vlmtune.models.fingerprint import features_key
 from vlmtune.records import Example
 from vlmtune.runs.environment import environment
 from vlmtune.tasks.question import Question
-from vlmtune.train.feature_cache import features_key
 
 NUM_PRIOR_IMAGES = 256
 """Training examples that the prior of batch calibration is estimated from."""

@@ -7,7 +7,8 @@ Nothing is pickled. A checkpoint is written under a temporary name and renamed; 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from vlmtune.adapters.peft_files import WEIGHTS_FILE, load_adapter, save_adapter
 from vlmtune.adapters.plan import AdapterPlan
+from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
 from vlmtune.files import new_file, new_folder, read_json, write_json
 from vlmtune.runs.layout import RunLayout
@@ -123,3 +125,70 @@ def average_checkpoints(run: Path, checkpoints: Sequence[Path]) -> Path:
         save_file(mean, temporary / WEIGHTS_FILE, {"format": "pt"})
         write_json(temporary / "average.json", {"average_of": [checkpoint.name for checkpoint in checkpoints]})
     return target
+
+
+class RunCheckpoints:
+    """The checkpoints of a run in training: resumed from, written, pruned, averaged.
+
+    Args:
+        run: the run's folder.
+        experiment: says how many remain.
+        model, plan, optimizer: what a checkpoint holds.
+        names: the trainable parameters' names, in the optimizer's order.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        experiment: Experiment,
+        model: nn.Module,
+        plan: AdapterPlan,
+        optimizer: torch.optim.Optimizer,
+        names: list[str],
+    ) -> None:
+        self.run, self.experiment = run, experiment
+        self.model, self.plan, self.optimizer, self.names = model, plan, optimizer, names
+
+    def resume(self) -> Progress:
+        """Restore the newest checkpoint. A run that was cut off before its first one begins again."""
+        checkpoints = RunLayout(self.run).list_checkpoints()
+        if not checkpoints:
+            return Progress()
+        return load_checkpoint(checkpoints[-1], self.model, self.plan, self.optimizer, self.names)
+
+    def save(self, progress: Progress, *, is_validated: bool | None) -> None:
+        """Write a checkpoint of the current step, link it if it is the best, and remove those that need not remain.
+
+        Args:
+            progress: with the step's accuracy as the last of its history, if it was validated.
+            is_validated: whether it was; None for a run that never validates, whose last step counts as best.
+        """
+        train = self.experiment.train
+        is_best = is_validated is None or (is_validated and progress.best_steps(1) == [progress.step])
+        if is_best and is_validated:
+            progress.best_step, progress.best_accuracy = progress.history[-1]
+        checkpoint = save_checkpoint(
+            self.run,
+            progress,
+            self.model,
+            self.plan,
+            self.optimizer,
+            self.names,
+            self.experiment.model.base,
+        )
+        if is_best:
+            mark_best(self.run, checkpoint)
+        prune(self.run, max(train.keep_checkpoints, train.average_last), progress.best_steps(train.keep_best))
+
+    def average(self) -> Path | None:
+        """Write the mean of the last checkpoints; None if the experiment asks for none, or there is only one."""
+        num = self.experiment.train.average_last
+        last = RunLayout(self.run).list_checkpoints()[-num:]
+        return average_checkpoints(self.run, last) if num > 1 and len(last) > 1 else None
+
+    @contextmanager
+    def loaded(self, checkpoint: Path) -> Iterator[None]:
+        """The model with a checkpoint's weights; afterwards it has those of the newest again."""
+        load_adapter(checkpoint, self.model, self.plan)
+        yield
+        load_adapter(RunLayout(self.run).list_checkpoints()[-1], self.model, self.plan)

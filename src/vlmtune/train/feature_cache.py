@@ -8,10 +8,7 @@ more than making them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +21,13 @@ from torch import Tensor
 from vlmtune.adapters.plan import AdapterPlan
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import UnreadableImageError, UserError
+from vlmtune.models.fingerprint import features_key
 from vlmtune.models.images import ProcessedImage, VisionFeatures
 from vlmtune.models.registry import OpenedModel
 from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.records import Example, ImageSource
 from vlmtune.train.device import autocast
-from vlmtune.train.feature_files import FORMAT, CachedImage, FeatureCache, Level
+from vlmtune.train.feature_files import CachedImage, FeatureCache, Level
 
 _NUM_PROBES = 8
 # The cache may fill this much of what is free on its disk.
@@ -124,23 +122,6 @@ def _open(
         cache.close()
         return refusal
     return cache
-
-
-def features_key(opened: OpenedModel, frozen: tuple[str, ...], precision: str) -> str:
-    """SHA-256 of everything features depend on but the image: weights, preprocessing, number format."""
-    digest = hashlib.sha256(f"{FORMAT} {opened.family.name} {precision}".encode())
-    for name, tensor in sorted(opened.model.state_dict().items()):
-        if name.startswith(frozen):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().data)
-    # The processor's own file says every setting, whatever the family.
-    with tempfile.TemporaryDirectory() as folder:
-        opened.processor.save(Path(folder))
-        for path in sorted(Path(folder).iterdir()):
-            digest.update(path.read_bytes())
-    digest.update(json.dumps(opened.model.config_dict(), sort_keys=True, default=str).encode())
-    digest.update(repr(opened.model.connector.shape).encode())  # which layers of the tower it reads
-    return digest.hexdigest()
 
 
 def _judge(

@@ -27,7 +27,7 @@ from vlmtune.inference.predictor import Predictor
 from vlmtune.models.malloc import keep_freed_memory
 from vlmtune.models.registry import OpenedModel
 from vlmtune.models.vlm import VisionLanguageModel
-from vlmtune.runs.checkpoints import mark_best
+from vlmtune.runs.checkpoints import RunCheckpoints, mark_best
 from vlmtune.runs.environment import environment, now
 from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.open import put_connector
@@ -38,7 +38,6 @@ from vlmtune.train.device import autocast, needs_checkpointing
 from vlmtune.train.feature_cache import Refusal, open_feature_cache
 from vlmtune.train.feature_files import FeatureCache
 from vlmtune.train.items import EpochPrompts, ItemReader, TrainItem, image_features
-from vlmtune.train.keeping import CheckpointKeeper
 from vlmtune.train.optimizer import ScheduledOptimizer
 from vlmtune.train.step import run
 
@@ -148,16 +147,17 @@ class Trainer:
 
         Raises UserError when a loss is not finite.
         """
-        keeper = CheckpointKeeper(folder.path, self.experiment, self.model, self.plan, self.optimizer)
+        adamw, names = self.optimizer.adamw, self.optimizer.names
+        checkpoints = RunCheckpoints(folder.path, self.experiment, self.model, self.plan, adamw, names)
         if resume:
-            self.progress = keeper.resume()
+            self.progress = checkpoints.resume()
             folder.truncate_metrics(self.progress.step)
         with self._feature_cache(folder.path.parent):
-            self._fit(folder, keeper, on_step or (lambda event: None))
-        self._average(folder, keeper)
+            self._fit(folder, checkpoints, on_step or (lambda event: None))
+        self._average(folder, checkpoints)
         return self.progress
 
-    def _fit(self, folder: RunFolder, keeper: CheckpointKeeper, on_step: Callable[[StepEvent], None]) -> None:
+    def _fit(self, folder: RunFolder, checkpoints: RunCheckpoints, on_step: Callable[[StepEvent], None]) -> None:
         """Every step still to take, with validation and checkpoints between them."""
         train, progress = self.experiment.train, self.progress
         started = time.perf_counter() - progress.seconds
@@ -174,9 +174,9 @@ class Trainer:
             if self.validator is not None and self._is_due(train.eval_every):
                 accuracy = self._validate(folder)
                 progress.seconds = time.perf_counter() - started
-                keeper.save(progress, is_validated=True)
+                checkpoints.save(progress, is_validated=True)
             elif self._is_due(train.save_every):
-                keeper.save(progress, is_validated=None if self.validator is None else False)
+                checkpoints.save(progress, is_validated=None if self.validator is None else False)
             on_step(StepEvent(progress.step, self.num_steps, speed["samples_per_s"], result.loss, accuracy))
             if progress.is_stopped:
                 break
@@ -272,12 +272,12 @@ class Trainer:
             self.progress.is_stopped = self.progress.num_without_gain(train.min_gain) >= train.patience
         return validation.accuracy
 
-    def _average(self, folder: RunFolder, keeper: CheckpointKeeper) -> None:
+    def _average(self, folder: RunFolder, checkpoints: RunCheckpoints) -> None:
         """The mean of the last checkpoints: validated, and the best if it is better than every step was."""
-        average = keeper.average()
+        average = checkpoints.average()
         if average is None or self.validator is None:
             return
-        with keeper.loaded(average):
+        with checkpoints.loaded(average):
             validation = self._measure(folder, "average")
         self.progress.average_accuracy = validation.accuracy
         if validation.accuracy > self.progress.best_accuracy:

@@ -134,7 +134,7 @@ def test_a_written_experiment_reads_back_without_a_difference(tmp_path: Path) ->
 
 
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_is_resumed_from_the_start(tmp_path: Path) -> None:
-    from vlmtune.train.keeping import CheckpointKeeper
+    from vlmtune.runs.checkpoints import RunCheckpoints
 
     nothing: Any = None  # what a keeper of an empty run never looks at
-    assert CheckpointKeeper(tmp_path, nothing, nothing, nothing, nothing).resume() == Progress()
+    assert RunCheckpoints(tmp_path, nothing, nothing, nothing, nothing, []).resume() == Progress()

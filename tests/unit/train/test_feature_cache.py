@@ -15,10 +15,11 @@ from PIL import Image
 from vlmtune.adapters.plan import AdapterPlan, apply_adapter
 from vlmtune.config.schema import AdapterSection, Experiment
 from vlmtune.errors import UserError
+from vlmtune.models.fingerprint import features_key
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import Example, ImageSource
 from vlmtune.train import feature_cache
-from vlmtune.train.feature_cache import Refusal, connect, features_key, open_feature_cache
+from vlmtune.train.feature_cache import Refusal, connect, open_feature_cache
 from vlmtune.train.feature_files import CachedImage, FeatureCache
 
 pytestmark = pytest.mark.unit
