@@ -4,8 +4,8 @@ In: what a linear layer holds and its input. Out: its output. Called by `layers.
 oneDNN is reached through the operator that torch's own compiler emits, which also applies bias and GELU inside the
 product. The private names of torch that this needs stand here and nowhere else.
 
-Which is faster is known by processor (`bench/products.py` measures it): in float32 oneDNN with AVX-512 (MKL runs at
-half its rate on AMD's processors), MKL by 20 to 30 % with AVX2 alone. It is known rather than measured at run time
+Which is taken follows from the processor (`bench/products.py` measures it): in float32 oneDNN with AVX-512, where MKL
+runs at half its rate on AMD's processors, and MKL with AVX2 alone. It is a rule rather than a measurement at run time
 because the two round apart, and a process that is run again must give the same bits.
 """
 
