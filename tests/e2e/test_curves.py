@@ -20,7 +20,7 @@ from vlmtune.data.splits import Splits
 from vlmtune.errors import DataError
 from vlmtune.evaluate.baselines import Baselines
 from vlmtune.evaluate.files import read_evaluation
-from vlmtune.report.files import read_json
+from vlmtune.files import read_json
 from vlmtune.runs.layout import RunLayout
 from vlmtune.workflows.learning_curve import measure_curve
 from vlmtune.workflows.train import can_resume, train

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.synthetic_runs import demo, in_memory, random_table, write_evaluation, write_questions, write_run
+from tests.synthetic_runs import demo, in_memory, random_table, table_of, write_evaluation, write_questions, write_run
 from vlmtune.evaluate.curves import LearningCurveRun, measure_learning_curve
 from vlmtune.report.learning_curve import write_learning_curve
 from vlmtune.report.render import render, render_comparison
@@ -44,7 +44,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Classes whose names are hard on a page: markup, quotes, two spaces, emoji, one of 180 letters without a gap."""
     root = tmp_path_factory.mktemp("odd")
     names = ("<script>alert(1)</script>", 'it\'s "so"  called', "😀", "x" * 180)
-    table = replace(random_table(num=80, num_labels=4, skill=0.5), labels=names)
+    draw = np.random.default_rng(0)
+    truth, guess = draw.integers(0, 4, (2, 80))
+    table = table_of(truth, guess, names, seconds=np.full(80, 0.01))
     write_evaluation(root / "evaluation" / "test", "y" * 150, table)
     return render_comparison([root / "evaluation" / "test"], root / "out", "z" * 200)
 

@@ -99,7 +99,7 @@ def test_an_offline_run_holds_the_figures_and_the_report_and_a_resumed_one_keeps
     (report,) = (record for kind, record in second if kind == "artifact")
     assert report.type == "report"
     names = {entry.path for entry in report.manifest.contents}
-    assert {"report.html", "report.md", "config.yaml", "metrics.jsonl", "charts/training.png"} <= names
+    assert {"report.html", "report.md", "config.yaml", "metrics.jsonl", "charts/loss.svg"} <= names
     assert [record.exit_code for kind, record in first if kind == "exit"] == [1]
     assert [record.exit_code for kind, record in second if kind == "exit"] == [0]
 

@@ -13,8 +13,7 @@ def baselines(config: ConfigArgument, set_: SetOption = None, json_: JsonOption 
 
     Writes baselines.json and an evaluation folder each into the run's folder; a trained run's report shows them.
     """
-    from vlmtune.report import tables
-    from vlmtune.report.baselines import against
+    from vlmtune.report.baselines import against, baselines_table
     from vlmtune.report.render import render
     from vlmtune.report.sources import is_baseline, read_evaluations
     from vlmtune.runs.layout import RunLayout
@@ -31,9 +30,7 @@ def baselines(config: ConfigArgument, set_: SetOption = None, json_: JsonOption 
         return
     tuned = [evaluation for evaluation in read_evaluations(run)[0] if not is_baseline(evaluation)]
     shown = against(result, run, tuned[-1] if tuned else None)
-    rows = tables.baselines(shown)
+    rows = baselines_table(shown)
     print_figures(rows.head(), rows.texts())
     print("\n".join(shown["summary"]))
-    for entry in result["left_out"]:
-        print(f"{entry['name']}: not measured, {entry['reason']}.")
     print(f"written to {run}: baselines.json, baselines/")

@@ -20,18 +20,17 @@ def checkpoints(
     """Evaluate every checkpoint of a run: accuracy and loss against step, the best, and where to have stopped. An
     averaged checkpoint (train.average_last) stands beside them.
 
-    Writes RUN/checkpoint_curve/SPLIT.json, .md, .svg and .png, and the chart into RUN/report.html. One that was
+    Writes RUN/checkpoint_curve/SPLIT.html, .md, .json and a chart, and a section into RUN/report.html. One that was
     evaluated before is not evaluated again. Which checkpoints a run keeps is train.keep_checkpoints.
     """
-    from vlmtune.report import tables
-    from vlmtune.report.checkpoint_curve import advice
+    from vlmtune.report.checkpoints import advice, curve_table
     from vlmtune.workflows.evaluate import measure_checkpoints
 
-    figures, path = measure_checkpoints(run, split, limit, ConsoleObserver())
+    figures, page = measure_checkpoints(run, split, limit, ConsoleObserver())
     if json_:
-        print_json({**figures, "advice": advice(figures), "chart": path.with_suffix(".png")})
+        print_json({**figures, "advice": advice(figures), "page": page})
         return
-    shown = tables.checkpoints(figures)
+    shown = curve_table(figures)
     print_figures(shown.head(), shown.texts())
     print("\n".join(advice(figures)))
-    print(f"chart: {path.with_suffix('.png')}")
+    print(f"page: {page}")

@@ -45,7 +45,7 @@ def compare(
     if json_:
         print_json({**result, "report": page})
         return
-    _print(result, asks_from_data=any(each.facts["task"]["question_from"] == "data" for each in read))
+    _print(result)
     if page is not None:
         print(f"report: {page}")
     limited = [f"{run['name']} ({run['limit']})" for run in result["runs"] if run["limit"]]
@@ -53,12 +53,11 @@ def compare(
         stderr_console().print(f"Limited by request, not the whole split: {', '.join(limited)}.", markup=False)
 
 
-def _print(result: dict[str, Any], *, asks_from_data: bool) -> None:
+def _print(result: dict[str, Any]) -> None:
     from vlmtune.report import numbers as w
-    from vlmtune.report import tables, vqa_tables
+    from vlmtune.report.accuracy import pairs_table, runs_table
 
-    shown = vqa_tables if asks_from_data else tables
-    for each in (shown.runs(result["runs"]), shown.pairs(result)):
+    for each in (runs_table(result["runs"]), pairs_table(result)):
         print_figures(each.head(), each.texts())
     if any(pair["bootstrap"] for pair in result["pairs"]):
         _print_other_metrics(result["pairs"])

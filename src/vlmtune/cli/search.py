@@ -22,8 +22,8 @@ def search(
 
     The first trial is CONFIG as it is; the others are proposed by Optuna, and one that falls behind is ended. What is
     varied can be set in the file (search.space). Every trial is a run folder in OUTPUT_DIR/NAME-search/trials; beside
-    them stand best.yaml, search.md, search.json and charts. Validation decides, the test split is not looked at.
-    The same command again resumes a search that was stopped, and a larger --trials continues a finished one.
+    them stand best.yaml, search.html, search.md, search.json and charts. Validation decides, the test split is not
+    looked at. The same command again resumes a search that was stopped, and a larger --trials continues a finished one.
     """
     from vlmtune.report.search import findings, trial_table
     from vlmtune.workflows.search import run_search, trial_name
@@ -38,4 +38,4 @@ def search(
     print("\n".join(findings(found)))
     if found["best"] is not None:
         print(f"best: {folder / 'best.yaml'}, trained in {folder / trial_name(found['best'])}")
-    print(f"table and charts: {folder / 'search.md'}")
+    print(f"page: {folder / 'search.html'}")

@@ -1,244 +1,310 @@
-"""The report's charts as SVG. Plain numbers in, markup out; tables of the same numbers are the template's."""
+"""Drawing in SVG: a canvas, axes, bars. Colors come from the page's style sheet, so a chart follows its theme.
+
+In: plain numbers. Out: a `Chart`, drawn once, for a page or as a file. Called by every module that shows a chart.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import cycle
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from itertools import cycle, pairwise
 
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-from vlmtune.report.numbers import count, interval, number, percent, shortened
-from vlmtune.report.svg import Canvas, Plot, Point, smoothed, thinned
+from vlmtune.report.numbers import interval, number, percent, shortened
 
-MOST_CLASSES = 120
+Point = tuple[float, float]
+Range = tuple[float, float]
+
 SUBJECT_COLOR = "s2"
 _ROW = 46
+_KEY = 20
 
 
-def colors(baselines: Sequence[bool]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A line of a legend: the CSS class of a color, and what has that color."""
+
+    color: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A share that was measured, with its 95 % interval, and the CSS class of its color."""
+
+    name: str
+    value: float | None
+    interval: Sequence[float] | None
+    color: str = SUBJECT_COLOR
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A finished drawing with its legend.
+
+    Attributes:
+        caption: a sentence above it, which says what is under the pointer meanwhile.
+        max_width: in pixels, on a wide page; min_width: on a narrow one, which then scrolls.
+    """
+
+    canvas: Canvas
+    legend: Sequence[Key] = ()
+    caption: str = ""
+    max_width: int = 640
+    min_width: int = 0
+
+    def svg(self) -> Markup:
+        """The drawing inside a page, whose style sheet gives it colors and whose legend is text."""
+        return self.canvas.render()
+
+    def standalone(self) -> str:
+        """The drawing as a file: legend below, on a white ground, in the plain colors of the light theme."""
+        canvas = self.canvas
+        whole = Canvas(canvas.width + 10, canvas.height + _KEY * len(self.legend) + 8, canvas.description)
+        whole.elements = ['<rect width="100%" height="100%" class="paper"/>', *canvas.elements]
+        for line, key in enumerate(self.legend):
+            top = canvas.height + _KEY * line
+            whole.rect(14, top + 2, 10, 10, f"bar {key.color}", radius=3)
+            whole.text(30, top + 11, shortened(key.name, round(canvas.width / 8)), "tick")
+        colors = palette()  # put in as plain values, since drawing programs know no variables
+        _, _, rules = style("chart.css").partition("}")  # the first rule declares the variables
+        plain = re.sub(r"var\(--([\w-]+)\)", lambda match: colors[match[1]], rules)
+        start, _, rest = str(whole.render()).removeprefix("<svg ").partition(">")
+        size = f'width="{whole.width:.0f}" height="{whole.height:.0f}"'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {start}><style>{plain}</style>{rest}\n'
+
+
+class Canvas:
+    """Collects SVG elements. Classes instead of colors: the style sheet of the page decides."""
+
+    def __init__(self, width: float, height: float, description: str) -> None:
+        self.width, self.height, self.description = width, height, description
+        self.elements: list[str] = []
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
+        self.elements.append(f'<line x1="{_n(x1)}" y1="{_n(y1)}" x2="{_n(x2)}" y2="{_n(y2)}" class="{css}"/>')
+
+    def path(self, points: Sequence[Point], css: str) -> None:
+        """A polyline; nothing for fewer than two points."""
+        if len(points) > 1:
+            steps = "L".join(f"{_n(x)},{_n(y)}" for x, y in points)
+            self.elements.append(f'<path d="M{steps}" class="{css}"/>')
+
+    def rect(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        css: str,
+        opacity: float | None = None,
+        radius: float = 0,
+        title: str = "",
+        data: Mapping[str, str] | None = None,
+    ) -> None:
+        faded = "" if opacity is None else f' fill-opacity="{_n(opacity, 2)}"'
+        rounded = f' rx="{_n(radius)}"' if radius else ""
+        start = f'<rect x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}" class="{css}"'
+        end = f"><title>{escape(title)}</title></rect>" if title else "/>"
+        values = "".join(f' data-{name}="{escape(value)}"' for name, value in (data or {}).items())
+        self.elements.append(f"{start}{faded}{rounded}{values}{end}")
+
+    def dot(self, x: float, y: float, radius: float, css: str, title: str = "") -> None:
+        start = f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(radius)}" class="{css}"'
+        self.elements.append(start + (f"><title>{escape(title)}</title></circle>" if title else "/>"))
+
+    def text(
+        self, x: float, y: float, content: str, css: str = "", anchor: str = "start", turn: float = 0, size: float = 0
+    ) -> None:
+        turned = f' transform="rotate({_n(turn)} {_n(x)} {_n(y)})"' if turn else ""
+        sized = f' style="font-size:{_n(size)}px"' if size else ""
+        anchored = "" if anchor == "start" else f' text-anchor="{anchor}"'
+        styled = f' class="{css}"' if css else ""
+        place = f'x="{_n(x)}" y="{_n(y)}"'
+        self.elements.append(f"<text {place}{styled}{anchored}{turned}{sized}>{escape(content)}</text>")
+
+    def render(self) -> Markup:
+        """The finished element, named for screen readers."""
+        box = f"0 0 {_n(self.width)} {_n(self.height)}"
+        name = escape(self.description, quote=True)
+        return Markup(f'<svg viewBox="{box}" role="img" aria-label="{name}">{"".join(self.elements)}</svg>')
+
+
+class Plot:
+    """A canvas, or a band of one, with a left and a bottom axis; `x` and `y` map data to the canvas."""
+
+    def __init__(
+        self,
+        description: str,
+        x_range: Range,
+        y_range: Range,
+        width: float = 460,
+        height: float = 300,
+        left: float = 62,
+        canvas: Canvas | None = None,
+        band: Range | None = None,
+    ) -> None:
+        self.canvas = canvas or Canvas(width, height, description)
+        self.x_range, self.y_range = _widened(x_range), _widened(y_range)
+        self.left, self.right = left, self.canvas.width - 14
+        self.top: float
+        self.bottom: float
+        self.top, self.bottom = band or (14, height - 44)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+
+    def axes(
+        self,
+        x_label: str,
+        y_label: str,
+        x_format: Callable[[float], str],
+        y_format: Callable[[float], str],
+        x_ticks: Sequence[float] | None = None,
+    ) -> None:
+        """Grid lines, tick labels and axis names; an axis without a name has no tick labels either."""
+        for value in ticks(*self.y_range):
+            self.canvas.line(self.left, self.y(value), self.right, self.y(value), "grid")
+            self.canvas.text(self.left - 8, self.y(value) + 4, y_format(value), "tick", "end")
+        for value in (ticks(*self.x_range) if x_ticks is None else x_ticks) if x_label else []:
+            self.canvas.text(self.x(value), self.bottom + 17, x_format(value), "tick", "middle")
+        self.canvas.line(self.left, self.bottom, self.right, self.bottom, "axis")
+        self.canvas.text((self.left + self.right) / 2, self.bottom + 37, x_label, "name", "middle")
+        middle = (self.top + self.bottom) / 2
+        self.canvas.text(12, middle, y_label, "name", "middle", turn=-90)
+
+    def curve(self, points: Sequence[Point], css: str) -> None:
+        self.canvas.path([(self.x(x), self.y(y)) for x, y in points], css)
+
+    def level(self, value: float, name: str) -> None:
+        """A value that belongs to no place on the x axis, as a dashed line with its name."""
+        self.canvas.line(self.left, self.y(value), self.right, self.y(value), "chance")
+        self.canvas.text(self.right, self.y(value) - 6, name, "tick", "end")
+
+    def dot(self, x: float, y: float, radius: float, css: str, title: str = "") -> None:
+        self.canvas.dot(self.x(x), self.y(y), radius, css, title)
+
+    def whisker(self, x: float, low: float, high: float, css: str) -> None:
+        self.canvas.line(self.x(x), self.y(low), self.x(x), self.y(high), css)
+
+
+def ticks(low: float, high: float, num: int = 5) -> list[float]:
+    """Round numbers inside a range, about ``num`` (steps of 1, 2, 2.5 or 5 times a power of ten)."""
+    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+        return [low]
+    rough = (high - low) / num
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
+    """At most `most` points, each the mean of neighbors: a long run's curve without a megabyte of path."""
+    if len(points) <= most:
+        return list(points)
+    edges = [round(index * len(points) / most) for index in range(most + 1)]
+    groups = [points[start:stop] for start, stop in pairwise(edges)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def smoothed(points: Sequence[Point], share: float = 0.05) -> list[Point]:
+    """A centered moving mean over a share of the curve, shorter at the ends."""
+    reach = max(1, round(len(points) * share))
+    values = [y for _, y in points]
+    result = []
+    for index, (x, _) in enumerate(points):
+        window = values[max(0, index - reach) : index + reach + 1]
+        result.append((x, sum(window) / len(window)))
+    return result
+
+
+def color_names(are_baselines: Sequence[bool]) -> list[str]:
     """A CSS class a run: gray for a baseline, the strongest color for the last run, which the page is about."""
     others = cycle(("s1", "s3", "s4", "s5"))
-    given = ["s0" if is_baseline else next(others) for is_baseline in baselines]
+    given = ["s0" if is_baseline else next(others) for is_baseline in are_baselines]
     return [*given[:-1], SUBJECT_COLOR] if given else []
 
 
-def bars(entries: Sequence[dict[str, Any]], description: str, chance: float | None = None) -> Markup:
-    """A bar of accuracy an entry, with its interval. entries: {"name", "accuracy", "accuracy_interval", "series"}."""
-    width, left, right = 460.0, 2.0, 452.0
-    height = _ROW * len(entries) + 30
-    canvas = Canvas(width, height, description)
+def draw_bars(scores: Sequence[Score], description: str, chance: float | None = None) -> Canvas:
+    """A bar for each score, with its interval; chance is a dashed line."""
+    left, right = 2.0, 452.0
+    canvas = Canvas(460, _ROW * len(scores) + 30, description)
 
     def x(share: float) -> float:
         return left + share * (right - left)
 
-    bottom = _ROW * len(entries) + 8
+    bottom = _ROW * len(scores) + 8
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         canvas.line(x(share), bottom - 4, x(share), bottom, "axis")
         anchor = "start" if share == 0 else "end" if share == 1 else "middle"
         canvas.text(x(share), bottom + 17, percent(share, 0), "tick", anchor)
-    for row, entry in enumerate(entries):
-        top = _ROW * row + 8
-        accuracy, span = entry["accuracy"] or 0.0, entry["accuracy_interval"]
-        canvas.text(left, top + 12, shortened(entry["name"], 40), "label")
-        canvas.text(right, top + 12, percent(entry["accuracy"]), "value", "end")
+    for row, score in enumerate(scores):
+        top, value = _ROW * row + 8, score.value or 0.0
+        canvas.text(left, top + 12, shortened(score.name, 40), "label")
+        canvas.text(right, top + 12, percent(score.value), "value", "end")
         canvas.rect(left, top + 18, right - left, 16, "track", radius=3)
-        title = f"{entry['name']}: {percent(accuracy)} ({interval(span)})"
-        canvas.rect(left, top + 18, max(1.0, x(accuracy) - left), 16, f"bar {entry['series']}", radius=3, title=title)
-        if span:
-            low, high = (x(v) for v in span)
+        title = f"{score.name}: {percent(value)}" + (f" ({interval(score.interval)})" if score.interval else "")
+        canvas.rect(left, top + 18, max(1.0, x(value) - left), 16, f"bar {score.color}", radius=3, title=title)
+        if score.interval:
+            low, high = (x(end) for end in score.interval)
             for css in ("whisker-halo", "whisker"):
                 canvas.line(low, top + 26, high, top + 26, css)
                 canvas.line(low, top + 21.5, low, top + 30.5, css)
                 canvas.line(high, top + 21.5, high, top + 30.5, css)
         if chance:
             canvas.line(x(chance), top + 15, x(chance), top + 37, "chance")
-    return canvas.render()
+    return canvas
 
 
-def loss_curves(series: Sequence[dict[str, Any]]) -> Markup:
-    """Training loss against step. series: {"name", "series", "loss": [(step, loss)…]}; faint raw, strong smoothed."""
-    drawn = [(s["series"], thinned(s["loss"])) for s in series if s["loss"]]
-    everything = [p for _, points in drawn for p in points if math.isfinite(p[1])]
-    top = max(y for _, y in everything)
-    plot = Plot("Training loss against step", (0, max(x for x, _ in everything)), (0, top * 1.05))
-    plot.axes("optimizer step", "loss", count, lambda v: f"{v:g}")
-    for css, points in drawn:
-        finite = [p for p in points if math.isfinite(p[1])]
-        plot.curve(finite, f"curve raw {css}")
-        plot.curve(smoothed(finite), f"curve {css}")
-    return plot.canvas.render()
-
-
-def validation_curves(series: Sequence[dict[str, Any]]) -> Markup:
-    """Validation accuracy against step, the best point ringed. series: {"series", "validation": [(step, acc)…]}."""
-    drawn: list[tuple[str, list[Point]]] = [(s["series"], list(s["validation"])) for s in series if s["validation"]]
-    everything = [p for _, points in drawn for p in points]
-    span = _round_range([y for _, y in everything], 0.1)
-    plot = Plot("Validation accuracy against step", (0, max(x for x, _ in everything)), span)
-    plot.axes("optimizer step", "validation accuracy", count, lambda v: percent(v, 0))
-    for css, points in drawn:
-        plot.curve(points, f"curve {css}")
-        for step, accuracy in points if len(points) <= 60 else []:
-            plot.canvas.dot(plot.x(step), plot.y(accuracy), 2.6, f"dot {css}", f"step {step:g}: {percent(accuracy)}")
-        step, accuracy = max(points, key=lambda p: p[1])
-        plot.canvas.dot(plot.x(step), plot.y(accuracy), 6, f"ring {css}", f"best, step {step:g}: {percent(accuracy)}")
-    return plot.canvas.render()
-
-
-def checkpoint_curve(figures: dict[str, Any]) -> Markup:
-    """Accuracy and loss of every checkpoint against step; what training itself measured is dashed behind it, and so is
-    an average of checkpoints, which belongs to no step.
-    """
-    points, logged, averages = figures["checkpoints"], figures["during_training"], figures.get("averages", [])
-    canvas = Canvas(680, 440, "Accuracy and loss of each checkpoint against step")
-    steps = (0.0, float(figures["num_steps"]))
-    told = [(p["step"], p["accuracy"], *p["accuracy_interval"]) for p in points]
-    seen = [share for _, _, low, high in told for share in (low, high)]
-    seen += [entry["accuracy"] for entry in (*logged, *averages)]
-    upper = Plot("", steps, _round_range(seen, 0.05), canvas=canvas, band=(14, 236))
-    upper.axes("", "accuracy", count, lambda v: percent(v, 0))
-    upper.curve([(line["step"], line["accuracy"]) for line in logged], "curve dashed s0")
-    for average in averages:
-        upper.level(average["accuracy"], f"{average['name']}: {percent(average['accuracy'])}")
-    upper.curve([(step, accuracy) for step, accuracy, *_ in told], f"curve {SUBJECT_COLOR}")
-    for step, accuracy, low, high in told:
-        upper.whisker(step, low, high, f"error strong {SUBJECT_COLOR}")
-        title = f"step {step:g}: {percent(accuracy)} ({interval([low, high])})"
-        canvas.dot(upper.x(step), upper.y(accuracy), 3.6, f"dot {SUBJECT_COLOR}", title)
-    losses = [(p["step"], p["nll"]) for p in points if p["nll"] is not None]
-    background = [(line["step"], line["loss"]) for line in logged if line.get("loss") is not None]
-    top = max((y for _, y in [*losses, *background] if math.isfinite(y)), default=1.0)
-    lower = Plot("", steps, (0, top * 1.08), canvas=canvas, band=(266, 396))
-    lower.axes("optimizer step", "loss (NLL)", count, lambda v: f"{v:g}")
-    lower.curve([p for p in background if math.isfinite(p[1])], "curve dashed s0")
-    lower.curve(losses, f"curve {SUBJECT_COLOR}")
-    for step, loss in losses:
-        canvas.dot(lower.x(step), lower.y(loss), 3.2, f"dot {SUBJECT_COLOR}", f"step {step:g}: {number(loss)}")
-    for step, word, css in ((figures["best_step"], "best", "s2"), (figures["stop_step"], "sufficed", "s3")):
-        if word == "best" or step != figures["best_step"]:
-            accuracy = next(p["accuracy"] for p in points if p["step"] == step)
-            canvas.dot(upper.x(step), upper.y(accuracy), 8, f"ring {css}", f"{word}: step {step:g}")
-            for top, bottom in ((upper.y(accuracy) + 9, 241), (260, lower.bottom)):  # the words stand in the gap
-                canvas.line(upper.x(step), top, upper.x(step), bottom, "ideal")
-            anchor = "end" if step > steps[1] * 0.9 else "middle"
-            canvas.text(upper.x(step), 254, f"{word}, step {step:g}", "tick", anchor)
-    return canvas.render()
-
-
-def learning_curve(figures: dict[str, Any]) -> Markup:
-    """Test accuracy against the number of training images (logarithmic), a dot a seed, bars of the whole interval."""
-    points = figures["points"]
-    nums = [math.log10(p["num_train"]) for p in points]
-    margin = 0.08 * (max(nums) - min(nums)) or 0.5
-    base = figures["base"]
-    seen = [end for p in points for end in p["interval"]] + ([base["accuracy"]] if base else [])
-    x_range = (min(nums) - margin, max(nums) + margin)
-    plot = Plot("Accuracy against training images", x_range, _round_range(seen, 0.1), 680, 380)
-    plot.axes("training images (logarithmic)", "test accuracy", lambda v: count(10**v), lambda v: percent(v, 0), nums)
-    if base:
-        plot.level(base["accuracy"], f"without training: {percent(base['accuracy'])}")
-    plot.curve([(x, p["accuracy"]) for x, p in zip(nums, points, strict=True)], f"curve {SUBJECT_COLOR}")
-    for x, point in zip(nums, points, strict=True):
-        plot.whisker(x, point["interval"][0], point["interval"][1], f"error strong {SUBJECT_COLOR}")
-        for end in point["interval"]:
-            y = plot.y(end)
-            plot.canvas.line(plot.x(x) - 5, y, plot.x(x) + 5, y, f"error strong {SUBJECT_COLOR}")
-        for run in point["runs"]:
-            title = f"seed {run['seed']}: {percent(run['accuracy'])}"
-            plot.canvas.dot(plot.x(x) + 13, plot.y(run["accuracy"]), 3, "dot s3", title)
-        title = f"{count(point['num_train'])} images: {percent(point['accuracy'])} ({interval(point['interval'])})"
-        plot.canvas.dot(plot.x(x), plot.y(point["accuracy"]), 4.4, f"dot {SUBJECT_COLOR}", title)
-    return plot.canvas.render()
-
-
-def reliability(series: Sequence[dict[str, Any]]) -> Markup:
-    """Accuracy against confidence in bins of equally many images. series: {"series", "bins"}."""
-    plot = Plot("Accuracy against stated confidence", (0, 1), (0, 1), height=330)
-    plot.axes("stated probability", "share right", lambda v: percent(v, 0), lambda v: percent(v, 0))
-    plot.curve([(0, 0), (1, 1)], "ideal")
-    for entry in series:
-        plot.curve([(b["confidence"], b["accuracy"]) for b in entry["bins"]], f"curve thin {entry['series']}")
-        for b in entry["bins"]:
-            if b["accuracy_interval"]:
-                low, high = b["accuracy_interval"]
-                plot.whisker(b["confidence"], low, high, f"error {entry['series']}")
-            title = f"{b['count']} images: stated {percent(b['confidence'])}, right {percent(b['accuracy'])}"
-            plot.canvas.dot(plot.x(b["confidence"]), plot.y(b["accuracy"]), 3.6, f"dot {entry['series']}", title)
-    return plot.canvas.render()
-
-
-def risk_coverage(series: Sequence[dict[str, Any]]) -> Markup:
-    """Share wrong among the most confident answers. series: {"series", "coverage", "risk"}."""
-    highest = max(max(entry["risk"]) for entry in series)
-    plot = Plot("Share wrong against share answered", (0, 1), (0, max(0.02, highest * 1.08)), height=330)
-    digits = 0 if highest > 0.05 else 1
-    plot.axes("share answered, surest first", "share wrong", lambda v: percent(v, 0), lambda v: percent(v, digits))
-    for entry in series:
-        plot.curve(list(zip(entry["coverage"], entry["risk"], strict=True)), f"curve {entry['series']}")
-    return plot.canvas.render()
-
-
-def heatmap_classes(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which classes a heat map shows: all of them, or the most confused where there are too many to read."""
-    if len(confusion) <= MOST_CLASSES:
-        return np.arange(len(confusion))
-    wrong = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * np.diag(confusion)
-    return np.sort(np.argsort(-wrong, kind="stable")[:100])
-
-
-def confusion_heatmap(confusion: NDArray[np.int64], labels: Sequence[str]) -> Markup:
-    """Level are truth, columns predictions; shade is the share of the row. Right and wrong have different hues."""
-    num = len(labels)
-    longest = max(len(label) for label in labels)
-    size = max(7.0, min(12.0, 700 / num)) if num > 24 else 12.0
-    cell = max(8.4, min(44.0, 430 / num)) if num <= 24 else max(8.4, 760 / num)
-    margin = min(longest, 18) * size * 0.58 + 12
-    side = cell * num
-    canvas = Canvas(margin + side + 8, margin + side + 26, "Confusion matrix: truth in rows, predictions in columns")
-    canvas.rect(margin, margin, side, side, "ground")
-    totals = np.maximum(confusion.sum(axis=1), 1)
-    for row, column in np.argwhere(confusion):
-        amount = int(confusion[row, column])
-        share = amount / totals[row]
-        kind = "right" if row == column else "wrong"
-        opacity = 0.08 + 0.92 * share if kind == "right" else 0.16 + 0.84 * math.sqrt(share)
-        title = f"{labels[row]} called {labels[column]}: {amount} of {totals[row]} ({percent(share)})"
-        x, y = margin + column * cell, margin + row * cell
-        gap = 1.0 if cell > 14 else 0.4
-        data = f'data-t="{row}" data-p="{column}"'
-        canvas.rect(x + gap / 2, y + gap / 2, cell - gap, cell - gap, f"cell {kind}", opacity, cell / 12, title, data)
-        if num <= 24:
-            strong = " strong" if opacity > 0.55 else ""
-            canvas.text(
-                x + cell / 2, y + cell / 2 + 4, str(amount), f"amount{strong}", "middle", size=min(12, cell * 0.45)
-            )
-    for index, label in enumerate(labels):
-        middle = margin + (index + 0.5) * cell
-        canvas.text(margin - 5, middle + size * 0.36, shortened(label, 18), "tick", "end", size=size)
-        if longest * size * 0.6 < cell:
-            canvas.text(middle, margin - 6, label, "tick", "middle", size=size)
-        else:
-            canvas.text(middle + size * 0.36, margin - 5, shortened(label, 18), "tick", turn=-90, size=size)
-    canvas.text(margin + side / 2, margin + side + 20, "predicted →  (truth in rows)", "name", "middle")
-    return canvas.render()
-
-
-def class_bar(recall: float | None, span: Sequence[float] | None) -> Markup:
-    """A table cell's bar with its interval."""
-    if recall is None or span is None:
+def small_bar(share: float | None, span: Sequence[float] | None) -> Markup:
+    """A bar with its interval, for a cell of a table."""
+    if share is None or span is None:
         return Markup("")
-    canvas = Canvas(100, 12, f"recall {number(recall, 2)}, interval {number(span[0], 2)} to {number(span[1], 2)}")
+    canvas = Canvas(100, 12, f"{number(share, 2)}, interval {number(span[0], 2)} to {number(span[1], 2)}")
     canvas.rect(0, 3, 100, 6, "track", radius=2)
-    canvas.rect(0, 3, 100 * recall, 6, f"bar {SUBJECT_COLOR}", radius=2)
+    canvas.rect(0, 3, 100 * share, 6, f"bar {SUBJECT_COLOR}", radius=2)
     canvas.line(100 * span[0], 6, 100 * span[1], 6, "whisker")
     return canvas.render()
 
 
-def _round_range(shares: Sequence[float], step: float) -> tuple[float, float]:
+def round_range(shares: Sequence[float], step: float) -> Range:
     """A range of shares from one multiple of ``step`` to another that leaves a little room, inside 0 to 1."""
     low, high = (min(shares) - 0.01) / step, (max(shares) + 0.01) / step
     return max(0.0, math.floor(low) * step), min(1.0, math.ceil(high) * step)
+
+
+def style(name: str) -> str:
+    """A style sheet or script that stands inside the page."""
+    return (resources.files("vlmtune.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def palette() -> dict[str, str]:
+    """The light theme's colors by name, for what cannot read a style sheet: {"s2": "#2563a8", …}."""
+    return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", style("chart.css")))
+
+
+def _widened(span: Range) -> Range:
+    """A range of some width: one point, or a constant curve, still needs an axis."""
+    low, high = span
+    if high > low:
+        return span
+    margin = abs(low) * 0.1 or 1.0
+    return low - margin, high + margin
+
+
+def _n(value: float, digits: int = 1) -> str:
+    """A short number: charts need no more than a tenth of a pixel."""
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,25 +1,47 @@
-"""Run folders and evaluation folders in; report.html, report.md, report.json and charts/*.png out. No torch.
+"""Run folders and evaluation folders in; report.html, .md, .json and charts/*.svg out. No torch.
 
-Called by `vlmtune report`, `train`, `demo` and `compare`.
+What a report shows is the list `SECTIONS`: a function from `Results` to a section, or to None if there is nothing to
+show. Called by `vlmtune report`, `train`, `demo` and `compare`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from vlmtune.errors import RunFolderError
-from vlmtune.evaluate.files import Evaluation, read_evaluation, with_distinct_names
-from vlmtune.report.files import write_json, write_text
-from vlmtune.report.markdown import to_markdown
-from vlmtune.report.page import to_html
-from vlmtune.report.png import write_charts
-from vlmtune.report.sources import RunRecord, read_evaluations, read_run
-from vlmtune.report.view import build, drawings
-from vlmtune.report.vqa import build_vqa, vqa_drawings
+from vlmtune.evaluate.files import read_evaluation
+from vlmtune.report import accuracy, baselines, checkpoints, classes, confidence, experiment, mistakes, training
+from vlmtune.report.pages import write_report
+from vlmtune.report.section import Report, Section
+from vlmtune.report.sources import Results, gather, read_evaluations, read_run
 
 PAGE = "report.html"
+
+SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
+    accuracy.section,
+    baselines.section,
+    training.section,
+    checkpoints.section,
+    classes.section,
+    classes.types_section,
+    confidence.section,
+    mistakes.section,
+    experiment.section,
+)
+
+
+def build(results: Results) -> Report:
+    """The report of results, before it is rendered."""
+    made = (section(results) for section in SECTIONS)
+    return Report(
+        title=results.title,
+        eyebrow="vlmtune report",
+        summary=accuracy.summary(results),
+        sections=[section for section in made if section is not None],
+        headlines=accuracy.headlines(results),
+        warnings=list(dict.fromkeys(warning for run in results.runs for warning in run.warnings)),
+        hints=experiment.hints(results),
+    )
 
 
 def render(run_folder: Path | str, baseline: Path | str | None = None) -> Path:
@@ -38,7 +60,7 @@ def render(run_folder: Path | str, baseline: Path | str | None = None) -> Path:
     evaluations, left_out = read_evaluations(run_folder)
     if baseline is not None:
         evaluations = [read_evaluation(baseline), *evaluations]
-    return _write(run_folder / PAGE, _view(run.name, evaluations, [run], left_out))
+    return write_report(run_folder / PAGE, build(gather(run.name, evaluations, [run], left_out)))
 
 
 def render_comparison(
@@ -50,7 +72,7 @@ def render_comparison(
     """Write a report of several evaluations of the same images.
 
     Args:
-        evaluation_folders: in the order shown, the baseline first; the last is the subject of the page.
+        evaluation_folders: in the order of the page, the baseline first; the last is the subject of the page.
         output: a folder, or the path of the .html file; the other files go beside it.
         runs: run folders whose training curves are drawn. A run named as its evaluation shares its color.
 
@@ -61,35 +83,4 @@ def render_comparison(
     page = output if output.suffix == ".html" else output / PAGE
     records = [read_run(folder) for folder in runs]
     evaluations = [read_evaluation(folder) for folder in evaluation_folders]
-    return _write(page, _view(title, evaluations, records, []))
-
-
-def _view(
-    title: str, evaluations: Sequence[Evaluation], runs: Sequence[RunRecord], left_out: Sequence[str]
-) -> dict[str, Any]:
-    asks_from_data = any(evaluation.facts["task"]["question_from"] == "data" for evaluation in evaluations)
-    return (build_vqa if asks_from_data else build)(title, with_distinct_names(evaluations), runs, left_out)
-
-
-def _write(page: Path, view: dict[str, Any]) -> Path:
-    """The page of a view, and its other files beside it."""
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_charts(page.parent / "charts", view)
-    except OSError as error:
-        raise RunFolderError(f"Cannot write {page}: {error.strerror}. Free the disk or name another place.") from error
-    write_text(page.with_suffix(".md"), to_markdown(view))
-    write_json(page.with_suffix(".json"), _for_machines(view))
-    if view["task"] == "vqa":
-        write_text(page, to_html("vqa.html.jinja", view=view, charts=vqa_drawings(view)))
-    else:
-        write_text(page, to_html("report.html.jinja", view=view, charts=drawings(view)))
-    return page
-
-
-def _for_machines(view: dict[str, Any]) -> dict[str, Any]:
-    """The view without images and without what only the page needs."""
-    gallery = [{key: value for key, value in card.items() if key != "image"} for card in view["gallery"]]
-    training = [{key: run[key] for key in ("name", "validation_rows", "best")} for run in view["training"]]
-    kept = {key: value for key, value in view.items() if key not in ("main", "main_run", "tables")}
-    return {**kept, "gallery": gallery, "training": training}
+    return write_report(page, build(gather(title, evaluations, records)))

@@ -1,63 +1,183 @@
-"""What a report is made of: the files of run folders, lenient with an unfinished run, strict with damage."""
+"""What the sections of a report read: runs, and evaluations of the same examples side by side in their colors.
+
+In: run folders and evaluation folders; lenient with an unfinished run, strict with damage. Out: `Results`. Called by
+`render`, and by commands that look into a run.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlmtune.errors import RunFolderError
-from vlmtune.evaluate.compare import same_examples
-from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation
-from vlmtune.report.checkpoint_curve import read_checkpoint_curve
-from vlmtune.report.files import read_json
+from vlmtune.evaluate.compare import compare, describe, same_examples
+from vlmtune.evaluate.files import Evaluation, is_evaluation, read_evaluation, with_distinct_names
+from vlmtune.files import read_json_if_exists, read_json_lines
+from vlmtune.report.charts import color_names
+from vlmtune.report.section import Figures
+from vlmtune.runs.layout import RunLayout
+from vlmtune.runs.record import RunRecord, read_record_if_exists
 
-BASELINES_FILE = "baselines.json"
+CURVE_SPLITS = ("validation", "test", "train")
 BASELINE_NAMES = ("baseline", "base", "zero-shot", "zero_shot")
 
 
 @dataclass(frozen=True, slots=True)
-class RunRecord:
-    """A run folder without its evaluations. Files that are not there yet are empty."""
+class RunFiles:
+    """A run folder without its evaluations. What is not there yet is empty.
+
+    Attributes:
+        train, validation: lines of metrics.jsonl, one for each step.
+        warnings: of preflight.
+        config: the experiment's YAML.
+        baselines, checkpoint_curve: figures of `vlmtune baselines` and `vlmtune checkpoints`.
+    """
 
     name: str
-    folder: Path
-    facts: dict[str, Any] = field(default_factory=dict)
-    train: list[dict[str, Any]] = field(default_factory=list)
-    validation: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    config: str = ""
-    baselines: dict[str, Any] = field(default_factory=dict)
-    checkpoint_curve: dict[str, Any] = field(default_factory=dict)
+    layout: RunLayout
+    record: RunRecord
+    train: Sequence[Figures]
+    validation: Sequence[Figures]
+    warnings: Sequence[str]
+    config: str
+    baselines: Figures
+    checkpoint_curve: Figures
 
 
-def read_run(folder: Path | str) -> RunRecord:
-    """Read run.json, metrics.jsonl, preflight.json, config.yaml, baselines.json and the checkpoint curve.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One evaluation, with the CSS class of its color.
 
-    Raises RunFolderError for a folder with none of them, and for a damaged file, with its line.
+    Attributes:
+        row: its main figures, cost and limits, for a table of evaluations.
     """
-    folder = Path(folder)
-    files = ("run.json", "metrics.jsonl", "config.yaml", "evaluation")
-    if not any((folder / name).exists() for name in files):
+
+    evaluation: Evaluation
+    row: Figures
+    color: str
+    is_baseline: bool
+
+    @property
+    def figures(self) -> Figures:
+        """Everything measured, see `evaluate.metrics.measure`."""
+        return self.evaluation.figures
+
+    @property
+    def name(self) -> str:
+        return self.evaluation.name
+
+    @property
+    def limit(self) -> int | None:
+        limit: int | None = self.row["limit"]
+        return limit
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The subject of a report.
+
+    Attributes:
+        entries: in the order of the page, baseline first; the last is what the page is about.
+        comparison: what `evaluate.compare` says of them; None of a single one.
+        left_out: names of evaluations of other examples.
+    """
+
+    title: str
+    entries: Sequence[Entry]
+    runs: Sequence[RunFiles]
+    comparison: Figures | None
+    left_out: Sequence[str]
+
+    @property
+    def subject(self) -> Entry | None:
+        return self.entries[-1] if self.entries else None
+
+    @property
+    def run(self) -> RunFiles | None:
+        return self.runs[-1] if self.runs else None
+
+    @property
+    def unit(self) -> str:
+        """What is counted: "image", or "question" where each example asks its own."""
+        return unit_of(self.entries[-1].row) if self.entries else "image"
+
+    @property
+    def score_name(self) -> str:
+        return score_name_of(self.entries[-1].row) if self.entries else "accuracy"
+
+    @property
+    def main_pair(self) -> Figures | None:
+        """The paired test of the last evaluation against the first."""
+        return self.pair(self.entries[0].name, self.entries[-1].name) if self.comparison else None
+
+    def pair(self, first: str, second: str) -> Figures:
+        """The paired test of two evaluations."""
+        assert self.comparison is not None
+        pair: Figures = next(p for p in self.comparison["pairs"] if (p["first"], p["second"]) == (first, second))
+        return pair
+
+
+def unit_of(row: Figures) -> str:
+    """What an evaluation counts: "image", or "question" where there are several about an image."""
+    return "image" if row["num_images"] == row["num_examples"] else "question"
+
+
+def score_name_of(row: Figures) -> str:
+    """What the mean score is called: answers that annotators agree on in part have the official one."""
+    return "accuracy" if row["num_correct"] is not None else "VQA accuracy"
+
+
+def gather(
+    title: str, evaluations: Sequence[Evaluation], runs: Sequence[RunFiles], left_out: Sequence[str] = ()
+) -> Results:
+    """Put evaluations side by side, in the order of the page. Raises DataError if they are not of the same examples."""
+    evaluations = with_distinct_names(evaluations)
+    are_baselines = [is_baseline(evaluation) for evaluation in evaluations]
+    entries = [
+        Entry(evaluation, describe(evaluation), color, is_first)
+        for evaluation, color, is_first in zip(evaluations, color_names(are_baselines), are_baselines, strict=True)
+    ]
+    is_comparable = len(evaluations) > 1 and entries[-1].row["accuracy"] is not None
+    return Results(title, entries, runs, compare(evaluations) if is_comparable else None, left_out)
+
+
+# ── run folders ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_run(folder: Path | str) -> RunFiles:
+    """Read what is in a run folder besides its evaluations.
+
+    Raises RunFolderError for a folder that is not a run, and for a damaged file, with its line.
+    """
+    layout = RunLayout(Path(folder))
+    files = (layout.record, layout.metrics, layout.config, layout.evaluations)
+    if not any(path.exists() for path in files):
+        names = ", ".join(path.name for path in files)
         raise RunFolderError(
-            f"{folder} is not a run folder: it has none of {', '.join(files)}. "
-            "Give a folder that `vlmtune train` wrote."
+            f"{folder} is not a run folder: it has none of {names}. Give a folder that `vlmtune train` wrote."
         )
-    facts = read_json(folder / "run.json")
-    lines = _read_lines(folder / "metrics.jsonl")
-    config = folder / "config.yaml"
-    return RunRecord(
-        name=str(facts.get("name") or folder.resolve().name),
-        folder=folder,
-        facts=facts,
-        train=_latest(line for line in lines if line.get("kind") == "train"),
-        validation=_latest(line for line in lines if line.get("kind") == "validation"),
-        warnings=_warnings(read_json(folder / "preflight.json")),
-        config=config.read_text(encoding="utf-8") if config.exists() else "",
-        baselines=read_json(folder / BASELINES_FILE),
-        checkpoint_curve=read_checkpoint_curve(folder),
+    record = read_record_if_exists(layout.path)
+    lines = read_json_lines(layout.metrics)
+    curves = (read_json_if_exists(layout.checkpoint_curve / f"{split}.json") for split in CURVE_SPLITS)
+    findings = read_json_if_exists(layout.preflight).get("findings") or []
+    return RunFiles(
+        name=record.name or layout.path.resolve().name,
+        layout=layout,
+        record=record,
+        train=_latest(lines, "train"),
+        validation=_latest(lines, "validation"),
+        warnings=[str(finding["message"]) for finding in findings if finding.get("level") == "warning"],
+        config=layout.config.read_text(encoding="utf-8") if layout.config.exists() else "",
+        baselines=read_json_if_exists(layout.baselines),
+        checkpoint_curve=next(filter(None, curves), {}),
     )
+
+
+def _latest(lines: Sequence[Figures], kind: str) -> list[Figures]:
+    """One line for each step, the last written: a resumed run repeats the steps after its checkpoint."""
+    by_step = {line["step"]: line for line in lines if line.get("kind") == kind and "step" in line}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
@@ -65,30 +185,29 @@ def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
 
     The newest test evaluation decides which images the report is about; those of other images are left out.
     """
-    paths = sorted(path for path in (run_folder / "evaluation").glob("*") if is_evaluation(path))
-    found = [read_evaluation(path) for path in paths]
-    if not found:
+    paths = sorted(path for path in RunLayout(run_folder).evaluations.glob("*") if is_evaluation(path))
+    evaluations = sorted(map(read_evaluation, paths), key=lambda e: str(e.facts.get("created", "")))
+    if not evaluations:
         return [], []
-    found.sort(key=lambda e: str(e.facts.get("created", "")))
-    tuned = [e for e in found if not is_baseline(e)] or found
-    on_test = [e for e in tuned if (e.facts.get("data") or {}).get("split") == "test"] or tuned
+    tuned = [e for e in evaluations if not is_baseline(e)] or evaluations
+    on_test = [e for e in tuned if e.facts["data"].get("split") == "test"] or tuned
     subject = on_test[-1]
-    kept = [e for e in found if e is not subject and _may_stand_beside(subject, e)]
-    left_out = [e.folder.name if e.folder else e.name for e in found if e is not subject and e not in kept]
-    return sorted([*kept, subject], key=lambda e: (not is_baseline(e), e is subject)), left_out
+    beside = [e for e in evaluations if e is not subject and _may_be_beside(subject, e)]
+    left_out = [e.folder.name if e.folder else e.name for e in evaluations if e is not subject and e not in beside]
+    return sorted([*beside, subject], key=lambda e: (not is_baseline(e), e is subject)), left_out
 
 
-def _may_stand_beside(subject: Evaluation, other: Evaluation) -> bool:
-    known = subject.predictions.known.any()
-    return same_examples(subject, other) if known else subject.predictions.ids == other.predictions.ids
+def _may_be_beside(subject: Evaluation, other: Evaluation) -> bool:
+    is_measured = subject.predictions.known.any()
+    return same_examples(subject, other) if is_measured else subject.predictions.ids == other.predictions.ids
 
 
 def evaluation_folder(path: Path | str) -> Path:
     """An evaluation folder as given, or the newest test evaluation of a run. Raises RunFolderError for neither."""
     path = Path(path)
-    if is_evaluation(path) or not (path / "evaluation").is_dir():
+    if is_evaluation(path) or not RunLayout(path).evaluations.is_dir():
         return path  # reading it explains what is wrong with a folder that is neither
-    evaluations = read_evaluations(path)[0]
+    evaluations, _ = read_evaluations(path)
     if evaluations and evaluations[-1].folder is not None:
         return evaluations[-1].folder
     raise RunFolderError(f"{path} has no evaluation yet. Run `vlmtune evaluate` first.")
@@ -99,31 +218,3 @@ def is_baseline(evaluation: Evaluation) -> bool:
     facts = evaluation.facts
     is_untouched = facts.get("checkpoint") is None and facts.get("base") is not None
     return evaluation.name.lower() in BASELINE_NAMES or (is_untouched and facts.get("model") == facts["base"])
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl; an unfinished last line (a run killed while writing) is passed over."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    result = []
-    for index, line in enumerate(lines):
-        try:
-            result.append(json.loads(line))
-        except ValueError as error:
-            if index == len(lines) - 1 and not line.endswith("\n"):
-                break
-            raise RunFolderError(f"{path}:{index + 1}: not readable as JSON ({error}). Remove this line.") from error
-    return result
-
-
-def _latest(lines: Any) -> list[dict[str, Any]]:
-    """One line a step, the last written: a resumed run repeats the steps after its checkpoint."""
-    by_step = {line["step"]: line for line in lines if "step" in line}
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def _warnings(preflight: dict[str, Any]) -> list[str]:
-    """What preflight found to be doubtful: findings of level warning."""
-    findings = preflight.get("findings") or []
-    return [str(finding["message"]) for finding in findings if finding.get("level") == "warning"]

@@ -170,11 +170,13 @@ class WandbTracker:
             for path in _report_files(run):
                 report.add_file(str(path), name=str(path.relative_to(run)))
             self._run.log_artifact(report)
-            shown: dict[str, Any] = {f"charts/{path.stem}": wandb.Image(str(path)) for path in _charts(run)}
-            page = RunLayout(run).report
-            if page.exists():
-                shown["report"] = wandb.Html(str(page))
-            self._run.log(shown)
+            pages = {f"charts/{path.stem}": path for path in _charts(run)} | {"report": RunLayout(run).report}
+            panels = {
+                name: wandb.Html(path.read_text(encoding="utf-8"), inject=False, data_is_not_path=True)
+                for name, path in pages.items()
+                if path.exists()
+            }
+            self._run.log(panels)
         self._run.finish(exit_code=0 if result is not None else 1)
 
 
@@ -198,20 +200,14 @@ class TensorBoardTracker:
         self._purge_step = step + 1
 
     def finish(self, run: Path, result: Mapping[str, Any] | None) -> None:
-        import numpy as np
-        from PIL import Image
-
         writer = self._opened()
         if result is not None:
             last = int(result["steps"])
             for key, value in _numbers(result):
                 writer.add_scalar(f"result/{key}", value, last)
-            for path in _charts(run):
-                with Image.open(path) as image:
-                    pixels = np.asarray(image.convert("RGB"))
-                writer.add_image(f"charts/{path.stem}", pixels, last, dataformats="HWC")
             text = RunLayout(run).report.with_suffix(".md")
             if text.exists():
+                # It draws the curves itself, and shows no SVG: the tables are what a text can bring.
                 writer.add_text("report", text.read_text(encoding="utf-8"), last)
         writer.close()
 
@@ -252,7 +248,7 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _charts(run: Path) -> list[Path]:
-    return sorted(RunLayout(run).charts.glob("*.png"))
+    return sorted(RunLayout(run).charts.glob("*.svg"))
 
 
 def _report_files(run: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from vlmtune.files import write_json
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
 from vlmtune.records import Example
-from vlmtune.report.checkpoint_curve import write_checkpoint_curve
+from vlmtune.report.checkpoints import write_checkpoint_curve
 from vlmtune.report.render import render
 from vlmtune.report.sources import read_run
 from vlmtune.runs.layout import RunLayout
@@ -142,9 +142,9 @@ def measure_checkpoints(
         for line in record.validation
         if split == "validation" and line.get("accuracy") is not None
     ]
-    path = write_checkpoint_curve(layout.checkpoint_curve, figures)
+    page = write_checkpoint_curve(layout.checkpoint_curve, figures)
     render(run)
-    return figures, path
+    return figures, page
 
 
 def _measure_each(run: RunLayout, experiment: Experiment, splits: Splits, observer: Observer) -> dict[str, Any]:

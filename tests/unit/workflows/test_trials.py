@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from vlmtune.config import defaults
 from vlmtune.config.schema import Experiment
 from vlmtune.errors import RunFolderError
-from vlmtune.report.search import findings, trial_table, write_search
 from vlmtune.workflows.trials import Search, TrialHandle, TrialRecord, standing
 
 pytestmark = pytest.mark.unit
@@ -150,63 +148,3 @@ def test_ties_go_to_the_lower_loss_then_the_earlier() -> None:
     lower = dataclasses.replace(first, number=2, details={"loss": 0.4})
     later = dataclasses.replace(first, number=3)
     assert sorted([later, first, lower], key=standing, reverse=True) == [lower, first, later]
-
-
-# ── what is told ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def trial(number: int, accuracy: float | None, outcome: str = "finished", **more: Any) -> dict[str, Any]:
-    point = {"adapter.rank": 4 * (number + 1), "train.learning_rate": 0.002}
-    blank = {"loss": 0.3, "steps": 10, "seconds": 4.0, "error": None, "repeat_of": None, "history": []}
-    return {"number": number, "outcome": outcome, "point": point, "accuracy": accuracy, **blank, **more}
-
-
-def figures(*trials: dict[str, Any], **more: Any) -> dict[str, Any]:
-    finished = [entry for entry in trials if entry["outcome"] == "finished"]
-    return {
-        "name": "digits",
-        "keys": ["adapter.rank", "train.learning_rate"],
-        "trials": list(trials),
-        "best": finished[0]["number"] if finished else None,
-        "baseline": 0,
-        "num_validation": 60,
-        "num_planned": len(trials),
-        "importance": {"adapter.rank": 0.7, "train.learning_rate": 0.3},
-        "against": {"runner_up": 0, "difference": 0.05, "interval": [-0.02, 0.12], "p_value": 0.2},
-        **more,
-    }
-
-
-def test_search_files_hold_table_charts_and_findings(tmp_path: Path) -> None:
-    search = figures(
-        trial(2, 0.95), trial(0, 0.9), trial(1, 0.4, "pruned"), trial(3, None, "failed", error="The loss is not finite")
-    )
-    page = write_search(tmp_path, search).read_text()
-    assert "trial 2, is right on 95.0% of 60 validation images (95% interval 86.3 to 98.3%): rank 12" in page
-    assert "The experiment as it was has 90.0% (+5.0 points)." in page
-    assert (
-        "Against trial 0, the runner-up, it differs by +5.0 points" in page
-        and "not significant" in page
-        and "no trial saw" in page
-    )
-    assert "validation_fraction" in page  # 60 images are few
-    assert "failed: The loss is not finite" in page
-    assert "With 2 finished trials these shares are rough" in page
-    for name in ("history", "importance"):
-        with Image.open(tmp_path / "charts" / f"{name}.png") as chart:
-            assert chart.width > 600
-    rows = trial_table(search).texts()
-    assert [row[:2] for row in rows] == [["1", "2"], ["2", "0"], ["–", "1"], ["–", "3"]]
-
-
-def test_a_search_without_a_finished_trial_says_so(tmp_path: Path) -> None:
-    search = figures(trial(0, None, "failed", error="no"), importance={}, against=None, num_planned=4)
-    told = findings(search)
-    assert "No trial was trained to the end" in told[-1]
-    assert not (write_search(tmp_path, search).parent / "charts" / "history.png").exists()
-
-
-def test_findings_name_an_unbeaten_start_and_open_trials() -> None:
-    told = " ".join(findings(figures(trial(0, 0.95), trial(1, 0.9), num_planned=5)))
-    assert "That is the experiment as it was: nothing tried was better." in told
-    assert "3 trials of 5 left: run the command again" in told

@@ -71,11 +71,10 @@
   }
 
   // The heat map says under the pointer what a cell is; a click shows its images.
-  const heatmap = document.querySelector(".heatmap");
+  const readout = document.querySelector(".readout");
+  const heatmap = readout?.parentElement.querySelector("svg");
   if (heatmap) {
-    const readout = document.querySelector(".readout");
     const idle = readout.textContent;
-    const labels = JSON.parse(heatmap.dataset.labels);
     heatmap.addEventListener("pointerover", (event) => {
       readout.textContent = event.target.closest("rect.cell")?.querySelector("title").textContent ?? idle;
     });
@@ -83,8 +82,8 @@
     heatmap.addEventListener("click", (event) => {
       const cell = event.target.closest("rect.cell");
       if (!cell || !filters || !gallery) return;
-      filters.elements.truth.value = labels[cell.dataset.t];
-      filters.elements.guess.value = labels[cell.dataset.p];
+      filters.elements.truth.value = cell.dataset.truth;
+      filters.elements.guess.value = cell.dataset.guess;
       filters.elements.kind.value = "";
       filters.elements.search.value = "";
       shown = PAGE;
