@@ -128,7 +128,7 @@ def test_scoring_and_calibration_are_decided_on_validation(
         return run(self, part, examples, *rest)
 
     monkeypatch.setattr(BlockCache, "run", watched)
-    section = {"scoring": {"form": "auto"}, "calibrate": True, "wanted_coverage": 0.6, "wanted_precision": 0.5}
+    section = {"scoring": {"reduce": "auto"}, "calibrate": True, "wanted_coverage": 0.6, "wanted_precision": 0.5}
     wanted = experiment(base, images, tmp_path, data={"validation_fraction": 0.5}, evaluate=section)
     facts = evaluate_base(wanted, tmp_path).facts
     _, splits = load_data(wanted)
@@ -151,7 +151,7 @@ def test_scoring_and_calibration_are_decided_on_validation(
 
 def test_an_adjusted_score_is_what_is_written(base: Path, images: Path, tmp_path: Path) -> None:
     plain = read_evaluation(evaluate_base(experiment(base, images, tmp_path), tmp_path / "plain").folder)
-    prior = experiment(base, images, tmp_path, evaluate={"scoring": {"calibration": "prior"}})
+    prior = experiment(base, images, tmp_path, evaluate={"scoring": {"prior": "training"}})
     adjusted = read_evaluation(evaluate_base(prior, tmp_path / "prior").folder)
     resolved, splits = load_data(prior)
     predictor = Predictor(open_base(resolved.model), resolved.task, splits.labels)
@@ -161,7 +161,7 @@ def test_an_adjusted_score_is_what_is_written(base: Path, images: Path, tmp_path
     expected = log_softmax(before.log_probs - np.mean(training, axis=0), axis=1)
     assert after.log_probs == pytest.approx(expected, abs=1e-4)
     assert after.prediction.tolist() == expected.argmax(1).tolist()
-    assert adjusted.facts["scoring"]["prior"] == "prior"
+    assert adjusted.facts["scoring"]["prior"] == "training"
 
 
 def test_an_unreadable_image_is_a_wrong_answer_and_is_listed(base: Path, images: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_replacing_a_larger_evaluation_is_announced(base: Path, images: Path, tm
     assert "measured on 9 examples, by one of 4" in said[0]
 
 
-@pytest.mark.parametrize("section", [{"calibrate": True}, {"scoring": {"form": "auto"}}])
+@pytest.mark.parametrize("section", [{"calibrate": True}, {"scoring": {"reduce": "auto"}}])
 def test_scoring_without_validation_images_is_refused_first(
     base: Path, tmp_path: Path, section: dict[str, object]
 ) -> None:

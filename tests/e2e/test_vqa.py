@@ -168,7 +168,7 @@ CLOSED = {"type": "choice", "question_from": "data", "labels": ["yes", "no", "2"
 
 
 def test_a_closed_list_is_calibrated_and_its_scoring_chosen(base: Path, official: Path, tmp_path: Path) -> None:
-    section = {"scoring": {"form": "auto"}, "calibrate": True, "wanted_coverage": 0.6, "wanted_precision": 0.5}
+    section = {"scoring": {"reduce": "auto"}, "calibrate": True, "wanted_coverage": 0.6, "wanted_precision": 0.5}
     data = {"validation_fraction": 0.4}
     read = read_evaluation(
         evaluate(experiment(base, official, tmp_path, task=CLOSED, data=data, evaluate=section), tmp_path, "calibrated")
@@ -184,7 +184,7 @@ def test_a_closed_list_is_calibrated_and_its_scoring_chosen(base: Path, official
 
 def test_scoring_changes_the_probabilities_of_a_closed_list(base: Path, official: Path, tmp_path: Path) -> None:
     probabilities = {}
-    for name, scoring in (("sum", {}), ("mean", {"form": "mean"}), ("free", {"calibration": "content-free"})):
+    for name, scoring in (("sum", {}), ("mean", {"reduce": "mean"}), ("free", {"prior": "content-free"})):
         wanted = experiment(base, official, tmp_path, task=CLOSED, evaluate={"scoring": scoring})
         read = read_evaluation(evaluate(wanted, tmp_path, name))
         assert read.predictions.closed is not None
@@ -198,7 +198,7 @@ def test_scoring_changes_the_probabilities_of_a_closed_list(base: Path, official
     ("section", "key"),
     [
         ({"calibrate": True}, r"evaluate\.calibrate"),
-        ({"scoring": {"form": "mean"}}, r"evaluate\.scoring"),
+        ({"scoring": {"reduce": "mean"}}, r"evaluate\.scoring"),
         ({"mode": "argmax"}, r"evaluate\.mode"),
     ],
 )

@@ -241,8 +241,8 @@ def closed_only_keys(train: TrainSection) -> list[str]:
 
 def _evaluate(experiment: Experiment) -> Iterator[Finding]:
     section, scoring = experiment.evaluate, experiment.evaluate.scoring
-    adjusts = scoring.form != "sum" or scoring.calibration not in (None, "none")
-    chooses = "auto" in (scoring.form, scoring.calibration)
+    adjusts = scoring.reduce != "sum" or scoring.prior not in (None, "none")
+    chooses = "auto" in (scoring.reduce, scoring.prior)
     if section.mode == "argmax":
         for key, is_wanted in (("scoring", adjusts), ("calibrate", section.calibrate)):
             if is_wanted:

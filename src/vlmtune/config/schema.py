@@ -240,13 +240,13 @@ class TrainSection(Section):
 
 
 class ScoringSection(Section):
-    """How the scores of labels become probabilities. A plain string in YAML stands for `form`."""
+    """How the scores of labels become probabilities. A plain string in YAML stands for `reduce`."""
 
-    form: Literal["sum", "mean", "auto"] = "sum"
-    """Sum or mean of a label's token log-probabilities. `auto`: the better one on validation, calibration included."""
-    calibration: Literal["none", "content-free", "prior", "auto"] | None = None
+    reduce: Literal["sum", "mean", "auto"] = "sum"
+    """Sum or mean of a label's token log-probabilities. `auto`: the better one on validation, prior included."""
+    prior: Literal["none", "content-free", "training", "auto"] | None = None
     """Subtracted from the scores: those of images without content (gray, black, noise; contextual calibration), or
-    the mean over training images (batch calibration). Default: none, and with `form: auto` auto."""
+    the mean over training images (batch calibration). Default: none, and with `reduce: auto` auto."""
 
 
 class EvaluateSection(Section):

@@ -22,7 +22,7 @@ from vlmtune.config.messages import KeyPath, dotted, unknown_key
 from vlmtune.config.schema import Section
 from vlmtune.errors import ConfigError
 
-SHORTHANDS = {"data": "source", "model": "base", "scoring": "form", "connector": "kind", "tracking": "to"}
+SHORTHANDS = {"data": "source", "model": "base", "scoring": "reduce", "connector": "kind", "tracking": "to"}
 """Section -> the key that a plain text (or a list) in its place stands for: `data: path/to/images`."""
 
 _TAG = "tag:yaml.org,2002:"

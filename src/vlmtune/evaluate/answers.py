@@ -22,7 +22,6 @@ from vlmtune.evaluate.block_cache import BLOCK_SIZE, BlockCache, Watch
 from vlmtune.evaluate.scoring import (
     References,
     ScoreRule,
-    SurfaceForms,
     choose,
     content_free_images,
     label_log_probs,
@@ -30,6 +29,7 @@ from vlmtune.evaluate.scoring import (
     score_rules,
 )
 from vlmtune.evaluate.table import AnswerSpace, PredictionTable, matrix_from_arrow
+from vlmtune.inference.posterior import SurfaceForms
 from vlmtune.inference.predictor import Mode, Predictor
 from vlmtune.models.fingerprint import features_key
 from vlmtune.records import Example
@@ -192,7 +192,7 @@ class ScoreRuleChoice:
         needs = [*examples, *(splits.validation if looks_at_validation else [])]
         self._questions: dict[Any, int] = {}
         self._content_free = self._score_content_free(needs) if "content-free" in priors else None
-        self._training = self._score_training() if "prior" in priors else References().training
+        self._training = self._score_training() if "training" in priors else References().training
         self.rule, chosen_on = rules[0], None
         figures: list[dict[str, Any]] = []
         if len(rules) > 1:

@@ -16,17 +16,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.special import log_softmax, logsumexp
+from scipy.special import logsumexp
 
 from vlmtune.config.schema import ScoringSection
 from vlmtune.errors import DataError
 from vlmtune.evaluate.metrics import negative_log_likelihoods
+from vlmtune.inference import posterior
+from vlmtune.inference.posterior import Floats, Ints, Reduce, SurfaceForms
 from vlmtune.records import Example, ImageSource
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Reduce = Literal["sum", "mean"]
-Prior = Literal["none", "content-free", "prior"]
+Prior = Literal["none", "content-free", "training"]
 
 
 class ScoreRule(NamedTuple):
@@ -34,32 +33,6 @@ class ScoreRule(NamedTuple):
 
     reduce: Reduce = "sum"
     prior: Prior = "none"
-
-
-@dataclass(frozen=True)
-class SurfaceForms:
-    """The distinct texts that labels are scored by, in the scorer's order (`LabelTrie.forms`).
-
-    Attributes:
-        label: int64[F], the label of each.
-        num_tokens: int64[F], end token included.
-    """
-
-    label: Ints
-    num_tokens: Ints
-
-    @classmethod
-    def of(cls, forms: Sequence[tuple[int, int]]) -> SurfaceForms:
-        """From (label, number of tokens) of each."""
-        label, num_tokens = np.asarray(forms, dtype=np.int64).T
-        return cls(label, num_tokens)
-
-    def num_tokens_unshared(self, num_prompt_tokens: Ints) -> Ints:
-        """int64[N]: decoder positions if every form had a sequence of its own after int64[N] prompts; end tokens are
-        not run.
-        """
-        tokens: Ints = len(self.label) * num_prompt_tokens + (self.num_tokens - 1).sum()
-        return tokens
 
 
 @dataclass(frozen=True)
@@ -84,8 +57,8 @@ class References:
 
 def score_rules(section: ScoringSection) -> list[ScoreRule]:
     """What `evaluate.scoring` asks for, the plainest first; more than one where something is `auto`."""
-    prior = section.calibration or ("auto" if section.form == "auto" else "none")
-    reductions: tuple[Reduce, ...] = get_args(Reduce) if section.form == "auto" else (section.form,)
+    prior = section.prior or ("auto" if section.reduce == "auto" else "none")
+    reductions: tuple[Reduce, ...] = get_args(Reduce) if section.reduce == "auto" else (section.reduce,)
     priors: tuple[Prior, ...] = get_args(Prior) if prior == "auto" else (prior,)
     return [ScoreRule(reduce, chosen) for reduce, chosen in product(reductions, priors)]
 
@@ -100,18 +73,16 @@ def label_log_probs(scores: Floats, forms: SurfaceForms, rule: ScoreRule, refere
     Returns:
         float64[N, L].
     """
-    log_probs = _normalized(scores, forms, rule.reduce)
+    prior: Floats | None = None
     if rule.prior == "content-free":
         # Contextual calibration (Zhao et al. 2021, arXiv 2102.09690): divide by the mean probability without content.
-        num_questions, num_images, num_forms = references.content_free.shape
-        reference = _normalized(references.content_free.reshape(-1, num_forms), forms, rule.reduce)
-        by_question = reference.reshape(num_questions, num_images, -1)
-        log_probs = log_probs - (logsumexp(by_question, axis=1) - np.log(num_images))[references.question_of]
-    elif rule.prior == "prior":
+        reference = posterior.label_log_probs(references.content_free, forms, rule.reduce)
+        num_images = reference.shape[1]
+        prior = (logsumexp(reference, axis=1) - np.log(num_images))[references.question_of]
+    elif rule.prior == "training":
         # Batch calibration (Zhou et al. 2023, arXiv 2309.17249): subtract the mean log-probability over images.
-        log_probs = log_probs - _normalized(references.training, forms, rule.reduce).mean(axis=0)
-    normalized: Floats = log_softmax(log_probs, axis=1)
-    return normalized
+        prior = posterior.label_log_probs(references.training, forms, rule.reduce).mean(axis=0)
+    return posterior.label_log_probs(scores, forms, rule.reduce, prior)
 
 
 def choose(
@@ -171,17 +142,3 @@ def content_free_images(size: tuple[int, int]) -> list[ImageSource]:
 def question_key(example: Example) -> Hashable:
     """Equal for examples that ask the same of different images."""
     return example.question, example.history
-
-
-def _normalized(scores: Floats, forms: SurfaceForms, reduce: Reduce) -> Floats:
-    """float64[N, F] -> float64[N, L] log-probabilities before any prior is subtracted."""
-    num_labels = int(forms.label.max()) + 1
-    if reduce == "mean":
-        scores = scores / forms.num_tokens
-    by_label = np.empty((len(scores), num_labels))
-    for label in range(num_labels):
-        own = scores[:, forms.label == label]
-        # Probabilities of different texts add up. Means over tokens are no probabilities: the best text stands for all.
-        by_label[:, label] = own.max(axis=1) if reduce == "mean" else logsumexp(own, axis=1)
-    normalized: Floats = log_softmax(by_label, axis=1)
-    return normalized

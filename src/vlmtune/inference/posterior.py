@@ -38,6 +38,10 @@ class SurfaceForms:
         label, num_tokens = np.asarray(forms, dtype=np.int64).T
         return cls(label, num_tokens)
 
+    def num_tokens_unshared(self, num_prompt_tokens: Ints) -> Ints:
+        """int64[N]: tokens to run if every form had a sequence of its own after int64[N] prompts, end tokens aside."""
+        return np.asarray(len(self.label) * num_prompt_tokens + (self.num_tokens - 1).sum())
+
     @cached_property
     def by_label(self) -> Ints:
         """int64[L, most forms of a label]: each label's forms, padded with F, a form that does not exist."""

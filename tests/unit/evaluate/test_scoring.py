@@ -14,12 +14,12 @@ from vlmtune.errors import ConfigError, DataError
 from vlmtune.evaluate.scoring import (
     References,
     ScoreRule,
-    SurfaceForms,
     choose,
     content_free_images,
     label_log_probs,
     score_rules,
 )
+from vlmtune.inference.posterior import SurfaceForms
 
 pytestmark = pytest.mark.unit
 
@@ -68,8 +68,8 @@ def test_contextual_calibration_makes_a_content_free_image_uniform() -> None:
 def test_the_prior_subtracts_a_constant_prejudice() -> None:
     s, prejudice = scores(200), np.array([0.0, 3.0, -2.0])
     references = References(training=s + prejudice)
-    found = label_log_probs(s + prejudice, ONE_FORM_EACH, ScoreRule("sum", "prior"), references)
-    without = label_log_probs(s, ONE_FORM_EACH, ScoreRule("sum", "prior"), References(training=s))
+    found = label_log_probs(s + prejudice, ONE_FORM_EACH, ScoreRule("sum", "training"), references)
+    without = label_log_probs(s, ONE_FORM_EACH, ScoreRule("sum", "training"), References(training=s))
     assert found == pytest.approx(without)
     assert (found.argmax(1) == (s - log_softmax(s, axis=1).mean(0)).argmax(1)).all()
 
@@ -94,7 +94,7 @@ def test_the_most_accurate_rule_on_validation_is_chosen() -> None:
     fair = rng.normal(size=(300, 3)) + 2 * np.eye(3)[truth]
     prejudiced = fair + np.array([0, 6, 0])
     references = References(np.array([[[0.0, 6.0, 0.0]]]) - 10, np.zeros(300, np.int64), prejudiced)
-    candidates = score_rules(ScoringSection(form="sum", calibration="auto"))
+    candidates = score_rules(ScoringSection(reduce="sum", prior="auto"))
     chosen, figures = choose(prejudiced, truth, right(truth), ONE_FORM_EACH, candidates, references)
     assert chosen.prior != "none"
     by_prior = {f["prior"]: f for f in figures}
@@ -127,10 +127,10 @@ def test_an_unreadable_validation_image_stays_in_the_denominator() -> None:
 
 def test_auto_tries_everything_and_a_named_option_nothing_else() -> None:
     assert score_rules(ScoringSection()) == [ScoreRule("sum", "none")]
-    assert len(set(score_rules(ScoringSection(form="auto")))) == 6
-    assert score_rules(ScoringSection(form="auto"))[0] == ScoreRule()
-    assert score_rules(ScoringSection(form="auto", calibration="none")) == [ScoreRule("sum"), ScoreRule("mean")]
-    assert score_rules(ScoringSection(form="mean", calibration="prior")) == [ScoreRule("mean", "prior")]
+    assert len(set(score_rules(ScoringSection(reduce="auto")))) == 6
+    assert score_rules(ScoringSection(reduce="auto"))[0] == ScoreRule()
+    assert score_rules(ScoringSection(reduce="auto", prior="none")) == [ScoreRule("sum"), ScoreRule("mean")]
+    assert score_rules(ScoringSection(reduce="mean", prior="training")) == [ScoreRule("mean", "training")]
 
 
 def test_tokens_unshared_are_of_one_sequence_a_form() -> None:
@@ -151,11 +151,11 @@ def load(tmp_path: Path, text: str, *overrides: str) -> EvaluateSection:
 
 
 def test_a_plain_auto_in_the_file_or_on_the_command_line_means_both_keys(tmp_path: Path) -> None:
-    everything = score_rules(ScoringSection(form="auto"))
+    everything = score_rules(ScoringSection(reduce="auto"))
     assert score_rules(load(tmp_path, "  scoring: auto\n").scoring) == everything
     assert score_rules(load(tmp_path, "  limit: 5\n", "evaluate.scoring=auto").scoring) == everything
-    named = load(tmp_path, "  scoring:\n    form: mean\n", "evaluate.scoring.calibration=prior").scoring
-    assert score_rules(named) == [ScoreRule("mean", "prior")]
+    named = load(tmp_path, "  scoring:\n    reduce: mean\n", "evaluate.scoring.prior=training").scoring
+    assert score_rules(named) == [ScoreRule("mean", "training")]
 
 
 @pytest.mark.parametrize(
