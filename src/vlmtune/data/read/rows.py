@@ -263,7 +263,7 @@ def read_label(value: Any, column: str, class_names: Sequence[str] | None = None
         raise ValueError(f"the label (column '{column}') is empty. Write a label, or remove the row.")
     if isinstance(value, str):
         return clean_label(value)
-    if not isinstance(value, int | float) or value != int(value):
+    if not isinstance(value, int | float) or not float(value).is_integer():
         kind = type(value).__name__
         raise ValueError(
             f"the label is {value!r}, a {kind} (column '{column}'). Expected text or a whole number: set "
@@ -299,7 +299,7 @@ def read_answers(value: Any, column: str) -> tuple[str, ...]:
         if isinstance(text, bool):
             text = "yes" if text else "no"
         elif isinstance(text, int | float):
-            text = str(int(text)) if text == int(text) else str(text)
+            text = str(int(text)) if float(text).is_integer() else str(text)
         if not isinstance(text, str):
             raise ValueError(
                 f"answer {number} (column '{column}') is {_described(item)}. Expected text, a list of texts, or of "
