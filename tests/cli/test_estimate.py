@@ -26,7 +26,7 @@ def test_the_built_in_model_on_its_own_digits_is_measured_here(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["num_samples"] == 1293 and found["shape"]["tiles"] == [[8, 8]]
-    here = found["places"][0]
+    here = found["machines"][0]
     assert here["name"] == "this machine (cpu)" and here["hours"] > 0
 
 

@@ -118,7 +118,7 @@ def test_accumulated_micro_batches_have_the_gradients_of_one_batch(base: Path, i
         assert (parts[name] - expected).norm() < 1e-3 * expected.norm(), name
 
 
-def test_a_run_that_is_cut_short_gives_its_feature_cache_back(base: Path, images: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_releases_its_feature_cache(base: Path, images: Path, tmp_path: Path) -> None:
     stopped, cut = start(experiment(base, images, tmp_path, "cut", feature_cache="on"))
 
     def interrupt(event: StepEvent) -> None:

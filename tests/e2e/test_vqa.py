@@ -87,9 +87,7 @@ def test_drawn_answers_are_the_same_after_a_resume(base: Path, official: Path, t
     assert any(not torch.equal(expected[name], value) for name, value in tensors(folder.path, 8).items())
 
 
-def test_a_batch_holds_the_questions_of_a_image_and_one_encoding_of_it(
-    base: Path, official: Path, tmp_path: Path
-) -> None:
+def test_questions_about_one_image_share_its_encoding(base: Path, official: Path, tmp_path: Path) -> None:
     trainer, _ = start(experiment(base, official, tmp_path))
     (batch,) = trainer.reader.micro_batches(2 * NUM_QUESTIONS, 0, 1)
     assert len({item.example.image_id for item in batch}) == 2

@@ -25,14 +25,14 @@ def estimate(
 ) -> None:
     """Estimate a run: what learns, memory at each micro-batch, time and price on this machine and on named GPUs."""
     from vlmtune.estimate.estimate import estimate as run
-    from vlmtune.estimate.sample_cost import describe
+    from vlmtune.estimate.sample_cost import estimate_inputs
 
-    described = describe(open_experiment(config, set_, faithful=faithful), samples, _size(image_size))
-    found = run(described.experiment, described.config, described.shape, described.num_samples, measure=measure)
+    inputs = estimate_inputs(open_experiment(config, set_, faithful=faithful), samples, _size(image_size))
+    estimated = run(inputs.experiment, inputs.config, inputs.shape, inputs.num_samples, measure=measure)
     if json_:
-        print_json(found.to_dict())
+        print_json(estimated.to_dict())
     else:
-        _print(found)
+        _print(estimated)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -44,34 +44,34 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
-def _print(found: Estimate) -> None:
+def _print(estimated: Estimate) -> None:
     rows = [
         [part.name, f"{part.total:,}", f"{part.trainable:,}", f"{100 * part.trainable / part.total:.2f} %"]
-        for part in found.parts
+        for part in estimated.parts
     ]
-    share = f"{100 * found.num_trainable / found.num_total:.2f} %"
-    rows.append(["together", f"{found.num_total:,}", f"{found.num_trainable:,}", share])
-    print_table([found.base, "parameters", "learn", "share"], rows)
+    share = f"{100 * estimated.num_trainable / estimated.num_total:.2f} %"
+    rows.append(["together", f"{estimated.num_total:,}", f"{estimated.num_trainable:,}", share])
+    print_table([estimated.base, "parameters", "learn", "share"], rows)
     print(
-        f"\n{found.num_samples:,} samples, {found.num_steps:,} steps of {found.samples_per_step}; "
-        f"{found.flops_per_sample / 1e12:.3g} TFLOP a sample\n"
+        f"\n{estimated.num_samples:,} samples, {estimated.num_steps:,} steps of {estimated.samples_per_step}; "
+        f"{estimated.flops_per_sample / 1e12:.3g} TFLOP a sample\n"
     )
-    print_table(["micro-batch", "GiB at the peak"], [[str(b), f"{gib:.1f}"] for b, gib in found.memory_gib.items()])
+    print_table(["micro-batch", "GiB at the peak"], [[str(b), f"{gib:.1f}"] for b, gib in estimated.memory_gib.items()])
     print()
-    places = [
+    machines = [
         [
-            place.name,
-            "—" if place.micro_batch is None else str(place.micro_batch),
-            "—" if place.memory_gib is None else f"{place.memory_gib:.1f}",
-            "—" if place.hours is None else _time(place.hours),
-            "" if place.dollars is None else f"${place.dollars:.2f}",
-            place.note,
+            machine.name,
+            "—" if machine.micro_batch is None else str(machine.micro_batch),
+            "—" if machine.memory_gib is None else f"{machine.memory_gib:.1f}",
+            "—" if machine.hours is None else _time(machine.hours),
+            "" if machine.dollars is None else f"${machine.dollars:.2f}",
+            machine.note,
         ]
-        for place in found.places
+        for machine in estimated.machines
     ]
-    print_table(["machine", "micro-batch", "GiB", "training", "price", ""], places)
+    print_table(["machine", "micro-batch", "GiB", "training", "price", ""], machines)
     print("\nAssumed:")
-    for assumption in found.assumptions:
+    for assumption in estimated.assumptions:
         print(f"- {assumption}")
 
 

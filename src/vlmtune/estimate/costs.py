@@ -45,7 +45,7 @@ class SampleShape:
 
 @dataclass(frozen=True)
 class Part:
-    """A tower's parameters: all, those that learn, and those in linear layers (what each row is multiplied by)."""
+    """A tower's parameters: all, those that learn, and those in linear layers (what each token is multiplied by)."""
 
     name: str
     total: int
@@ -98,8 +98,8 @@ class Costs:
         self.num_layers = len(layers)
         self._learns = {part.name: part.trainable > 0 for part in self.parts}
 
-    def rows(self, batch: int) -> float:
-        """Decoder rows of a micro-batch."""
+    def num_tokens(self, batch: int) -> float:
+        """Tokens of a micro-batch that go through the decoder."""
         shared = self.shape.prefix * (batch if self.model.bidirectional_prompt else 1)
         return shared + batch * (self.shape.own + self.shape.answer - 1)
 
@@ -114,7 +114,7 @@ class Costs:
         before = self._learns["vision tower"] or self._learns["connector"]
         connector = self._linear_flops("connector", tokens, is_reached=before)
 
-        rows = self.rows(batch)
+        rows = self.num_tokens(batch)
         decoder = self._linear_flops("decoder", rows, is_reached=True)
         own = shape.own + shape.answer - 1
         seen = shape.prefix**2 / 2 + batch * own * (shape.prefix + own / 2)
@@ -133,21 +133,21 @@ class Costs:
         grid = self.shape.tiles[0]
         return grid[0] * grid[1] / self.model.connector.num_tokens(grid)
 
-    def memory(self, batch: int, *, is_wide: bool = False) -> float:
-        """Bytes at the peak of a step with a micro-batch of so many; ``is_wide``: in float32, where asked or not."""
-        element_size = 4 if is_wide else self.element_size
+    def memory(self, batch: int, *, is_float32: bool = False) -> float:
+        """Bytes at the peak of a step with a micro-batch of so many; ``is_float32``: whatever the experiment asks."""
+        element_size = 4 if is_float32 else self.element_size
         total = sum(part.total for part in self.parts) * element_size
         learning = sum(part.trainable for part in self.parts) * _ADAM_BYTES
-        per_row = self.model.activation_bytes_per_token() * element_size // self.element_size
+        per_token = self.model.activation_bytes_per_token() * element_size // self.element_size
         if self.checkpointed:
-            per_row = self.num_layers * self.width * element_size + per_row // self.num_layers
+            per_token = self.num_layers * self.width * element_size + per_token // self.num_layers
         patches = self.shape.num_patches * batch
         vision = self.parts[0].linear // max(1, self.model.num_tower_layers)  # about 12 widths squared
         per_patch = 16 * math.isqrt(vision // 12) * element_size
         kept_layers = self.model.num_tower_layers if self._learns["vision tower"] else 1
         logits = 2 * 4 * min(batch * self.shape.answer * self.vocab_size, 2.0**24)
         vision_activations = per_patch * patches * kept_layers
-        return float(total + learning + per_row * self.rows(batch) + vision_activations + logits + _WORKSPACE)
+        return float(total + learning + per_token * self.num_tokens(batch) + vision_activations + logits + _WORKSPACE)
 
 
 def adapted(config: dict[str, Any], experiment: Experiment) -> tuple[VisionLanguageModel, AdapterPlan]:

@@ -13,7 +13,7 @@ from typing import Any
 from vlmtune.config.defaults import num_steps
 from vlmtune.config.schema import Experiment
 from vlmtune.estimate.costs import Costs, Part, SampleShape, adapted
-from vlmtune.estimate.throughput import slice_rate
+from vlmtune.estimate.throughput import measure_throughput
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 UTILIZATION = 0.4
@@ -23,9 +23,11 @@ _SHORTEST_STEP_S = 0.05  # of a micro-batch on a GPU, however little there is to
 
 @dataclass(frozen=True)
 class Gpu:
-    """Attributes:
-    tflops: peak of dense matrix products in the type we train in (bfloat16, float32 where there is none).
-    memory_gib: of the card. dollars_per_hour: about what one costs to rent by the second (2025; changes).
+    """A card that can be rented.
+
+    Attributes:
+        tflops: peak of dense matrix products in the type we train in (bfloat16, float32 where there is none).
+        memory_gib: of the card. dollars_per_hour: about what one costs to rent by the second (2025; changes).
     """
 
     name: str
@@ -49,7 +51,7 @@ GPUS = (
 
 
 @dataclass(frozen=True)
-class Place:
+class MachineEstimate:
     """Time and cost of the whole training on one kind of machine."""
 
     name: str
@@ -63,8 +65,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Attributes:
-    parts: by tower. memory_gib: micro-batch -> peak. flops_per_sample: of training, at the experiment's micro-batch.
+    """What an experiment would cost.
+
+    Attributes:
+        parts: parameters, by tower.
+        memory_gib: micro-batch -> peak.
+        flops_per_sample: of training, at the micro-batch of the experiment.
     """
 
     base: str
@@ -75,7 +81,7 @@ class Estimate:
     shape: SampleShape
     memory_gib: dict[int, float]
     flops_per_sample: float
-    places: list[Place]
+    machines: list[MachineEstimate]
     assumptions: list[str] = field(default_factory=list)
 
     @property
@@ -112,24 +118,26 @@ def estimate(
     per_step = train.batch_size * train.gradient_accumulation
     seen = steps * per_step
     memory = {batch: costs.memory(batch) / 2**30 for batch in sorted({*MICRO_BATCHES, train.batch_size})}
-    places = []
+    machines = []
     if measure:
-        rate, device = slice_rate(experiment, config, shape)
+        rate, device = measure_throughput(experiment, config, shape)
         hours = costs.flops(train.batch_size) * seen / rate / 3600
         note = f"{rate / 1e9:,.0f} GFLOP/s measured on a slice of the model"
-        places.append(Place(f"this machine ({device})", train.batch_size, memory[train.batch_size], hours, None, note))
+        machines.append(
+            MachineEstimate(f"this machine ({device})", train.batch_size, memory[train.batch_size], hours, None, note)
+        )
     for gpu in GPUS:
-        needed = {b: costs.memory(b, is_wide=not gpu.has_bfloat16) / 2**30 for b in memory if b <= train.batch_size}
+        needed = {b: costs.memory(b, is_float32=not gpu.has_bfloat16) / 2**30 for b in memory if b <= train.batch_size}
         note = "" if gpu.has_bfloat16 else "has no bfloat16: float32"
         fitting = [batch for batch, need in needed.items() if need < gpu.memory_gib]
         if not fitting:
             note = f"needs {needed[1]:.0f} GiB" + (f" ({note})" if note else "")
-            places.append(Place(gpu.name, None, None, None, None, note))
+            machines.append(MachineEstimate(gpu.name, None, None, None, None, note))
             continue
         batch = max(fitting)
         working = costs.flops(batch) * seen / (UTILIZATION * gpu.tflops * 1e12)
         hours = max(working, seen / batch * _SHORTEST_STEP_S) / 3600
-        places.append(Place(gpu.name, batch, needed[batch], hours, hours * gpu.dollars_per_hour, note))
+        machines.append(MachineEstimate(gpu.name, batch, needed[batch], hours, hours * gpu.dollars_per_hour, note))
     return Estimate(
         base=experiment.model.base,
         parts=costs.parts,
@@ -139,7 +147,7 @@ def estimate(
         shape=shape,
         memory_gib=memory,
         flops_per_sample=costs.flops(train.batch_size),
-        places=places,
+        machines=machines,
         assumptions=[
             shape.known_from,
             f"GPUs reach {100 * UTILIZATION:.0f} % of their peak, take {1000 * _SHORTEST_STEP_S:.0f} ms a micro-batch "

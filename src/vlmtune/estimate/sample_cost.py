@@ -1,4 +1,7 @@
-"""What one sample of an experiment puts through its model, found out without the model's weights. `estimate` asks."""
+"""What one sample of an experiment puts through its model, from the data and the small files of the base.
+
+In: an experiment as loaded. Out: `EstimateInputs`. Called by `vlmtune estimate`, before any weights are loaded.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,15 @@ from vlmtune.text.defaults import CLASSIFY_SYSTEM_PROMPT, CLASSIFY_USER_PROMPT, 
 from vlmtune.text.prompt import PromptBuilder
 from vlmtune.text.tokenizer import Tokenizer
 
-_NUM_LOOKED_AT = 32
+_NUM_READ = 32
 _CHARACTERS_PER_TOKEN = 3.5  # of English words with the large vocabularies of these models
 _TEMPLATE_TOKENS = 12  # what a chat template adds
 _ANSWER_TOKENS = 3.0
 
 
 @dataclass(frozen=True)
-class Described:
-    """What `estimate` needs: the decided experiment, the base's config.json, a sample, and how many there are."""
+class EstimateInputs:
+    """What `estimate` needs: the resolved experiment, the base's config.json, a sample, and how many there are."""
 
     experiment: Experiment
     config: dict[str, Any]
@@ -41,7 +44,9 @@ class Described:
     num_samples: int
 
 
-def describe(experiment: Experiment, num_samples: int | None, image_size: tuple[int, int] | None) -> Described:
+def estimate_inputs(
+    experiment: Experiment, num_samples: int | None, image_size: tuple[int, int] | None
+) -> EstimateInputs:
     """Look at the data and at the base's small files; assume what cannot be looked at, and say so.
 
     Args:
@@ -60,7 +65,7 @@ def describe(experiment: Experiment, num_samples: int | None, image_size: tuple[
     config, tokenizer, processor, origin = _base(resolved)
 
     images, answers, questions = [], [], []
-    for example in (splits.train if splits else [])[:: max(1, count // _NUM_LOOKED_AT)][:_NUM_LOOKED_AT]:
+    for example in (splits.train if splits else [])[:: max(1, count // _NUM_READ)][:_NUM_READ]:
         images.append(processor.process(example.image.open()))
         answers.append(example.answers[0] if labels is None else labels.shown[labels.index(example.answers[0])][0])
         questions.append(example.question)
@@ -84,7 +89,7 @@ def describe(experiment: Experiment, num_samples: int | None, image_size: tuple[
         lengths = [len(prompt.answer_tokens(text)) for text in answers]
         answer = statistics.mean(lengths) if lengths else _ANSWER_TOKENS
     shape = SampleShape(prefix, own, answer, tuple(grid for _, grid in largest.tiles), origin)
-    return Described(resolved, config, shape, count)
+    return EstimateInputs(resolved, config, shape, count)
 
 
 def _splits(experiment: Experiment, num_samples: int | None) -> Splits | None:

@@ -18,10 +18,12 @@ from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import build_on_meta, choose_device, choose_dtype, family_of
 from vlmtune.train.step import Answer, Sample, plan_step, run
 
-_SLICE_ROWS = 1024  # decoder rows of the measured step
+_SLICE_TOKENS = 1024  # that the decoder runs in the measured step
 
 
-def slice_rate(experiment: Experiment, config: Mapping[str, Any], shape: SampleShape) -> tuple[float, torch.device]:
+def measure_throughput(
+    experiment: Experiment, config: Mapping[str, Any], shape: SampleShape
+) -> tuple[float, torch.device]:
     """Operations per second of a training step here, seen on a few layers of the model's real width.
 
     Returns:
@@ -43,7 +45,7 @@ def slice_rate(experiment: Experiment, config: Mapping[str, Any], shape: SampleS
     if experiment.model.connector is not None:
         install_connector(model, wanted_shape(experiment.model.connector, model))
     apply_adapter(model, experiment.adapter, family=family_of(sliced, "slice").name)
-    batch = max(1, min(experiment.train.batch_size or 1, (_SLICE_ROWS - shape.prefix) // max(1, shape.own)))
+    batch = max(1, min(experiment.train.batch_size or 1, (_SLICE_TOKENS - shape.prefix) // max(1, shape.own)))
     # One image of the sample's first tile: enough to have the tower's share in the mixture.
     grid = shape.tiles[0]
     num_tokens = model.connector.num_tokens(grid)

@@ -69,7 +69,7 @@ def test_shared_prompts_make_large_micro_batches_cheaper_and_checkpointing_small
 
 
 def test_a_card_that_is_too_small_is_said_to_be() -> None:
-    places = {place.name: place for place in of("LiquidAI/LFM2-VL-3B", ["mlp"], batch_size=64).places}
-    assert places["H100"].micro_batch == 64
-    assert places["L4"].micro_batch is not None and places["L4"].micro_batch < 64
-    assert places["T4"].micro_batch is None and "needs" in places["T4"].note and "float32" in places["T4"].note
+    machines = {machine.name: machine for machine in of("LiquidAI/LFM2-VL-3B", ["mlp"], batch_size=64).machines}
+    assert machines["H100"].micro_batch == 64
+    assert machines["L4"].micro_batch is not None and machines["L4"].micro_batch < 64
+    assert machines["T4"].micro_batch is None and "needs" in machines["T4"].note and "float32" in machines["T4"].note

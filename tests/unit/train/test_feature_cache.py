@@ -167,9 +167,7 @@ def test_it_is_refused_where_the_tower_learns(tmp_path: Path) -> None:
     assert isinstance(refusal, Refusal) and "tower learn" in refusal.reason and "lora_A" in refusal.reason
 
 
-def test_a_learning_connector_learns_from_kept_tower_features_as_from_the_tower(
-    tmp_path: Path, images: list[ImageSource]
-) -> None:
+def test_cached_tower_features_teach_a_connector_the_same(tmp_path: Path, images: list[ImageSource]) -> None:
     opened = open_model("builtin:tiny", dtype="float32", device="cpu")
     images = images[:4]
     plan = apply_adapter(opened.model, AdapterSection(targets=["attention"], parts=["connector"]))
@@ -185,9 +183,7 @@ def test_a_learning_connector_learns_from_kept_tower_features_as_from_the_tower(
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_refused_under_random_augmentation_and_when_off(
-    tmp_path: Path, opened: OpenedModel, plan: AdapterPlan
-) -> None:
+def test_changing_images_are_not_cached(tmp_path: Path, opened: OpenedModel, plan: AdapterPlan) -> None:
     refusal = open_cache(tmp_path, opened, plan, "auto", changes="flip-crop changes images.")
     assert isinstance(refusal, Refusal) and refusal.note == "image features are not cached: flip-crop changes images."
     with pytest.raises(UserError, match="is on, but features cannot be cached: flip-crop"):
@@ -243,7 +239,7 @@ def test_a_repaired_cache_says_so(tmp_path: Path) -> None:
     assert cache.note == "image features are cached; 2 torn or damaged records were made again"
 
 
-def test_a_image_that_many_questions_ask_about_needs_its_room_once(
+def test_an_image_with_many_questions_is_stored_once(
     tmp_path: Path, opened: OpenedModel, plan: AdapterPlan, images: list[ImageSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[int] = []

@@ -60,7 +60,7 @@ def seen(batches: list[list[TrainItem]]) -> list[tuple[object, ...]]:
     return [(s.example.id, s.slot.epoch, tuple(s.answers.items()), pixels(s)) for batch in batches for s in batch]
 
 
-def test_the_same_seed_shows_the_same_whatever_the_number_of_threads(
+def test_reading_threads_do_not_change_what_training_sees(
     opened: OpenedModel, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = []
@@ -95,9 +95,7 @@ def test_a_mixed_image_says_with_whom_and_weights_both_answers(opened: OpenedMod
     assert len({item.mixed_with[0].id for item in shown if item.mixed_with}) > 5
 
 
-def test_the_loss_of_a_mixed_image_is_lambda_of_one_answer_and_the_rest_of_the_other(
-    opened: OpenedModel, splits: Splits
-) -> None:
+def test_a_mixed_image_weights_both_losses_by_lambda(opened: OpenedModel, splits: Splits) -> None:
     """λ·NLL(a) + (1-λ)·NLL(b), by two branches of one image; gradients too."""
     prompts = EpochPrompts(opened, experiment(), splits.labels)
     batch = next(reader_of(opened, splits, mixup=1.0).micro_batches(6, 0, 1))
@@ -123,16 +121,14 @@ def test_the_loss_of_a_mixed_image_is_lambda_of_one_answer_and_the_rest_of_the_o
     weight.requires_grad_(False)
 
 
-def test_flips_of_labels_with_sides_are_refused_before_anything_is_read(opened: OpenedModel, splits: Splits) -> None:
+def test_flips_of_labels_with_sides_are_refused(opened: OpenedModel, splits: Splits) -> None:
     turned = LabelSet(("left", "right"), (("left",), ("right",)))
     with pytest.raises(UserError, match="names a side"):
         ItemReader(experiment(augment="flip-crop"), opened.processor, splits.train, turned)
     assert ItemReader(experiment(augment="crop"), opened.processor, splits.train, turned).has_sided_labels
 
 
-def test_an_unreadable_partner_leaves_the_image_unmixed_and_is_noted(
-    opened: OpenedModel, splits: Splits, tmp_path: Path
-) -> None:
+def test_an_unreadable_partner_leaves_the_image_unmixed(opened: OpenedModel, splits: Splits, tmp_path: Path) -> None:
     broken = replace(splits.train[1], image=ImageSource(data=b"no image", name="broken"))
     reader = ItemReader(experiment(mixup=1.0), opened.processor, [splits.train[0], broken], splits.labels)
     shown = [s for batch in reader.micro_batches(2, 0, 10) for s in batch]

@@ -48,7 +48,7 @@ def test_another_seed_or_epoch_is_another_order() -> None:
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=40), st.integers(0, 3), st.integers(0, 3))
-def test_questions_about_a_image_stand_side_by_side_in_every_pass(groups: list[str], seed: int, epoch: int) -> None:
+def test_questions_about_one_image_stand_together_in_every_epoch(groups: list[str], seed: int, epoch: int) -> None:
     order = grouped_order(groups, seed, epoch)
     assert sorted(order) == list(range(len(groups)))
     seen = [key for key, _ in groupby(groups[place] for place in order)]
