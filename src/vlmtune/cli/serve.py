@@ -61,7 +61,7 @@ def serve(
         api_key=api_key,
     )
     service = Service(open_adapted(model, dtype=dtype), model, labels=read_labels(labels), name=name, settings=settings)
-    images = example_images(service.tasks.labels, examples)
+    images = example_images(service.prompts.labels, examples)
 
     def tell(url: str) -> None:
         console = stderr_console()

@@ -1,6 +1,19 @@
 """The one thread that owns the model: requests that arrive together become one prefix tree.
 
-In: jobs (an image, its tokens, its task) from any thread. Out: label probabilities or tokens, handed to each job.
+In: jobs (an image, its tokens, its prompt). Out: label probabilities or tokens, delivered to each job.
+
+    event loop                   decoding threads              model thread
+    ----------                   ----------------              ------------
+    Service.score, answer
+      expect() ------------------------------------------------> one more is coming: a batch may wait for it
+      _prepare(make) ----------> open the image, build tokens
+                                 submit(job) or withdraw() ----> _waiting
+      await                                                      _next_batch: jobs of one prompt and kind
+                                                                 _score, or _begin and then _write token by token
+                                                                 job.deliver(result) -> Service._outbox
+      _empty_outbox <------------------------------------------- _wake(), once a batch
+    the future or queue is set
+
 While one tree is computed the next one fills up, so a busy server runs large trees and an idle one never waits. Open
 answers are written a token at a time between the trees of classifications, which so do not wait for a long answer.
 """
@@ -9,11 +22,11 @@ from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import Condition, Thread
+from threading import Condition, Event, Thread
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -22,48 +35,47 @@ from vlmtune.inference.generation import Generation, Sampling, Step
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.vlm import VisionLanguageModel
 from vlmtune.serve.metrics import Metrics
-from vlmtune.serve.prompts import Task
+from vlmtune.serve.prompts import PromptState, TaskPrompt
 from vlmtune.serve.settings import ServeSettings
 
 log = logging.getLogger("vlmtune.serve")
 
+Result = TypeVar("Result")
 
-@dataclass(eq=False)
-class Job(ABC):
-    """One request's work. The model's thread calls its methods; they must not block or raise.
+
+@dataclass(eq=False, kw_only=True)
+class Job(Generic[Result]):
+    """One request's work.
 
     Attributes:
-        task: what it shares with others.
+        prompt: what it shares with others.
         ids: its own part of the prompt, image placeholders included.
         images: as many as there are placeholders for.
-        is_canceled: nobody waits for it any more.
+        deliver, fail: take results, or what went wrong. The model's thread calls them; they must not block or raise.
+        canceled: set when nobody waits for it any more.
     """
 
-    task: Task
+    prompt: PromptState
     ids: list[int]
     images: list[ProcessedImage]
-    is_canceled: bool = field(default=False, init=False)
+    deliver: Callable[[Result], None]
+    fail: Callable[[Exception], None]
+    canceled: Event = field(default_factory=Event)
     arrived: float = field(default_factory=time.monotonic, init=False)
 
     @property
-    def num_rows(self) -> int:
-        """Decoder rows it takes in a tree."""
-        return len(self.ids) + self.task.num_label_rows
+    def num_prompt_tokens(self) -> int:
+        """Of the whole prompt, images included."""
+        return len(self.prompt.prefix) + len(self.ids)
 
-    @abstractmethod
-    def fail(self, error: Exception) -> None:
-        """The model could not answer."""
+    @property
+    def num_tree_tokens(self) -> int:
+        """Tokens it adds to a tree."""
+        return len(self.ids) + self.prompt.num_label_tokens
 
 
-@dataclass(eq=False)
-class ScoreJob(Job):
-    """Wants the log-probability of every label: ``deliver`` gets L of them, normalized over the labels."""
-
-    deliver: Callable[[list[float]], None]
-    refuse: Callable[[Exception], None]
-
-    def fail(self, error: Exception) -> None:
-        self.refuse(error)
+class ScoreJob(Job[list[float]]):
+    """Asks for the log-probability of every label: L of them, normalized over the labels."""
 
 
 @dataclass(frozen=True)
@@ -73,32 +85,30 @@ class Token:
     Attributes:
         id: in the vocabulary.
         is_last: the answer ends here, by a stop token or at its limit.
+        num_prompt_tokens: of the prompt that it answers.
         log_prob: before temperature.
-        top: the likeliest tokens with their log-probabilities, where asked for.
+        top: the likeliest tokens with their log-probabilities, where requested.
     """
 
     id: int
     is_last: bool
+    num_prompt_tokens: int
     log_prob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(eq=False)
-class AnswerJob(Job):
-    """Wants an open answer: ``deliver`` gets every token as it is chosen.
+@dataclass(eq=False, kw_only=True)
+class AnswerJob(Job[Token]):
+    """Asks for an open answer, every token as it is chosen.
 
     Attributes:
+        sampling, stop: see `Generation`.
         num_top: likeliest tokens to report with each; None for no log-probabilities at all.
     """
 
     sampling: Sampling
     stop: tuple[int, ...]
     num_top: int | None
-    deliver: Callable[[Token], None]
-    refuse: Callable[[Exception], None]
-
-    def fail(self, error: Exception) -> None:
-        self.refuse(error)
 
 
 class ModelThread:
@@ -107,8 +117,8 @@ class ModelThread:
     Args:
         model: used by this thread alone from now on.
         settings: sizes and waits of batches.
-        metrics: told of every batch.
-        wake: called when results were handed over, once for a whole batch.
+        metrics: count every batch.
+        wake: called after results were delivered, once for a whole batch.
     """
 
     def __init__(
@@ -119,7 +129,7 @@ class ModelThread:
         self._metrics = metrics
         self._wake = wake
         self._ready = Condition()
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[Job[Any]] = deque()
         self._num_coming = 0
         self._is_closing = False
         self._writing: list[tuple[Generation, list[AnswerJob]]] = []
@@ -133,12 +143,17 @@ class ModelThread:
         with self._ready:
             self._num_coming += 1
 
-    def submit(self, job: Job | None) -> None:
-        """Hand in an expected job, or None for one that will not come."""
+    def submit(self, job: Job[Any]) -> None:
+        """Hand in an expected job."""
         with self._ready:
             self._num_coming -= 1
-            if job is not None:
-                self._waiting.append(job)
+            self._waiting.append(job)
+            self._ready.notify()
+
+    def withdraw(self) -> None:
+        """An expected job will not come."""
+        with self._ready:
+            self._num_coming -= 1
             self._ready.notify()
 
     def close(self) -> None:
@@ -162,8 +177,8 @@ class ModelThread:
                 self._write(*writing)
                 self._wake()
 
-    def _next_batch(self) -> list[Job] | None:
-        """Jobs of one kind and task, the longest waiting first; [] to go on writing; None when all is done."""
+    def _next_batch(self) -> list[Job[Any]] | None:
+        """Jobs of one kind and prompt, the longest waiting first; [] to keep writing; None when all is done."""
         with self._ready:
             while not self._waiting and not self._writing:
                 if self._is_closing and not self._num_coming:
@@ -181,33 +196,33 @@ class ModelThread:
             self._metrics.waiting.set(len(self._waiting))
             return batch
 
-    def _take(self, batch: Sequence[Job] = ()) -> list[Job]:
+    def _take(self, batch: Sequence[Job[Any]] = ()) -> list[Job[Any]]:
         """Move jobs that go with the batch (or with the first one that can start) out of the queue."""
-        taken, left = list(batch), deque[Job]()
-        rows = sum(job.num_rows for job in taken)
+        taken, left = list(batch), deque[Job[Any]]()
+        num_tokens = sum(job.num_tree_tokens for job in taken)
         can_begin = len(self._writing) < self._settings.max_generations
         for job in self._waiting:
-            if job.is_canceled:
+            if job.canceled.is_set():
                 continue
             is_fitting = (
                 (can_begin or isinstance(job, ScoreJob))
                 if not taken
                 else (
                     type(job) is type(taken[0])
-                    and job.task is taken[0].task
+                    and job.prompt is taken[0].prompt
                     and len(taken) < self._settings.max_batch
-                    and rows + job.num_rows <= self._settings.max_batch_rows
+                    and num_tokens + job.num_tree_tokens <= self._settings.max_batch_tokens
                 )
             )
             if is_fitting:
                 taken.append(job)
-                rows += job.num_rows
+                num_tokens += job.num_tree_tokens
             else:
                 left.append(job)
         self._waiting = left
         return taken
 
-    def _attempt(self, run: Callable[[Sequence[Job]], None], batch: Sequence[Job]) -> None:
+    def _attempt(self, run: Callable[[Sequence[Job[Any]]], None], batch: Sequence[Job[Any]]) -> None:
         """Run a batch; if it fails, run its jobs one by one, so that one request cannot fail its neighbors."""
         started = time.monotonic()
         try:
@@ -224,19 +239,17 @@ class ModelThread:
         for job in batch:
             self._metrics.queue_seconds.observe(started - job.arrived)
 
-    def _score(self, batch: Sequence[Job]) -> None:
-        scorer = batch[0].task.scorer
-        assert scorer is not None
-        log_probs = scorer.log_probs(self._questions(batch)).tolist()
-        for row, job in enumerate(batch):
-            assert isinstance(job, ScoreJob)
-            job.deliver(log_probs[row])
+    def _score(self, batch: Sequence[Job[Any]]) -> None:
+        prompt = batch[0].prompt
+        assert isinstance(prompt, TaskPrompt)
+        for job, log_probs in zip(batch, prompt.label_log_probs(self._questions(batch)), strict=True):
+            job.deliver(log_probs)
 
-    def _begin(self, batch: Sequence[Job]) -> None:
+    def _begin(self, batch: Sequence[Job[Any]]) -> None:
         jobs = [job for job in batch if isinstance(job, AnswerJob)]
         generation = Generation(
             self._model,
-            jobs[0].task.prefix_cache(),
+            jobs[0].prompt.prefix_cache(),
             self._questions(jobs),
             jobs[0].stop,
             [job.sampling for job in jobs],
@@ -248,7 +261,7 @@ class ModelThread:
     def _write(self, generation: Generation, jobs: list[AnswerJob]) -> None:
         """One more token of every answer of a batch."""
         for number in list(generation.running):
-            if jobs[number].is_canceled:
+            if jobs[number].canceled.is_set():
                 generation.drop(number)
         try:
             if generation.running:
@@ -267,15 +280,15 @@ class ModelThread:
         for row, (number, token) in enumerate(zip(step.requests, step.tokens, strict=True)):
             job, is_last = jobs[number], number not in running
             if job.num_top is None:
-                job.deliver(Token(token, is_last))
+                job.deliver(Token(token, is_last, job.num_prompt_tokens))
                 continue
             log_probs = step.logits[row].log_softmax(-1)
             best = log_probs.topk(job.num_top) if job.num_top else None
             top = () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            job.deliver(Token(token, is_last, float(log_probs[token]), top))
+            job.deliver(Token(token, is_last, job.num_prompt_tokens, float(log_probs[token]), top))
 
     @torch.inference_mode()
-    def _questions(self, jobs: Sequence[Job]) -> list[Request]:
+    def _questions(self, jobs: Sequence[Job[Any]]) -> list[Request]:
         """The images of all jobs through the tower at once."""
         features = iter(self._model.encode_images([image for job in jobs for image in job.images]))
         return [Request(job.ids, [next(features) for _ in job.images]) for job in jobs]

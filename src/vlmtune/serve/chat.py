@@ -14,7 +14,7 @@ from vlmtune.inference.generation import Sampling
 from vlmtune.models.images import ProcessedImage
 from vlmtune.serve.batching import Token
 from vlmtune.serve.errors import RefusedError
-from vlmtune.serve.prompts import Task
+from vlmtune.serve.prompts import PromptState, TaskPrompt
 from vlmtune.serve.response_format import ClosedAnswer, closed_answer
 from vlmtune.serve.schema import ChatRequest, ImagePart, Message
 from vlmtune.serve.service import Service
@@ -86,7 +86,7 @@ class Chat:
         self._service, self._request = service, request
         self._turns = read_turns(request.messages)
         self._closed = closed_answer(request)
-        labels = service.tasks.labels
+        labels = service.prompts.labels
         if self._closed is None and labels is not None and self._turns.is_bare_image:
             self._closed = ClosedAnswer(labels)
         if len(self._turns.urls) > service.settings.max_images:
@@ -161,59 +161,53 @@ class Chat:
 
     async def _choose(self, image: bytes, closed: ClosedAnswer) -> _Piece:
         """A closed set: the likeliest answer, scored like a label."""
-        tasks, turns = self._service.tasks, self._turns
+        prompts, turns = self._service.prompts, self._turns
         question = turns.question or None
-        task, log_probs, num_tokens = await self._service.score(
-            image,
-            lambda: (
-                tasks.classification(closed.answers, turns.system)
-                if question is None
-                else tasks.closed_question(closed.answers, turns.system)
-            ),
-            question,
-        )
-        assert task.labels is not None
-        ranked = sorted(zip(task.labels, log_probs, strict=True), key=lambda pair: -pair[1])
+
+        def find_prompt() -> TaskPrompt:
+            find = prompts.classification if question is None else prompts.closed_question
+            return find(closed.answers, turns.system)
+
+        scores = await self._service.score(image, find_prompt, question)
+        ranked = sorted(zip(scores.labels, scores.log_probs, strict=True), key=lambda pair: -pair[1])
         entries = []
         if self._request.logprobs:
             top = [_entry(label, log_prob) for label, log_prob in ranked[: self._request.top_logprobs or 0]]
             entries = [{**_entry(*ranked[0]), "top_logprobs": top}]
-        return _Piece(closed.write(ranked[0][0]), entries, "stop", _usage(num_tokens, 1))
+        return _Piece(closed.write(ranked[0][0]), entries, "stop", _usage(scores.num_prompt_tokens, 1))
 
     async def _write(self, images: Sequence[bytes]) -> AsyncIterator[_Piece]:
         """Free text, a token at a time."""
         request, tokenizer = self._request, self._service.opened.tokenizer
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
         stream = TextStream(tokenizer, stops)
-        num_prompt = num_tokens = 0
-        asked = self._service.answer(
+        num_tokens = 0
+        tokens = self._service.answer(
             images,
             self._prompt,
             self._sampling(),
             (request.top_logprobs or 0) if request.logprobs else None,
         )
         try:
-            async for event in asked:
-                if isinstance(event, int):
-                    num_prompt = event
-                    continue
+            async for token in tokens:
                 num_tokens += 1
-                is_end = event.id == tokenizer.end_id
-                text = "" if is_end else stream.push(event.id)
-                entries = [self._token_entry(event)] if request.logprobs and not is_end else []
-                if event.is_last or stream.is_stopped:
+                is_end = token.id == tokenizer.end_id
+                text = "" if is_end else stream.push(token.id)
+                entries = [self._token_entry(token)] if request.logprobs and not is_end else []
+                if token.is_last or stream.is_stopped:
                     finish = "stop" if is_end or stream.is_stopped else "length"
-                    yield _Piece(text + stream.finish(), entries, finish, _usage(num_prompt, num_tokens))
+                    usage = _usage(token.num_prompt_tokens, num_tokens)
+                    yield _Piece(text + stream.finish(), entries, finish, usage)
                     return
                 yield _Piece(text, entries)
         finally:
-            await asked.aclose()  # type: ignore[attr-defined]  # an async generator, which its type does not say
+            await tokens.aclose()  # type: ignore[attr-defined]  # an async generator, which its type does not say
 
-    def _prompt(self, images: list[ProcessedImage]) -> tuple[Task, list[int]]:
+    def _prompt(self, images: list[ProcessedImage]) -> tuple[PromptState, list[int]]:
         turns = self._turns
         if turns.question is not None and len(images) == 1:
-            task = self._service.tasks.open_question(turns.system)
-            if turns.is_bare_image and task.asks_question:
+            prompt = self._service.prompts.open_question(turns.system)
+            if turns.is_bare_image and prompt.asks_question:
                 raise RefusedError(
                     400,
                     "no_question",
@@ -221,19 +215,19 @@ class Chat:
                     "image, or give the answers there are as `choices`.",
                     param="messages",
                 )
-            return task, task.tokens(images[0], turns.question or None)
-        conversation = self._service.conversation
+            return prompt, prompt.tokens(images[0], turns.question or None)
+        conversation = self._service.prompts.conversation
         return conversation, conversation.tokens(turns.messages, images)
 
     def _sampling(self) -> Sampling:
         request, settings = self._request, self._service.settings
-        asked = request.max_completion_tokens or request.max_tokens or _DEFAULT_MAX_TOKENS
+        max_tokens = request.max_completion_tokens or request.max_tokens or _DEFAULT_MAX_TOKENS
         temperature = request.temperature or 0.0
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
         return Sampling(
             temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
             top_p=request.top_p or 1.0,
-            max_new_tokens=min(asked, settings.max_new_tokens),
+            max_new_tokens=min(max_tokens, settings.max_new_tokens),
             seed=seed,
         )
 

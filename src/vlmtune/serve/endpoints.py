@@ -20,7 +20,7 @@ from vlmtune.serve.bodies import media_type, read_form, read_json
 from vlmtune.serve.chat import Chat
 from vlmtune.serve.errors import RefusedError
 from vlmtune.serve.openapi import FORM, JSON
-from vlmtune.serve.prompts import ServedTask
+from vlmtune.serve.prompts import TaskPrompt
 from vlmtune.serve.response_format import check_labels
 from vlmtune.serve.schema import ChatRequest, ClassifyForm, ClassifyRequest
 from vlmtune.serve.service import Service, refusal_for
@@ -43,17 +43,16 @@ class Endpoints:
         else:
             options = await read_json(request, ClassifyRequest)
             image = await service.read_image(options.image, "image")
-        labels, question, tasks = options.labels, options.question, service.tasks
+        labels, question, prompts = options.labels, options.question, service.prompts
         self._check_model(options.model)
         self._check_text((labels or []) + ([question] if question else []), labels)
 
-        def find_task() -> ServedTask:
-            task = tasks.classification(labels)
-            return task if question is None else tasks.closed_question(task.labels or (), None)
+        def find_prompt() -> TaskPrompt:
+            prompt = prompts.classification(labels)
+            return prompt if question is None else prompts.closed_question(prompt.labels or (), None)
 
-        task, log_probs, _ = await service.score(image, find_task, question)
-        assert task.labels is not None
-        ranked = sorted(zip(map(math.exp, log_probs), task.labels, strict=True), key=lambda pair: -pair[0])
+        scores = await service.score(image, find_prompt, question)
+        ranked = sorted(zip(map(math.exp, scores.log_probs), scores.labels, strict=True), key=lambda pair: -pair[0])
         probability, label = ranked[0]
         has_abstained = options.abstain_below is not None and probability < options.abstain_below
         return _json(
@@ -83,14 +82,14 @@ class Endpoints:
 
     async def models(self, request: Request) -> Response:
         """The one model there is."""
-        tasks = self._service.tasks
+        prompts = self._service.prompts
         card = {
             "id": self._service.name,
             "object": "model",
             "created": self._created,
             "owned_by": "vlmtune",
-            "labels": tasks.labels,
-            "task": tasks.section.type,
+            "labels": prompts.labels,
+            "task": prompts.section.type,
         }
         return _json({"object": "list", "data": [card]})
 

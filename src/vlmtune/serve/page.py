@@ -20,11 +20,11 @@ def render_page(service: Service, examples: Sequence[str] = ()) -> str:
     Args:
         examples: data URIs of images to try.
     """
-    tasks, settings = service.tasks, service.settings
+    prompts, settings = service.prompts, service.settings
     facts = {
         "model": service.name,
-        "labels": tasks.labels,
-        "asks_question": tasks.section.asks_from_data,
+        "labels": prompts.labels,
+        "asks_question": prompts.section.asks_from_data,
         "examples": list(examples),
         "max_bytes": settings.max_body_bytes,
         "max_pixels": settings.max_pixels,

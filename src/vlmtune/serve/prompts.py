@@ -1,20 +1,21 @@
-"""What requests of one kind share: prompt, label trie and the decoder's cache after the shared prefix.
+"""Prompts that live across requests: what requests in the same words share is computed once, not once a request.
 
-A task lives across requests, so the class list in front of every image is run once and not once a request. The last
-few tasks are kept; a request with a label list of its own makes another.
+In: which words a request asks in. Out: a `PromptState` with its tokens, its labels' trie, and the decoder's cache after
+the shared prefix. Called by `service.py` and `chat.py`; the model's thread runs what belongs to the model.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 from vlmtune.config.defaults import apply
 from vlmtune.config.schema import Experiment, ModelSection, TaskSection
 from vlmtune.errors import UserError
-from vlmtune.inference.batch import run_prefix
+from vlmtune.inference.batch import Request, run_prefix
 from vlmtune.inference.label_scorer import LabelScorer
 from vlmtune.inference.open import label_set
 from vlmtune.inference.predictor import Predictor
@@ -26,74 +27,124 @@ from vlmtune.serve.errors import RefusedError
 _Kind = Literal["classification", "closed", "open"]
 
 
-class Task(Protocol):
-    """What a job needs of its task: see `ServedTask`."""
+class PromptState:
+    """What the jobs of one batch share.
 
-    @property
-    def prefix(self) -> list[int]: ...
+    Attributes:
+        prefix: the tokens that every prompt begins with.
+        num_label_tokens: tokens of the labels' trie, which every image runs.
+    """
 
-    @property
-    def scorer(self) -> LabelScorer | None: ...
+    def __init__(self, opened: OpenedModel, prefix: list[int], num_label_tokens: int = 0) -> None:
+        self.prefix = prefix
+        self.num_label_tokens = num_label_tokens
+        self._opened = opened
+        self._cache: Cache | None = None
 
-    @property
-    def num_label_rows(self) -> int: ...
+    def prefix_cache(self) -> Cache | None:
+        """The decoder's cache after the prefix, run at the first call; None without one. For the model's thread."""
+        if self._cache is None and self.prefix:
+            self._cache = run_prefix(self._opened.model, self.prefix)
+        return self._cache
 
-    def prefix_cache(self) -> Cache | None: ...
 
+class TaskPrompt(PromptState):
+    """A task's prompt, with or without a closed set of labels.
 
-class ServedTask:
-    """One way of asking: a prompt with or without a closed set of labels.
-
-    `tokens` may be called from any thread; the scorer and the cache belong to the thread that runs the model.
+    Attributes:
+        labels: the closed set; None for open answers.
+        asks_question: whether every image needs a question.
     """
 
     def __init__(self, opened: OpenedModel, section: TaskSection, labels: Sequence[str] | None) -> None:
         self.labels = None if labels is None else tuple(labels)
         self._predictor = Predictor(opened, section, None if labels is None else label_set(labels, section))
-        self.prefix = self._predictor.prefix
-        self.scorer = None if labels is None else LabelScorer(opened.model, self.prefix, self._predictor.trie)
-        self.num_label_rows = 0 if labels is None else len(self._predictor.trie)
+        self._scorer = None
+        if labels is not None:
+            self._scorer = LabelScorer(opened.model, self._predictor.prefix, self._predictor.trie)
+        super().__init__(opened, self._predictor.prefix, 0 if labels is None else len(self._predictor.trie))
         self.asks_question = self._predictor.prompt.asks_question
-        self._cache: Cache | None = None
-        self._has_state = False
         self._lock = Lock()
 
     def tokens(self, image: ProcessedImage, question: str | None) -> list[int]:
-        """The prompt's tokens after the shared prefix. Raises UserError for a question that cannot be asked."""
+        """The prompt's tokens after the prefix. Safe to call from any thread.
+
+        Raises UserError for a question that cannot be asked.
+        """
         with self._lock:
             return self._predictor.rest_of_prompt(image, question)
 
-    def prefix_cache(self) -> Cache | None:
-        """The decoder's cache after the shared prefix; run when it is first wanted."""
-        if self.scorer is not None:
-            return self.scorer.prefix_cache()
-        if not self._has_state:
-            self._cache = run_prefix(self._predictor.opened.model, self.prefix)
-            self._has_state = True
-        return self._cache
+    def label_log_probs(self, requests: Sequence[Request]) -> list[list[float]]:
+        """float64[B][L], normalized over the labels. For the model's thread."""
+        assert self._scorer is not None
+        log_probs: list[list[float]] = self._scorer.log_probs(requests).tolist()
+        return log_probs
 
 
-class TaskShelf:
-    """Finds or makes the task of a request. Thread-safe.
+class ConversationPrompt(PromptState):
+    """Several turns, several images, or none, as the client sent them: no prefix is known beforehand."""
+
+    def __init__(self, opened: OpenedModel) -> None:
+        super().__init__(opened, [])
+        self._tokenizer = opened.tokenizer
+        self._control_token = re.compile("|".join(map(re.escape, sorted(opened.tokenizer.control_tokens))))
+
+    def tokens(self, messages: Sequence[dict[str, Any]], images: Sequence[ProcessedImage]) -> list[int]:
+        """The whole prompt. Safe to call from any thread.
+
+        Args:
+            messages: {"role", "content"} with content as text or a list of {"type": "image"} and {"type": "text"}.
+            images: prepared, in the order of the messages.
+
+        Raises:
+            RefusedError: for a special token in somebody's text. UserError: if the chat template refuses the messages.
+        """
+        for message in messages:
+            content = message["content"]
+            for text in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
+                if found := self._control_token.search(text):
+                    raise RefusedError(
+                        400,
+                        "special_token",
+                        f"A message holds the special token '{found[0]}'. Write it in another way.",
+                        param="messages",
+                    )
+        rendered = self._tokenizer.render(messages, add_generation_prompt=True)
+        parts = rendered.split(self._tokenizer.image_token)
+        if len(parts) != len(images) + 1:
+            raise RefusedError(
+                400,
+                "too_many_images",
+                f"This model's chat template has room for {len(parts) - 1} images, but {len(images)} were sent.",
+                param="messages",
+            )
+        text = parts[0] + "".join(p.text + after for p, after in zip(images, parts[1:], strict=True))
+        return self._tokenizer.encode(text)
+
+
+class PromptCache:
+    """Finds or makes the prompt of a request, and keeps the most recently used ones. Thread-safe.
 
     Args:
         opened: the model.
         section, labels: what the model was trained to be asked; no labels where nothing says so.
-        size: tasks that are kept.
+        base: the model under an adapter, which decides defaults.
+        size: how many prompts are kept.
     """
 
     def __init__(
         self, opened: OpenedModel, section: TaskSection, labels: Sequence[str] | None, *, base: str, size: int
     ) -> None:
-        self.opened = opened
         self.section = section
         self.labels = None if labels is None else tuple(labels)
+        self.conversation = ConversationPrompt(opened)
+        self._opened = opened
         self._base = base
         self._size = size
-        self._kept: OrderedDict[tuple[_Kind, str | None, tuple[str, ...] | None], ServedTask] = OrderedDict()
+        self._prompts: OrderedDict[tuple[_Kind, str | None, tuple[str, ...] | None], TaskPrompt] = OrderedDict()
         self._lock = Lock()
 
-    def classification(self, labels: Sequence[str] | None, system: str | None = None) -> ServedTask:
+    def classification(self, labels: Sequence[str] | None, system: str | None = None) -> TaskPrompt:
         """As the model was trained to classify; other labels in the same prompt. Raises RefusedError without any."""
         labels = self.labels if labels is None else labels
         if labels is None:
@@ -105,26 +156,26 @@ class TaskShelf:
             )
         return self._find("classification", system, labels)
 
-    def closed_question(self, labels: Sequence[str], system: str | None) -> ServedTask:
+    def closed_question(self, labels: Sequence[str], system: str | None) -> TaskPrompt:
         """A question in the user's words with a closed set of answers; ``system`` replaces the task's own."""
         return self._find("closed", system, labels)
 
-    def open_question(self, system: str | None) -> ServedTask:
+    def open_question(self, system: str | None) -> TaskPrompt:
         """A question in the user's words, answered freely: as trained if it was trained on questions."""
         return self._find("open", system, None)
 
-    def _find(self, kind: _Kind, system: str | None, labels: Sequence[str] | None) -> ServedTask:
+    def _find(self, kind: _Kind, system: str | None, labels: Sequence[str] | None) -> TaskPrompt:
         key = (kind, system, None if labels is None else tuple(labels))
         with self._lock:
-            if key not in self._kept:
+            if key not in self._prompts:
                 try:
-                    self._kept[key] = ServedTask(self.opened, self._section(kind, system, labels), labels)
+                    self._prompts[key] = TaskPrompt(self._opened, self._section(kind, system, labels), labels)
                 except UserError as error:
                     raise RefusedError(400, "invalid_task", str(error)) from error
-                if len(self._kept) > self._size:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return self._kept[key]
+                if len(self._prompts) > self._size:
+                    self._prompts.popitem(last=False)
+            self._prompts.move_to_end(key)
+            return self._prompts[key]
 
     def _section(self, kind: _Kind, system: str | None, labels: Sequence[str] | None) -> TaskSection:
         # A model that was trained on questions is asked in its own words also where the answers are given.

@@ -10,7 +10,9 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from threading import Event
+from typing import Any, NamedTuple
 
 from vlmtune.data.remote import RemoteError, fetch_image
 from vlmtune.errors import UnreadableImageError, UserError
@@ -19,14 +21,21 @@ from vlmtune.inference.open import read_task
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
 from vlmtune.serve.batching import AnswerJob, Job, ModelThread, ScoreJob, Token
-from vlmtune.serve.conversation import ConversationTask
 from vlmtune.serve.errors import RefusedError
 from vlmtune.serve.images import check_image, is_web_address, read_data_uri
 from vlmtune.serve.metrics import Metrics
-from vlmtune.serve.prompts import ServedTask, Task, TaskShelf
+from vlmtune.serve.prompts import PromptCache, PromptState, TaskPrompt
 from vlmtune.serve.settings import ServeSettings
 
 _FETCH_THREADS = 4
+
+
+class Scores(NamedTuple):
+    """A closed set's result: the log-probability of each label, and the length of the prompt in tokens."""
+
+    labels: tuple[str, ...]
+    log_probs: list[float]
+    num_prompt_tokens: int
 
 
 class Service:
@@ -54,14 +63,13 @@ class Service:
         self.settings = settings or ServeSettings()
         self.name = name or source.rstrip("/").rpartition("/")[2]
         self.metrics = Metrics()
-        self.tasks = TaskShelf(
+        self.prompts = PromptCache(
             opened,
             section,
             stored if labels is None else labels,
             base=getattr(opened, "base", None) or source,
-            size=self.settings.kept_tasks,
+            size=self.settings.max_cached_prompts,
         )
-        self.conversation = ConversationTask(opened)
         self._decoders = ThreadPoolExecutor(self.settings.decode_threads, thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
         self._model = ModelThread(opened.model, self.settings, self.metrics, self._wake)
@@ -100,96 +108,107 @@ class Service:
         except RemoteError as error:
             raise RefusedError(400, "not_fetched", str(error), param=param) from error
 
-    async def score(
-        self, image: bytes, find_task: Callable[[], ServedTask], question: str | None, param: str = "image"
-    ) -> tuple[ServedTask, list[float], int]:
-        """The log-probability of every label of a task.
+    async def score(self, image: bytes, find_prompt: Callable[[], TaskPrompt], question: str | None) -> Scores:
+        """The log-probability of every label of a prompt.
 
         Args:
             image: encoded.
-            find_task: finds or makes the task; runs on a decoding thread.
-
-        Returns:
-            The task, one number a label, and the length of the prompt in tokens.
+            find_prompt: finds or makes the prompt; runs on a decoding thread.
         """
         assert self._loop is not None
-        result: asyncio.Future[list[float]] = self._loop.create_future()
+        result: asyncio.Future[Scores] = self._loop.create_future()
+        done, fail = self._later(partial(_set_result, result)), self._later(partial(_set_error, result))
+        canceled = Event()
 
-        def make() -> Job:
-            task = find_task()
-            processed = self._process(image, param)
-            ids = self._fitting(task.prefix, task.tokens(processed, question))
-            return ScoreJob(task, ids, [processed], self._post(_set_result, result), self._post(_set_error, result))
+        def make() -> ScoreJob:
+            prompt = find_prompt()
+            assert prompt.labels is not None
+            labels = prompt.labels
+            processed = self._process(image, "image")
+            ids = self._fitting(prompt, prompt.tokens(processed, question))
+            num_tokens = len(prompt.prefix) + len(ids)
+            return ScoreJob(
+                prompt=prompt,
+                ids=ids,
+                images=[processed],
+                deliver=lambda log_probs: done(Scores(labels, log_probs, num_tokens)),
+                fail=fail,
+                canceled=canceled,
+            )
 
-        job = self._prepare(make, self._post(_set_error, result))
+        self._prepare(make, fail, canceled)
         try:
-            log_probs = await result
+            return await result
         finally:
-            job.cancel()
-        made = job.made
-        assert made is not None and isinstance(made.task, ServedTask)
-        return made.task, log_probs, len(made.task.prefix) + len(made.ids)
+            canceled.set()
 
     async def answer(
         self,
         images: Sequence[bytes],
-        write_prompt: Callable[[list[ProcessedImage]], tuple[Task, list[int]]],
+        write_prompt: Callable[[list[ProcessedImage]], tuple[PromptState, list[int]]],
         sampling: Sampling,
         num_top: int | None,
-    ) -> AsyncIterator[int | Token]:
-        """An open answer: first the length of the prompt in tokens, then its tokens as they are chosen.
+    ) -> AsyncIterator[Token]:
+        """An open answer: its tokens as they are chosen.
 
         Args:
             images: encoded.
-            write_prompt: the task and the prompt's own tokens for prepared images; runs on a decoding thread.
+            write_prompt: the prompt and its own tokens for prepared images; runs on a decoding thread.
             num_top: likeliest tokens to report with each; None for no log-probabilities.
         """
-        events: asyncio.Queue[int | Token | Exception] = asyncio.Queue()
-        post = self._post(lambda queue, event: queue.put_nowait(event), events)
+        events: asyncio.Queue[Token | Exception] = asyncio.Queue()
+        post = self._later(events.put_nowait)
+        canceled = Event()
 
-        def make() -> Job:
-            processed = [self._process(image, f"image {number + 1}") for number, image in enumerate(images)]
-            task, ids = write_prompt(processed)
-            self._fitting(task.prefix, ids)
-            post(len(task.prefix) + len(ids))
-            stop = (self.opened.tokenizer.end_id,)
-            return AnswerJob(task, ids, processed, sampling, stop, num_top, post, post)
+        def make() -> AnswerJob:
+            processed = [self._process(image, f"image {number}") for number, image in enumerate(images, 1)]
+            prompt, ids = write_prompt(processed)
+            return AnswerJob(
+                prompt=prompt,
+                ids=self._fitting(prompt, ids),
+                images=processed,
+                deliver=post,
+                fail=post,
+                canceled=canceled,
+                sampling=sampling,
+                stop=(self.opened.tokenizer.end_id,),
+                num_top=num_top,
+            )
 
-        job = self._prepare(make, post)
+        self._prepare(make, post, canceled)
         try:
             while True:
                 event = await events.get()
                 if isinstance(event, Exception):
                     raise refusal_for(event)
                 yield event
-                if isinstance(event, Token) and event.is_last:
+                if event.is_last:
                     return
         finally:
-            job.cancel()
+            canceled.set()
 
-    def _prepare(self, make: Callable[[], Job], fail: Callable[[Exception], None]) -> _Preparation:
+    def _prepare(self, make: Callable[[], Job[Any]], fail: Callable[[Exception], None], canceled: Event) -> None:
         """Make a job on a decoding thread and hand it to the model's."""
-        preparation = _Preparation()
 
         def run() -> None:
-            job = None
+            if canceled.is_set():
+                self._model.withdraw()
+                return
             try:
-                if not preparation.is_canceled:
-                    job = preparation.made = make()
-                    job.is_canceled = preparation.is_canceled
+                job = make()
             except Exception as error:
                 fail(error)
                 self._wake()
-            finally:
+                self._model.withdraw()
+            else:
                 self._model.submit(job)
 
         self._model.expect()
         try:
             self._decoders.submit(run)
         except RuntimeError as error:  # the pool is shut down
-            self._model.submit(None)
+            self._model.withdraw()
             raise RefusedError(503, "stopping", "The server is stopping.", retry_after_s=5) from error
-        return preparation
 
     def _process(self, image: bytes, param: str) -> ProcessedImage:
         source = check_image(image, self.settings.max_pixels, param)
@@ -200,42 +219,30 @@ class Service:
                 400, "invalid_image", f"{param}: the image is damaged ({error.reason}).", param=param
             ) from error
 
-    def _fitting(self, prefix: list[int], ids: list[int]) -> list[int]:
-        if len(prefix) + len(ids) > self.settings.max_prompt_tokens:
+    def _fitting(self, prompt: PromptState, ids: list[int]) -> list[int]:
+        total = len(prompt.prefix) + len(ids)
+        if total > self.settings.max_prompt_tokens:
             raise RefusedError(
                 400,
                 "context_length_exceeded",
-                f"The prompt has {len(prefix) + len(ids)} tokens, images included; this server takes up to "
+                f"The prompt has {total} tokens, images included; this server takes up to "
                 f"{self.settings.max_prompt_tokens}.",
             )
         return ids
 
-    def _post(self, handle: Callable[[Any, Any], None], target: Any) -> Callable[[Any], None]:
-        """A callback for other threads: ``handle(target, value)`` runs on the event loop at the next wake."""
-        return lambda value: self._outbox.append((lambda later: handle(target, later), value))
+    def _later(self, handle: Callable[[Any], None]) -> Callable[[Any], None]:
+        """A callback for other threads: ``handle(value)`` runs on the event loop at the next wake."""
+        return lambda value: self._outbox.append((handle, value))
 
     def _wake(self) -> None:
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits anymore
             self._loop.call_soon_threadsafe(self._empty_outbox)
 
     def _empty_outbox(self) -> None:
         while self._outbox:
             handle, value = self._outbox.popleft()
             handle(value)
-
-
-class _Preparation:
-    """A job that may not be made yet, to be canceled at any time."""
-
-    def __init__(self) -> None:
-        self.made: Job | None = None
-        self.is_canceled = False
-
-    def cancel(self) -> None:
-        self.is_canceled = True
-        if self.made is not None:
-            self.made.is_canceled = True
 
 
 def _set_result(future: asyncio.Future[Any], value: Any) -> None:
@@ -249,7 +256,5 @@ def _set_error(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 def refusal_for(error: Exception) -> Exception:
-    """What went wrong on another thread, as an answer: a person's mistake is 400, the rest stays what it is."""
-    if isinstance(error, UserError):
-        return RefusedError(400, "invalid_request", str(error))
-    return error
+    """An error from another thread, as an answer: what the user can fix is 400, the rest stays what it is."""
+    return RefusedError(400, "invalid_request", str(error)) if isinstance(error, UserError) else error

@@ -13,8 +13,8 @@ class ServeSettings:
 
     max_batch: int = 64
     """Images in one prefix tree. 1 answers every request by itself."""
-    max_batch_rows: int = 8192
-    """Decoder rows in one tree, whatever the number of images: what bounds the memory of a batch."""
+    max_batch_tokens: int = 8192
+    """Tokens in one tree, whatever the number of images: what bounds the memory of a batch."""
     max_wait_s: float = 0.002
     """How long a batch waits for images that are being decoded at that moment; an idle server never waits."""
     max_requests: int = 256
@@ -45,9 +45,9 @@ class ServeSettings:
     max_connections: int = 1024
     decode_threads: int = 2
     """Images decoded at once: with `max_pixels`, what bounds the memory of decoding."""
-    kept_tasks: int = 16
-    """Label lists and system prompts whose shared prefix is kept, least recently used last."""
+    max_cached_prompts: int = 16
+    """Label lists and system prompts whose shared prefix stays in memory; the least recently used one goes first."""
     allow_urls: bool = False
     """Fetch images from public web addresses."""
     api_key: str | None = None
-    """If set, /v1 and /metrics want `Authorization: Bearer KEY`."""
+    """If set, /v1 and /metrics require `Authorization: Bearer KEY`."""

@@ -1,16 +1,16 @@
-"""The model's thread: batches by task, neighbors of a failing request, waiting, and an orderly end."""
+"""The model's thread: batches by prompt, neighbors of a failing request, waiting, and an orderly end."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from vlmtune.serve.batching import ModelThread, ScoreJob
 from vlmtune.serve.metrics import Metrics
+from vlmtune.serve.prompts import TaskPrompt
 from vlmtune.serve.settings import ServeSettings
 
 pytestmark = pytest.mark.unit
@@ -26,28 +26,21 @@ class _Model:
         return []
 
 
-@dataclass(eq=False)
-class _Task:
+class _Prompt(TaskPrompt):
     """Two labels; notes the sizes of its batches, and can be held up."""
 
-    batches: list[int] = field(default_factory=list)
-    gate: threading.Event = field(default_factory=threading.Event)
-    prefix: list[int] = field(default_factory=list)
-    num_label_rows: int = 2
+    def __init__(self) -> None:
+        self.prefix = []
+        self.num_label_tokens = 2
+        self.batches: list[int] = []
+        self.gate = threading.Event()
 
-    @property
-    def scorer(self) -> _Task:
-        return self
-
-    def prefix_cache(self) -> None:
-        return None
-
-    def log_probs(self, questions: list[Any]) -> np.ndarray:
+    def label_log_probs(self, questions: Sequence[Any]) -> list[list[float]]:
         self.gate.wait(10)
         if any(question.ids == [13] for question in questions):
             raise RuntimeError("unlucky")
         self.batches.append(len(questions))
-        return np.zeros((len(questions), 2))
+        return [[-1.0, -1.0] for _ in questions]
 
 
 class _Run:
@@ -64,37 +57,40 @@ class _Run:
         )
         self.thread.start()
 
-    def ask(self, task: _Task, token: int = 1) -> ScoreJob:
-        job = ScoreJob(task, [token], [], self.answers.append, self.errors.append)  # type: ignore[arg-type]
+    def job(self, prompt: _Prompt, token: int = 1) -> ScoreJob:
+        return ScoreJob(prompt=prompt, ids=[token], images=[], deliver=self.answers.append, fail=self.errors.append)
+
+    def ask(self, prompt: _Prompt, token: int = 1) -> ScoreJob:
+        job = self.job(prompt, token)
         self.thread.expect()
         self.thread.submit(job)
         return job
 
 
-def test_what_waits_for_one_task_becomes_one_batch_within_its_limits() -> None:
-    run, task = _Run(max_batch=4), _Task()
+def test_waiting_jobs_of_one_prompt_become_one_batch() -> None:
+    run, prompt = _Run(max_batch=4), _Prompt()
     for _ in range(9):
-        run.ask(task)
-    task.gate.set()
+        run.ask(prompt)
+    prompt.gate.set()
     run.thread.close()
     assert len(run.answers) == 9
-    assert sum(task.batches) == 9 and max(task.batches) == 4
-    assert len(task.batches) <= 4
+    assert sum(prompt.batches) == 9 and max(prompt.batches) == 4
+    assert len(prompt.batches) <= 4
 
 
-def test_rows_bound_a_batch_too() -> None:
-    run, task = _Run(max_batch=64, max_batch_rows=7), _Task()  # a job has three rows
+def test_tokens_bound_a_batch_too() -> None:
+    run, prompt = _Run(max_batch=64, max_batch_tokens=7), _Prompt()  # a job has three tokens
     for _ in range(6):
-        run.ask(task)
-    task.gate.set()
+        run.ask(prompt)
+    prompt.gate.set()
     run.thread.close()
-    assert max(task.batches) == 2
+    assert max(prompt.batches) == 2
 
 
-def test_tasks_are_not_mixed_and_the_longest_waiting_goes_first() -> None:
-    run, first, second = _Run(), _Task(), _Task()
-    for task in (first, second, first, second, first):
-        run.ask(task)
+def test_prompts_are_not_mixed_in_a_batch() -> None:
+    run, first, second = _Run(), _Prompt(), _Prompt()
+    for prompt in (first, second, first, second, first):
+        run.ask(prompt)
     first.gate.set()
     second.gate.set()
     run.thread.close()
@@ -102,34 +98,42 @@ def test_tasks_are_not_mixed_and_the_longest_waiting_goes_first() -> None:
 
 
 def test_a_failing_request_does_not_fail_its_neighbors() -> None:
-    run, task = _Run(), _Task()
+    run, prompt = _Run(), _Prompt()
     for token in (1, 13, 1, 1):
-        run.ask(task, token)
-    task.gate.set()
+        run.ask(prompt, token)
+    prompt.gate.set()
     run.thread.close()
     assert len(run.answers) == 3
     assert [str(error) for error in run.errors] == ["unlucky"]
 
 
 def test_a_canceled_request_is_not_computed() -> None:
-    run, busy, task = _Run(), _Task(), _Task()
-    task.gate.set()
+    run, busy, prompt = _Run(), _Prompt(), _Prompt()
+    prompt.gate.set()
     run.ask(busy)
-    jobs = [run.ask(task) for _ in range(3)]
-    jobs[1].is_canceled = True
+    jobs = [run.ask(prompt) for _ in range(3)]
+    jobs[1].canceled.set()
     busy.gate.set()
     run.thread.close()
-    assert sum(task.batches) == 2
+    assert sum(prompt.batches) == 2
 
 
-def test_closing_waits_for_what_is_still_being_prepared() -> None:
-    run, task = _Run(), _Task()
-    task.gate.set()
+def test_closing_waits_for_jobs_being_prepared() -> None:
+    run, prompt = _Run(), _Prompt()
+    prompt.gate.set()
     run.thread.expect()
     closing = threading.Thread(target=run.thread.close)
     closing.start()
     closing.join(0.2)
     assert closing.is_alive()
-    run.thread.submit(ScoreJob(task, [1], [], run.answers.append, run.errors.append))  # type: ignore[arg-type]
+    run.thread.submit(run.job(prompt))
     closing.join(10)
     assert len(run.answers) == 1
+
+
+def test_closing_does_not_wait_for_a_withdrawn_job() -> None:
+    run = _Run()
+    run.thread.expect()
+    run.thread.withdraw()
+    run.thread.close()
+    assert run.answers == run.errors == []

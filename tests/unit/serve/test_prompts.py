@@ -1,4 +1,4 @@
-"""Which prompt a request gets, and that tasks are kept."""
+"""Which prompt a request gets, and that prompts are reused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from vlmtune.config.schema import TaskSection
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.serve.errors import RefusedError
-from vlmtune.serve.prompts import TaskShelf
+from vlmtune.serve.prompts import PromptCache
 
 pytestmark = pytest.mark.unit
 
@@ -17,8 +17,8 @@ def opened() -> OpenedModel:
     return open_model("builtin:tiny")
 
 
-def shelf(opened: OpenedModel, section: TaskSection, labels: list[str] | None = None, size: int = 8) -> TaskShelf:
-    return TaskShelf(opened, section, labels, base="builtin:tiny", size=size)
+def cache(opened: OpenedModel, section: TaskSection, labels: list[str] | None = None, size: int = 8) -> PromptCache:
+    return PromptCache(opened, section, labels, base="builtin:tiny", size=size)
 
 
 def prompt_of(opened: OpenedModel, task: object) -> str:
@@ -26,34 +26,34 @@ def prompt_of(opened: OpenedModel, task: object) -> str:
 
 
 def test_classification_is_asked_as_it_was_trained_also_with_other_labels(opened: OpenedModel) -> None:
-    tasks = shelf(opened, TaskSection(system_prompt="Which car? {labels}"), ["Audi", "BMW"])
-    assert "Which car? Audi, BMW" in prompt_of(opened, tasks.classification(None))
-    assert "Which car? red, blue" in prompt_of(opened, tasks.classification(["red", "blue"]))
+    prompts = cache(opened, TaskSection(system_prompt="Which car? {labels}"), ["Audi", "BMW"])
+    assert "Which car? Audi, BMW" in prompt_of(opened, prompts.classification(None))
+    assert "Which car? red, blue" in prompt_of(opened, prompts.classification(["red", "blue"]))
 
 
 def test_a_model_trained_on_questions_keeps_its_prompt_with_and_without_given_answers(
     opened: OpenedModel,
 ) -> None:
-    tasks = shelf(opened, TaskSection(type="text", system_prompt="Be brief.", user_prompt="answer en {question}"))
-    assert "Be brief." in prompt_of(opened, tasks.open_question(None))
-    assert "Be brief." in prompt_of(opened, tasks.closed_question(["yes", "no"], None))
-    assert "Be long." in prompt_of(opened, tasks.open_question("Be long."))
+    prompts = cache(opened, TaskSection(type="text", system_prompt="Be brief.", user_prompt="answer en {question}"))
+    assert "Be brief." in prompt_of(opened, prompts.open_question(None))
+    assert "Be brief." in prompt_of(opened, prompts.closed_question(["yes", "no"], None))
+    assert "Be long." in prompt_of(opened, prompts.open_question("Be long."))
 
 
 def test_a_task_is_made_once_and_the_least_recently_used_one_is_forgotten(opened: OpenedModel) -> None:
-    tasks = shelf(opened, TaskSection(), ["a", "b"], size=2)
-    first = tasks.classification(None)
-    tasks.classification(["x", "y"])
-    assert tasks.classification(None) is first
-    tasks.classification(["p", "q"])
-    assert tasks.classification(None) is first
-    second = tasks.classification(["x", "y"])
-    assert tasks.classification(["x", "y"]) is second
+    prompts = cache(opened, TaskSection(), ["a", "b"], size=2)
+    first = prompts.classification(None)
+    prompts.classification(["x", "y"])
+    assert prompts.classification(None) is first
+    prompts.classification(["p", "q"])
+    assert prompts.classification(None) is first
+    second = prompts.classification(["x", "y"])
+    assert prompts.classification(["x", "y"]) is second
 
 
 def test_labels_that_cannot_be_told_apart_or_are_missing_are_refused(opened: OpenedModel) -> None:
-    tasks = shelf(opened, TaskSection())
+    prompts = cache(opened, TaskSection())
     for labels in (None, ["<|im_end|>", "a"]):
         with pytest.raises(RefusedError) as refused:
-            tasks.classification(labels)
+            prompts.classification(labels)
         assert refused.value.status == 400
