@@ -69,10 +69,10 @@ def test_a_refused_export_ends_with_1_both_numbers_and_a_mark(
 def test_an_exported_model_predicts_with_its_labels(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vlmtune.export.subject import open_subject
+    from vlmtune.export.trained_run import open_trained_run
 
     image = tmp_path / "digit.png"
-    image.write_bytes(open_subject(run, 1).images[0].image.read())
+    image.write_bytes(open_trained_run(run, 1).held_out[0].image.read())
     assert call("export", run, "--format", "merged", "--images", 2, "--output", tmp_path / "merged") == 0
     capsys.readouterr()
     found = []

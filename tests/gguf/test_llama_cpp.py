@@ -27,11 +27,10 @@ from vlmtune.config.schema import Experiment
 from vlmtune.export.formats import find_format, lfm2_vl_parts
 from vlmtune.export.gate import Bounds, held_out_prompts, judge
 from vlmtune.export.gguf_files import write_gguf
-from vlmtune.export.gguf_limits import ImageRules
-from vlmtune.export.llama_runtime import LlamaCppRuntime
+from vlmtune.export.llama_runtime import ImageRules, LlamaCppRuntime
 from vlmtune.export.run import export
-from vlmtune.export.runtime import Asked, OwnRuntime
-from vlmtune.export.subject import Subject, open_subject
+from vlmtune.export.runtime import GateItem, OwnRuntime
+from vlmtune.export.trained_run import TrainedRun, open_trained_run
 from vlmtune.text.prompt import PromptBuilder
 from vlmtune.workflows.train import train
 
@@ -65,9 +64,9 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "colors"
 
 
-def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...], num: int) -> Subject:
+def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...], num: int) -> TrainedRun:
     data = write_images(folder / "data", {"train": (8, SMALL), "test": (num, sizes)})
-    return open_subject(run, num, [f"data.source={data}"])
+    return open_trained_run(run, num, [f"data.source={data}"])
 
 
 # The share of labels, and the largest difference of a label's probability, seen in the recorded run and rounded up.
@@ -78,7 +77,7 @@ def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...], num: i
 def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
     digits: Path, tmp_path: Path, dtype: str, agreement: float, difference: float
 ) -> None:
-    made = export(open_subject(digits, NUM_IMAGES), find_format("gguf"), dtype, tmp_path / dtype, Bounds(agreement))
+    made = export(open_trained_run(digits, NUM_IMAGES), find_format("gguf"), dtype, tmp_path / dtype, Bounds(agreement))
     assert made.verdict.runtime.startswith("llama.cpp") and made.verdict.num_images == NUM_IMAGES
     assert made.verdict.is_accepted, made.verdict.sentence()
     assert made.verdict.max_probability_difference < difference
@@ -87,15 +86,15 @@ def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
 
 
 def test_greedy_answers_are_the_same(digits: Path, tmp_path: Path) -> None:
-    subject = open_subject(digits, 30)
+    trained_run = open_trained_run(digits, 30)
     form = find_format("gguf")
-    made = export(subject, form, "F16", tmp_path / "gguf", Bounds(0.0, 1.0))
-    trained = subject.open()
-    theirs, own = form.runtime(subject, trained, made.folder), OwnRuntime(trained, "the trained model")
-    prompt = PromptBuilder(trained.tokenizer, subject.task, subject.labels)
-    for asked in held_out_prompts(subject, trained, prompt):
-        assert asked is not None
-        assert theirs.greedy(asked, trained.tokenizer.end_id, 4) == own.greedy(asked, trained.tokenizer.end_id, 4)
+    made = export(trained_run, form, "F16", tmp_path / "gguf", Bounds(0.0, 1.0))
+    trained = trained_run.open()
+    theirs, own = form.runtime(trained_run, trained, made.folder), OwnRuntime(trained, "the trained model")
+    prompt = PromptBuilder(trained.tokenizer, trained_run.task, trained_run.labels)
+    for item in held_out_prompts(trained_run, trained, prompt):
+        assert item is not None
+        assert theirs.greedy(item, trained.tokenizer.end_id, 4) == own.greedy(item, trained.tokenizer.end_id, 4)
     theirs.close()
 
 
@@ -103,16 +102,16 @@ def test_greedy_answers_are_the_same(digits: Path, tmp_path: Path) -> None:
 def test_images_in_one_tile_and_in_many_get_the_trained_models_labels(
     colors: Path, tmp_path: Path, name: str, sizes: tuple[tuple[int, int], ...]
 ) -> None:
-    subject = held_out(colors, tmp_path, sizes, NUM_IMAGES)
-    made = export(subject, find_format("gguf"), "F16", tmp_path / name, Bounds(0.99))
+    trained_run = held_out(colors, tmp_path, sizes, NUM_IMAGES)
+    made = export(trained_run, find_format("gguf"), "F16", tmp_path / name, Bounds(0.99))
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()  # the same tokens, tiles' names and thumbnail included
 
 
 def test_photographs_get_the_trained_models_labels(colors: Path, tmp_path: Path) -> None:
     source = write_photographs(tmp_path / "data", NUM_IMAGES)
-    subject = open_subject(colors, NUM_IMAGES, [f"data.source={source}"])
-    made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.99))
+    trained_run = open_trained_run(colors, NUM_IMAGES, [f"data.source={source}"])
+    made = export(trained_run, find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.99))
     assert made.verdict.is_accepted, (made.verdict.sentence(), made.verdict.differences)
     assert made.verdict.notes == ()
 
@@ -127,7 +126,7 @@ def test_black_bars_are_counted(colors: Path, tmp_path: Path) -> None:
 def test_tiles_of_another_shape_than_the_grids_are_letterboxed(colors: Path, tmp_path: Path) -> None:
     """llama.cpp keeps the image's shape and fills up with black, where transformers stretches. If this fails because
     they agree, llama.cpp has changed: take the warning out of docs/LOG.md."""
-    trained = open_subject(colors, 1).open()
+    trained = open_trained_run(colors, 1).open()
     image = np.full((700, 1500, 3), 200, np.uint8)
     image[:, :, 2] = 30
     ours, theirs = _embeddings(trained, tmp_path, image)
@@ -140,7 +139,7 @@ def test_tiles_of_another_shape_than_the_grids_are_letterboxed(colors: Path, tmp
 
 def test_every_image_feature_is_ours_where_nothing_is_resized(colors: Path, tmp_path: Path) -> None:
     """512 × 512: one tile as it is, positions interpolated from 8 × 8 to 32 × 32, pixel-unshuffle, connector."""
-    trained = open_subject(colors, 1).open()
+    trained = open_trained_run(colors, 1).open()
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3)).astype(np.uint8)
     ours, theirs = _embeddings(trained, tmp_path, image)
     assert ours.shape == theirs.shape == (256, 64)
@@ -155,16 +154,16 @@ def test_swapped_keys_and_values_are_caught(digits: Path, tmp_path: Path, monkey
     swapped = dict(gguf_names.LANGUAGE_MODEL)
     swapped[keys], swapped[values] = swapped[values], swapped[keys]
     monkeypatch.setattr(gguf_names, "LANGUAGE_MODEL", swapped)
-    made = export(open_subject(digits, 30), find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.995))
+    made = export(open_trained_run(digits, 30), find_format("gguf"), "F16", tmp_path / "gguf", Bounds(0.995))
     assert not made.verdict.is_accepted and made.folder.name == "gguf.rejected"
 
 
 def test_open_answers_are_judged_too(digits: Path, tmp_path: Path) -> None:
     import dataclasses
 
-    subject = open_subject(digits, 10)
-    task = subject.task.model_copy(update={"list_labels": "never"})
-    asking = dataclasses.replace(subject, labels=None, task=task)
+    trained_run = open_trained_run(digits, 10)
+    task = trained_run.task.model_copy(update={"list_labels": "never"})
+    asking = dataclasses.replace(trained_run, labels=None, task=task)
     trained = asking.open()
     form = find_format("gguf")
     made = export(asking, form, "F16", tmp_path / "gguf", Bounds(0.9))
@@ -194,14 +193,14 @@ def _embeddings(trained: object, folder: Path, pixels: np.ndarray) -> tuple[np.n
     processed = processor.process(image)
     with torch.inference_mode():
         ours = model.encode_images([processed])[0].numpy()
-    found = list(_encoded_chunks(runtime, Asked("image", image, processed, [], "a", "b"), ours.shape[1]))
+    found = list(_encoded_chunks(runtime, GateItem("image", image, processed, [], "a", "b"), ours.shape[1]))
     runtime.close()
     return ours, np.concatenate(found)
 
 
-def _encoded_chunks(runtime: LlamaCppRuntime, asked: Asked, width: int) -> Iterator[np.ndarray]:
+def _encoded_chunks(runtime: LlamaCppRuntime, item: GateItem, width: int) -> Iterator[np.ndarray]:
     mtmd = runtime._mtmd
-    with runtime._chunks(asked) as chunks:
+    with runtime._chunks(item) as chunks:
         for index in range(mtmd.mtmd_input_chunks_size(chunks)):
             chunk = mtmd.mtmd_input_chunks_get(chunks, index)
             if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE:

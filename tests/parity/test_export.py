@@ -15,7 +15,7 @@ from vlmtune.export.formats import choose_dtype, find_format
 from vlmtune.export.gate import Bounds, held_out_prompts
 from vlmtune.export.run import export
 from vlmtune.export.runtime import OwnRuntime
-from vlmtune.export.subject import Subject, open_subject
+from vlmtune.export.trained_run import TrainedRun, open_trained_run
 from vlmtune.text.prompt import PromptBuilder
 
 pytestmark = pytest.mark.parity
@@ -27,7 +27,7 @@ MAX_NEW_TOKENS = 4
 
 
 @pytest.fixture(scope="module", params=["lfm2_vl", "paligemma", "paligemma2"])
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def trained_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     folder = tmp_path_factory.mktemp(request.param)
     base = "builtin:tiny"
     targets = ("attention", "mlp", "conv", "connector", "vision_attention", "vision_mlp")
@@ -35,37 +35,37 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param != "lfm2_vl":
         base = str(write_tiny_paligemma(folder / "base", 2 if request.param == "paligemma2" else 1, seed=1))
         targets, noise = tuple(target for target in targets if target != "conv"), 0.3
-    return open_subject(write_run(folder / "run", base, targets=targets, noise=noise), NUM_IMAGES)
+    return open_trained_run(write_run(folder / "run", base, targets=targets, noise=noise), NUM_IMAGES)
 
 
 @pytest.mark.parametrize("name", ["merged", "peft"])
 def test_an_export_gives_the_trained_models_labels_and_greedy_answers(
-    subject: Subject, name: str, tmp_path: Path
+    trained_run: TrainedRun, name: str, tmp_path: Path
 ) -> None:
     form = find_format(name)
-    made = export(subject, form, choose_dtype(form, None), tmp_path / name, bounds=Bounds(1.0))
+    made = export(trained_run, form, choose_dtype(form, None), tmp_path / name, bounds=Bounds(1.0))
     assert "transformers" in made.verdict.runtime
     assert (made.verdict.num_images, made.verdict.num_agree) == (NUM_IMAGES, NUM_IMAGES)
     assert made.verdict.max_probability_difference < PROBABILITY
 
-    trained = subject.open()
-    own, theirs = OwnRuntime(trained, "the trained model"), form.runtime(subject, trained, made.folder)
-    prompt = PromptBuilder(trained.tokenizer, subject.task, subject.labels)
+    trained = trained_run.open()
+    own, theirs = OwnRuntime(trained, "the trained model"), form.runtime(trained_run, trained, made.folder)
+    prompt = PromptBuilder(trained.tokenizer, trained_run.task, trained_run.labels)
     end = trained.tokenizer.end_id
     answers = set()
-    for asked in held_out_prompts(subject, trained, prompt):
-        assert asked is not None
-        ours = own.greedy(asked, end, MAX_NEW_TOKENS)
-        assert theirs.greedy(asked, end, MAX_NEW_TOKENS) == ours
+    for item in held_out_prompts(trained_run, trained, prompt):
+        assert item is not None
+        ours = own.greedy(item, end, MAX_NEW_TOKENS)
+        assert theirs.greedy(item, end, MAX_NEW_TOKENS) == ours
         answers.add(tuple(ours))
     assert len(answers) > 1  # a model that says the same of every image would show nothing
 
 
-def test_a_bfloat16_merge_is_rounded_once(subject: Subject, tmp_path: Path) -> None:
+def test_a_bfloat16_merge_is_rounded_once(trained_run: TrainedRun, tmp_path: Path) -> None:
     form = find_format("merged")
-    few = dataclasses.replace(subject, images=subject.images[:3])
+    few = dataclasses.replace(trained_run, held_out=trained_run.held_out[:3])
     made = export(few, form, "bfloat16", tmp_path / "merged", bounds=Bounds(0.0, 1.0))
     stored = load_file(made.folder / "model.safetensors")
-    merged = subject.open(dtype="float32")
+    merged = trained_run.open(dtype="float32")
     for name, parameter in merged.model.named_parameters():
         assert torch.equal(stored[name], parameter.to(torch.bfloat16)), name

@@ -17,9 +17,9 @@ from vlmtune.adapters.peft_files import CONFIG_FILE, WEIGHTS_FILE
 from vlmtune.errors import UserError, unknown_name
 from vlmtune.export import llama_runtime, transformers_runtime
 from vlmtune.export.gguf_files import DTYPES, find_gguf, read_gguf, write_gguf
-from vlmtune.export.gguf_limits import ImageRules, unsupported
+from vlmtune.export.llama_runtime import ImageRules, unsupported
 from vlmtune.export.runtime import OwnRuntime, Runtime
-from vlmtune.export.subject import Subject
+from vlmtune.export.trained_run import TrainedRun
 from vlmtune.export.transformers_runtime import PIXELS, TransformersRuntime
 from vlmtune.files import explain_write_errors
 from vlmtune.models.lfm2_vl import Lfm2Vl
@@ -39,14 +39,14 @@ class Format(Protocol):
     name: str
     dtypes: tuple[str, ...]
 
-    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
+    def write(self, run: TrainedRun, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
         """Fill an empty folder; returns what whoever runs the export must know.
 
         Raises UserError for a model that the format cannot hold.
         """
         ...
 
-    def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
+    def runtime(self, run: TrainedRun, trained: AdaptedModel, folder: Path) -> Runtime:
         """What opens the folder again."""
         ...
 
@@ -57,19 +57,19 @@ class Peft:
     name = "peft"
     dtypes: tuple[str, ...] = (AS_TRAINED,)
 
-    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
+    def write(self, run: TrainedRun, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
         with explain_write_errors(folder):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                shutil.copyfile(subject.checkpoint / name, folder / name)
-        if not Path(subject.experiment.model.base).exists():
+                shutil.copyfile(run.checkpoint / name, folder / name)
+        if not Path(run.experiment.model.base).exists():
             return []
         return [
             f"{CONFIG_FILE} names the base by a folder of this machine: others must set base_model_name_or_path to "
             "where they have it"
         ]
 
-    def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
-        model = subject.experiment.model
+    def runtime(self, run: TrainedRun, trained: AdaptedModel, folder: Path) -> Runtime:
+        model = run.experiment.model
         if reason := _why_not_transformers(trained, with_peft=True):
             return _own(open_adapted(str(folder), dtype=model.dtype, device=model.device), reason)
         base, dtype = locate(model.base, model.revision), _dtype_of(trained)
@@ -82,10 +82,10 @@ class Merged:
     name = "merged"
     dtypes: tuple[str, ...] = (AS_TRAINED, *_TORCH_DTYPES)
 
-    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
+    def write(self, run: TrainedRun, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
         _refuse_connector(trained, self.name)
         # Merged in float32 and rounded once: base weight and update do not each lose digits to bfloat16.
-        merged = subject.open(dtype="float32")
+        merged = run.open(dtype="float32")
         save_hf(
             folder,
             merged.model,
@@ -97,9 +97,9 @@ class Merged:
         )
         return []
 
-    def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
+    def runtime(self, run: TrainedRun, trained: AdaptedModel, folder: Path) -> Runtime:
         if reason := _why_not_transformers(trained, with_peft=False):
-            return _own(open_adapted(str(folder), device=subject.experiment.model.device), reason)
+            return _own(open_adapted(str(folder), device=run.experiment.model.device), reason)
         stored = _TORCH_DTYPES[read_config(folder)["dtype"]]
         return TransformersRuntime.open(folder, trained.family.name, stored, trained.model.device)
 
@@ -110,28 +110,28 @@ class Gguf:
     name = "gguf"
     dtypes = ("F16", *(dtype for dtype in DTYPES if dtype != "F16"))
 
-    def write(self, subject: Subject, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
+    def write(self, run: TrainedRun, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
         if trained.family.name != "lfm2_vl":
             raise UserError(f"GGUF is for LFM2-VL; this run's base is {trained.family.name}. Use --format merged.")
         _refuse_connector(trained, self.name)
-        merged = subject.open(dtype="float32")
+        merged = run.open(dtype="float32")
         model, processor = lfm2_vl_parts(merged)
         if reasons := unsupported(model, processor):
             raise UserError(
                 "llama.cpp cannot run this model as it was trained:\n  " + "\n  ".join(reasons) + "\nUse --format "
                 "merged, or train with settings that llama.cpp has."
             )
-        files = write_gguf(folder, subject.name, model, merged.tokenizer, processor, dtype)
+        files = write_gguf(folder, run.name, model, merged.tokenizer, processor, dtype)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(files.num_by_type.items()))
         return [*ImageRules(processor.settings).sentences(), f"matrices: {counts}"]
 
-    def runtime(self, subject: Subject, trained: AdaptedModel, folder: Path) -> Runtime:
+    def runtime(self, run: TrainedRun, trained: AdaptedModel, folder: Path) -> Runtime:
         model_file, projector_file = find_gguf(folder)
         if llama_runtime.is_installed():
             rules = ImageRules(lfm2_vl_parts(trained)[1].settings)
             image_token_id = trained.tokenizer.image_token_id
             return llama_runtime.LlamaCppRuntime(model_file, projector_file, rules, image_token_id)
-        opened = subject.open(dtype="float32")
+        opened = run.open(dtype="float32")
         tensors = read_gguf(model_file, projector_file, lfm2_vl_parts(opened)[0])
         load_strict(opened.model, tensors, trained.family.names, device=trained.model.device, origin=str(folder))
         return _own(opened, "llama-cpp-python is not installed, so only what the files hold was judged")
@@ -148,7 +148,7 @@ def find_format(name: str) -> Format:
 
 
 def choose_dtype(form: Format, dtype: str | None) -> str:
-    """The format's default, or what was asked for in its own spelling. Raises UserError listing the known ones."""
+    """The format's default, or the requested one in its own spelling. Raises UserError listing the known ones."""
     if dtype is None:
         return form.dtypes[0]
     spelled = {known.lower(): known for known in form.dtypes}

@@ -1,7 +1,7 @@
-"""The export gate: held-out images asked of the trained model and of the exported artifact, and the two compared.
+"""The export gate: the trained model and the exported files score the same held-out images, and are compared.
 
-In: a `Subject`, and the exported artifact in its own runtime. Out: a `Verdict`. For a closed set of labels every label
-is scored by both; for open answers both answer greedily and score the trained model's answer.
+In: a `TrainedRun`, and the exported artifact in its own runtime. Out: a `Verdict`. For a closed set of labels both
+score every label; for open answers both answer greedily and score the trained model's answer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmtune.errors import DataError, UnreadableImageError
-from vlmtune.export.runtime import Asked, Runtime
-from vlmtune.export.subject import Subject
+from vlmtune.export.runtime import GateItem, Runtime
+from vlmtune.export.trained_run import TrainedRun
 from vlmtune.inference.posterior import SurfaceForms, label_log_probs
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.registry import OpenedModel
@@ -99,7 +99,7 @@ class Verdict:
 
 
 def judge(
-    subject: Subject,
+    run: TrainedRun,
     trained: Runtime,
     exported: Runtime,
     opened: OpenedModel,
@@ -117,27 +117,27 @@ def judge(
     Raises:
         DataError: none of the images can be opened.
     """
-    predictor = Predictor(opened, subject.task, subject.labels)
-    compare = ClosedComparison(predictor) if subject.labels is not None else OpenComparison(opened)
+    predictor = Predictor(opened, run.task, run.labels)
+    compare = ClosedComparison(predictor) if run.labels is not None else OpenComparison(opened)
     differences: list[Difference] = []
     largest, num_agree, num_images, num_unreadable = 0.0, 0, 0, 0
-    for asked in held_out_prompts(subject, opened, predictor.prompt):
-        if asked is None:
+    for item in held_out_prompts(run, opened, predictor.prompt):
+        if item is None:
             num_unreadable += 1
             continue
-        of_trained, of_exported, difference = compare(asked, trained, exported)
+        of_trained, of_exported, difference = compare(item, trained, exported)
         num_images += 1
         largest = max(largest, difference)
         if of_trained == of_exported:
             num_agree += 1
         else:
-            differences.append(Difference(asked.id, of_trained, of_exported, difference))
+            differences.append(Difference(item.id, of_trained, of_exported, difference))
         on_image()
     if not num_images:
         raise DataError(f"None of the {num_unreadable} held-out images can be opened, so the export is not judged.")
     return Verdict(
         runtime=exported.name,
-        judged="labels" if subject.labels is not None else "answers",
+        judged="labels" if run.labels is not None else "answers",
         num_images=num_images,
         num_unreadable=num_unreadable,
         num_agree=num_agree,
@@ -148,9 +148,9 @@ def judge(
     )
 
 
-def held_out_prompts(subject: Subject, opened: OpenedModel, prompt: PromptBuilder) -> Iterator[Asked | None]:
+def held_out_prompts(run: TrainedRun, opened: OpenedModel, prompt: PromptBuilder) -> Iterator[GateItem | None]:
     """Every held-out image with its prompt; None for one that cannot be opened."""
-    for example in subject.images:
+    for example in run.held_out:
         try:
             image = example.image.open()
         except UnreadableImageError:
@@ -159,7 +159,7 @@ def held_out_prompts(subject: Subject, opened: OpenedModel, prompt: PromptBuilde
         processed = opened.processor.process(image)
         before, after = prompt.text(example.question, _PLACE, example.history).split(_PLACE)
         ids = prompt.build(example.question, processed.text, example.history).ids
-        yield Asked(example.id, image, processed, ids, before, after)
+        yield GateItem(example.id, image, processed, ids, before, after)
 
 
 class ClosedComparison:
@@ -171,13 +171,13 @@ class ClosedComparison:
         self._answers = predictor.trie.sequences
         self._forms = SurfaceForms.of(predictor.trie.forms)
 
-    def __call__(self, asked: Asked, trained: Runtime, exported: Runtime) -> tuple[str, str, float]:
-        first, second = (self.probabilities(runtime, asked) for runtime in (trained, exported))
+    def __call__(self, item: GateItem, trained: Runtime, exported: Runtime) -> tuple[str, str, float]:
+        first, second = (self.probabilities(runtime, item) for runtime in (trained, exported))
         return self._names[int(first.argmax())], self._names[int(second.argmax())], float(np.abs(first - second).max())
 
-    def probabilities(self, runtime: Runtime, asked: Asked) -> NDArray[np.float64]:
+    def probabilities(self, runtime: Runtime, item: GateItem) -> NDArray[np.float64]:
         """float64[L], as a runtime scores the labels' surface forms."""
-        form_scores = np.asarray(runtime.score(asked, self._answers), dtype=np.float64)
+        form_scores = np.asarray(runtime.score(item, self._answers), dtype=np.float64)
         return np.exp(label_log_probs(form_scores, self._forms))
 
 
@@ -187,10 +187,10 @@ class OpenComparison:
     def __init__(self, opened: OpenedModel) -> None:
         self._tokenizer = opened.tokenizer
 
-    def __call__(self, asked: Asked, trained: Runtime, exported: Runtime) -> tuple[str, str, float]:
+    def __call__(self, item: GateItem, trained: Runtime, exported: Runtime) -> tuple[str, str, float]:
         end = self._tokenizer.end_id
-        first, second = (runtime.greedy(asked, end, MAX_NEW_TOKENS) for runtime in (trained, exported))
+        first, second = (runtime.greedy(item, end, MAX_NEW_TOKENS) for runtime in (trained, exported))
         whole = [[*first, end]]
-        difference = abs(math.exp(trained.score(asked, whole)[0]) - math.exp(exported.score(asked, whole)[0]))
+        difference = abs(math.exp(trained.score(item, whole)[0]) - math.exp(exported.score(item, whole)[0]))
         texts = [self._tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in (first, second)]
         return texts[0], texts[1], difference

@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmtune.errors import MissingExtraError, UserError
-from vlmtune.export.gguf_names import ALWAYS_FLOAT32, PATCH_EMBEDDING, TOKEN_EMBEDDING, Place, gguf_place
-from vlmtune.export.gguf_vocabulary import read_vocabulary
+from vlmtune.export.gguf_names import (
+    ALWAYS_FLOAT32,
+    PATCH_EMBEDDING,
+    TOKEN_EMBEDDING,
+    Place,
+    gguf_place,
+    read_vocabulary,
+)
 from vlmtune.files import explain_write_errors
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor

@@ -7,7 +7,6 @@ NAME.rejected with a file REJECTED in it, which `push` will not touch.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from vlmtune.export.card import CardFacts, write_card
 from vlmtune.export.formats import AS_TRAINED, Format
 from vlmtune.export.gate import Bounds, Verdict, judge
 from vlmtune.export.runtime import OwnRuntime
-from vlmtune.export.subject import Subject
+from vlmtune.export.trained_run import TrainedRun
 from vlmtune.export.transformers_runtime import LOAD_OPTIONS
-from vlmtune.files import explain_write_errors, temporary_folder, write_text
+from vlmtune.files import replace_folder, temporary_folder, write_text
 from vlmtune.runs.environment import environment, now
 from vlmtune.runs.manifest import Manifest, write_manifest
 from vlmtune.runs.open import AdaptedModel
@@ -43,7 +42,7 @@ class Export:
 
 
 def export(
-    subject: Subject,
+    run: TrainedRun,
     form: Format,
     dtype: str,
     output: Path,
@@ -53,7 +52,7 @@ def export(
     """Export a run.
 
     Args:
-        subject: the trained run. form, dtype: see `formats`.
+        run: the trained run. form, dtype: see `formats`.
         output: the folder to make.
         bounds: what the gate accepts.
         on_image: called as the gate goes on.
@@ -64,32 +63,30 @@ def export(
     Raises:
         UserError: the folder is taken, the format cannot hold the model, a full disk.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: exists. Choose another folder with --output, or remove this one.")
-    trained = subject.open()
+    _refuse_taken(output)
+    trained = run.open()
     with temporary_folder(output) as partial:
-        sentences = form.write(subject, trained, partial, dtype)
-        verdict = _judge(subject, trained, form, partial, bounds, on_image)
+        sentences = form.write(run, trained, partial, dtype)
+        verdict = _judge(run, trained, form, partial, bounds, on_image)
         manifest = Manifest(
             format=form.name,
-            task=subject.task,
-            labels=None if subject.labels is None else subject.labels.stored,
-            image=image_overrides(subject.experiment.model) if form.name == "peft" else {},
-            origin=_origin(subject, trained, dtype),
+            task=run.task,
+            labels=None if run.labels is None else run.labels.stored,
+            image=image_overrides(run.experiment.model) if form.name == "peft" else {},
+            origin=_origin(run, trained, dtype),
             gate=verdict.as_dict(),
             files={path.name: sha256(path) for path in sorted(partial.iterdir())},
         )
         write_manifest(partial, manifest)
-        write_card(partial, _card_facts(subject, trained, manifest, verdict, sentences))
+        write_card(partial, _card_facts(run, trained, manifest, verdict, sentences))
         target = output
         if not verdict.is_accepted:
             write_text(partial / REJECTED_FILE, f"Refused by the export gate: {verdict.sentence()}.\n")
             target = output.with_name(output.name + _REJECTED_SUFFIX)
-            if (target / REJECTED_FILE).is_file():
-                shutil.rmtree(target)  # an earlier attempt that was refused too
+            if not (target / REJECTED_FILE).is_file():  # an earlier attempt that was refused too is replaced
+                _refuse_taken(target)
         num_bytes = sum(path.stat().st_size for path in partial.iterdir())
-        with explain_write_errors(target):
-            partial.replace(target)
+        replace_folder(partial, target)
     return Export(target, verdict, tuple(sentences), num_bytes)
 
 
@@ -100,26 +97,26 @@ def sha256(path: Path) -> str:
 
 
 def _judge(
-    subject: Subject,
+    run: TrainedRun,
     trained: AdaptedModel,
     form: Format,
     folder: Path,
     bounds: Bounds,
     on_image: Callable[[], None],
 ) -> Verdict:
-    runtime = form.runtime(subject, trained, folder)
+    runtime = form.runtime(run, trained, folder)
     try:
         with torch.inference_mode():
             reference = OwnRuntime(trained, "the trained model")
-            return judge(subject, reference, runtime, trained, bounds, on_image)
+            return judge(run, reference, runtime, trained, bounds, on_image)
     finally:
         runtime.close()
 
 
 def _card_facts(
-    subject: Subject, trained: AdaptedModel, manifest: Manifest, verdict: Verdict, sentences: list[str]
+    run: TrainedRun, trained: AdaptedModel, manifest: Manifest, verdict: Verdict, sentences: list[str]
 ) -> CardFacts:
-    prompt = PromptBuilder(trained.tokenizer, subject.task, subject.labels)
+    prompt = PromptBuilder(trained.tokenizer, run.task, run.labels)
     question = "{question}" if prompt.asks_question else None
     return CardFacts(
         manifest=manifest,
@@ -127,22 +124,22 @@ def _card_facts(
         prompt=prompt.text(question, "<image>"),
         system=prompt.system,
         user=prompt.user,
-        evaluations=subject.evaluations,
+        evaluations=run.evaluations,
         sentences=sentences,
         load_options=LOAD_OPTIONS.get(trained.family.name, {}),
     )
 
 
-def _origin(subject: Subject, trained: AdaptedModel, dtype: str) -> dict[str, object]:
-    model = subject.experiment.model
+def _origin(run: TrainedRun, trained: AdaptedModel, dtype: str) -> dict[str, object]:
+    model = run.experiment.model
     spelled = str(next(trained.model.parameters()).dtype).removeprefix("torch.") if dtype == AS_TRAINED else dtype
     return {
-        "run": subject.name,
-        "checkpoint": subject.checkpoint.name,
+        "run": run.name,
+        "checkpoint": run.checkpoint.name,
         "base": _public_name(model.base),
         "revision": model.revision,
         "dtype": spelled,
-        "held_out": f"{subject.split} split of {_public_name(subject.experiment.data.source)}",
+        "held_out": f"{run.split} split of {_public_name(run.experiment.data.source)}",
         "created": now(),
         "versions": environment()["versions"],
     }
@@ -151,3 +148,8 @@ def _origin(subject: Subject, trained: AdaptedModel, dtype: str) -> dict[str, ob
 def _public_name(source: str) -> str:
     """Of a folder or file its own name: where it lies on this machine concerns nobody who reads the card."""
     return Path(source).name if Path(source).exists() else source
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists. Choose another folder with --output, or remove this one.")

@@ -23,8 +23,8 @@ from vlmtune.text.trie import LabelTrie
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One held-out image with its whole prompt, as each runtime wants it.
+class GateItem:
+    """One held-out image with its whole prompt, as each runtime takes it.
 
     Attributes:
         id: the example's.
@@ -43,7 +43,7 @@ class Asked:
 
 
 class Runtime(Protocol):
-    """A model that can be asked about an image.
+    """A model that scores and writes answers about an image.
 
     Attributes:
         name: what computes, with its version; for the card.
@@ -55,11 +55,11 @@ class Runtime(Protocol):
     @property
     def notes(self) -> list[str]: ...
 
-    def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
+    def score(self, item: GateItem, answers: Sequence[Sequence[int]]) -> list[float]:
         """Each answer's log-probability: the sum over its tokens, given image and prompt."""
         ...
 
-    def greedy(self, asked: Asked, end: int, max_new_tokens: int) -> list[int]:
+    def greedy(self, item: GateItem, end: int, max_new_tokens: int) -> list[int]:
         """The most probable token again and again, up to the end token, which is left out."""
         ...
 
@@ -73,7 +73,7 @@ class OwnRuntime:
 
     Args:
         opened: the model.
-        origin: what is asked, for the name: "the trained model", "the exported folder".
+        origin: what is opened, for the name: "the trained model", "the exported folder".
     """
 
     def __init__(self, opened: OpenedModel, origin: str) -> None:
@@ -82,18 +82,18 @@ class OwnRuntime:
         self.name = f"vlmtune {__version__}, from {origin}"
         self.notes: list[str] = []
 
-    def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
+    def score(self, item: GateItem, answers: Sequence[Sequence[int]]) -> list[float]:
         scorer = LabelScorer(self.opened.model, [], LabelTrie.build([[list(answer)] for answer in answers]))
-        return [float(score) for score in scorer.score([self._question(asked)])[0]]
+        return [float(score) for score in scorer.score([self._question(item)])[0]]
 
-    def greedy(self, asked: Asked, end: int, max_new_tokens: int) -> list[int]:
+    def greedy(self, item: GateItem, end: int, max_new_tokens: int) -> list[int]:
         sampling = Sampling(max_new_tokens=max_new_tokens)
-        (tokens,) = generate(self.opened.model, None, [self._question(asked)], [end], sampling)
+        (tokens,) = generate(self.opened.model, None, [self._question(item)], [end], sampling)
         return list(tokens)
 
     def close(self) -> None:
         pass
 
-    def _question(self, asked: Asked) -> Request:
+    def _question(self, item: GateItem) -> Request:
         with torch.inference_mode():
-            return Request(asked.ids, self.opened.model.encode_images([asked.processed]))
+            return Request(item.ids, self.opened.model.encode_images([item.processed]))

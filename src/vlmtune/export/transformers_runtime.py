@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmtune.export.runtime import Asked
+from vlmtune.export.runtime import GateItem
 from vlmtune.models.images import ProcessedImage
 
 # Sequences in one forward: as many as keep a small model busy without a large one's logits filling the memory.
@@ -56,23 +56,23 @@ class TransformersRuntime:
         return cls(model, family, name)
 
     @torch.inference_mode()
-    def score(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
+    def score(self, item: GateItem, answers: Sequence[Sequence[int]]) -> list[float]:
         scores: list[float] = []
         for first in range(0, len(answers), _ROWS):
-            scores += self._score_rows(asked, answers[first : first + _ROWS])
+            scores += self._score_rows(item, answers[first : first + _ROWS])
         return scores
 
-    def _score_rows(self, asked: Asked, answers: Sequence[Sequence[int]]) -> list[float]:
-        prompt = len(asked.ids)
+    def _score_rows(self, item: GateItem, answers: Sequence[Sequence[int]]) -> list[float]:
+        prompt = len(item.ids)
         width = prompt + max(map(len, answers))
         # Padded on the right, with the last token of each: masked, and after everything that is read.
-        rows = [[*asked.ids, *answer, *[answer[-1]] * (width - prompt - len(answer))] for answer in answers]
+        rows = [[*item.ids, *answer, *[answer[-1]] * (width - prompt - len(answer))] for answer in answers]
         mask = [[1] * (prompt + len(answer)) + [0] * (width - prompt - len(answer)) for answer in answers]
         ids = torch.tensor(rows, device=self.model.device)
         logits = self.model(
             input_ids=ids,
             attention_mask=torch.tensor(mask, device=self.model.device),
-            **self._inputs(asked, len(answers), width),
+            **self._inputs(item, len(answers), width),
             logits_to_keep=width - prompt + 1,  # a large vocabulary times a whole prompt would fill the memory
         ).logits
         log_probs = logits[:, :-1].float().log_softmax(-1)
@@ -80,25 +80,25 @@ class TransformersRuntime:
         return [float(row[: len(answer)].sum()) for row, answer in zip(picked, answers, strict=True)]
 
     @torch.inference_mode()
-    def greedy(self, asked: Asked, end: int, max_new_tokens: int) -> list[int]:
-        ids = torch.tensor([asked.ids], device=self.model.device)
+    def greedy(self, item: GateItem, end: int, max_new_tokens: int) -> list[int]:
+        ids = torch.tensor([item.ids], device=self.model.device)
         made = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            **self._inputs(asked, 1, len(asked.ids)),
+            **self._inputs(item, 1, len(item.ids)),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=end,
             pad_token_id=end,
         )
-        tokens: list[int] = made[0, len(asked.ids) :].tolist()
+        tokens: list[int] = made[0, len(item.ids) :].tolist()
         return tokens[: tokens.index(end)] if end in tokens else tokens
 
     def close(self) -> None:
         pass
 
-    def _inputs(self, asked: Asked, num_rows: int, width: int) -> dict[str, Any]:
-        inputs = self._pixels(asked.processed, num_rows, width, len(asked.ids))
+    def _inputs(self, item: GateItem, num_rows: int, width: int) -> dict[str, Any]:
+        inputs = self._pixels(item.processed, num_rows, width, len(item.ids))
         dtype = self.model.dtype
         return {
             name: value.to(self.model.device, dtype if value.is_floating_point() else None)

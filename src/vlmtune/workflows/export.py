@@ -10,7 +10,7 @@ from vlmtune.export.formats import choose_dtype, find_format
 from vlmtune.export.gate import Bounds
 from vlmtune.export.run import Export
 from vlmtune.export.run import export as write_export
-from vlmtune.export.subject import open_subject
+from vlmtune.export.trained_run import open_trained_run
 from vlmtune.runs.layout import RunLayout
 from vlmtune.workflows.progress import SILENT, Observer
 
@@ -40,11 +40,11 @@ def export_run(
     """
     format_ = find_format(format_name)
     chosen = choose_dtype(format_, dtype)
-    subject = open_subject(run, num_images, overrides)
+    trained = open_trained_run(run, num_images, overrides)
     suffix = "" if dtype is None else f"-{chosen}"
-    target = output or RunLayout(subject.run).export(f"{format_.name}{suffix}")
-    with observer.progress(f"gate {format_.name}", len(subject.images), "images") as progress:
-        return write_export(subject, format_, chosen, target, bounds, progress.advance)
+    target = output or RunLayout(trained.folder).export(f"{format_.name}{suffix}")
+    with observer.progress(f"gate {format_.name}", len(trained.held_out), "images") as progress:
+        return write_export(trained, format_, chosen, target, bounds, progress.advance)
 
 
 def raise_if_refused(made: Export) -> None:

@@ -18,11 +18,10 @@ from vlmtune.export import llama_runtime, transformers_runtime
 from vlmtune.export.formats import find_format
 from vlmtune.export.gate import Bounds
 from vlmtune.export.gguf_files import import_gguf, read_gguf, write_gguf
-from vlmtune.export.gguf_limits import ImageRules, unsupported
-from vlmtune.export.gguf_names import LANGUAGE_MODEL, PROJECTOR, gguf_place
-from vlmtune.export.gguf_vocabulary import CONTROL, NORMAL, UNUSED, read_vocabulary
+from vlmtune.export.gguf_names import CONTROL, LANGUAGE_MODEL, NORMAL, PROJECTOR, UNUSED, gguf_place, read_vocabulary
+from vlmtune.export.llama_runtime import ImageRules, unsupported
 from vlmtune.export.run import export
-from vlmtune.export.subject import open_subject
+from vlmtune.export.trained_run import open_trained_run
 from vlmtune.models.lfm2_vl import Lfm2Vl
 from vlmtune.models.lfm2_vl.config import Lfm2VlConfig
 from vlmtune.models.lfm2_vl.images import Lfm2VlImageProcessor, Lfm2VlImageSettings
@@ -213,7 +212,7 @@ def test_without_llama_cpp_the_gate_reads_the_files_and_says_so(
 ) -> None:
     monkeypatch.setattr(llama_runtime, "is_installed", lambda: False)
     monkeypatch.setattr(transformers_runtime, "is_installed", lambda with_peft: False)
-    subject = open_subject(write_run(tmp_path / "digits"), 5)
+    subject = open_trained_run(write_run(tmp_path / "digits"), 5)
     made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", Bounds(1.0))
     assert made.verdict.num_agree == 5 and 0 < made.verdict.max_probability_difference < 0.01
     assert "llama-cpp-python is not installed" in made.verdict.notes[0]

@@ -21,29 +21,29 @@ from vlmtune.runs.prepare import image_overrides, load_data
 
 
 @dataclass
-class Subject:
-    """A trained run to be shipped.
+class TrainedRun:
+    """A run to be exported.
 
     Attributes:
-        run: its folder. checkpoint: the folder of the adapter that is shipped.
+        folder: of the run. checkpoint: the folder of the adapter that is exported.
         experiment: with every decision made.
         task: as after training. labels: the closed set, or None for open answers.
-        images: held-out examples. split: which split they are from.
+        held_out: examples for the gate. split: which split they are from.
         evaluations: the facts of the run's own evaluations (evaluation.json), newest last.
     """
 
-    run: Path
+    folder: Path
     checkpoint: Path
     experiment: Experiment
     task: TaskSection
     labels: LabelSet | None
-    images: list[Example]
+    held_out: list[Example]
     split: str
     evaluations: list[dict[str, Any]]
 
     @property
     def name(self) -> str:
-        return self.run.name
+        return self.folder.name
 
     def open(self, *, dtype: str | None = None, keep_adapter: bool = False) -> AdaptedModel:
         """The trained model; ``dtype`` None is the one it was measured in."""
@@ -57,7 +57,7 @@ class Subject:
         )
 
 
-def open_subject(run: Path, num_images: int, overrides: Sequence[str] = ()) -> Subject:
+def open_trained_run(run: Path, num_images: int, overrides: Sequence[str] = ()) -> TrainedRun:
     """Read a run, or one checkpoint of it, and choose the images for the gate.
 
     Args:
@@ -77,14 +77,14 @@ def open_subject(run: Path, num_images: int, overrides: Sequence[str] = ()) -> S
     checkpoint = find_checkpoint(folder) if run.resolve() == folder.resolve() else run.resolve()
     experiment, splits = load_data(load_experiment(folder, overrides, must_exist=False))
     split, held_out = _held_out(splits)
-    return Subject(
-        run=folder,
+    return TrainedRun(
+        folder=folder,
         checkpoint=checkpoint,
         experiment=experiment,
         task=experiment.task.after_first_epoch(),
         labels=splits.labels,
         # A seeded choice, stratified: the first images of a split would often be of one class.
-        images=subset(held_out, num_images, TEST_SEED, "export gate"),
+        held_out=subset(held_out, num_images, TEST_SEED, "export gate"),
         split=split,
         evaluations=_evaluations(folder),
     )
