@@ -16,14 +16,14 @@ from vlmtune.config.schema import Experiment
 from vlmtune.data.splits import Splits
 from vlmtune.evaluate.run import evaluate_checkpoint
 from vlmtune.export.gate import ClosedComparison
-from vlmtune.export.runtime import Asked, OwnRuntime
+from vlmtune.export.runtime import GateItem, OwnRuntime
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.records import Example, ImageSource, LabelScores, LabelSet
 from vlmtune.runs.prepare import load_data
 from vlmtune.serve.batching import ModelThread, ScoreJob
 from vlmtune.serve.metrics import Metrics
-from vlmtune.serve.prompts import ServedTask
+from vlmtune.serve.prompts import TaskPrompt
 from vlmtune.serve.settings import ServeSettings
 from vlmtune.tasks.question import Task
 from vlmtune.tasks.validation import Validator
@@ -69,20 +69,21 @@ def validated(predictor: Predictor, labels: LabelSet, image: ImageSource) -> np.
 
 
 def served(opened: OpenedModel, experiment: Experiment, predictor: Predictor, image: ImageSource) -> np.ndarray:
-    task = ServedTask(opened, experiment.task, LABELS)
+    prompt = TaskPrompt(opened, experiment.task, LABELS)
     processed, answers = predictor.process(Query(image)), Queue[list[float]]()
     thread = ModelThread(opened.model, ServeSettings(), Metrics(), lambda: None)
     thread.start()
     thread.expect()
-    thread.submit(ScoreJob(task, task.tokens(processed, None), [processed], answers.put, lambda error: None))
+    ids = prompt.tokens(processed, None)
+    thread.submit(ScoreJob(prompt=prompt, ids=ids, images=[processed], deliver=answers.put, fail=lambda error: None))
     thread.close()
     return np.exp(answers.get_nowait())
 
 
 def gated(opened: OpenedModel, predictor: Predictor, image: ImageSource) -> np.ndarray:
     processed = predictor.process(Query(image))
-    asked = Asked("1", image.open(), processed, predictor.prompt.build(None, processed.text).ids, "", "")
-    return ClosedComparison(predictor).probabilities(OwnRuntime(opened, "the model"), asked)
+    item = GateItem("1", image.open(), processed, predictor.prompt.build(None, processed.text).ids, "", "")
+    return ClosedComparison(predictor).probabilities(OwnRuntime(opened, "the model"), item)
 
 
 def test_five_ways_give_one_posterior(experiment: Experiment, tmp_path: Path) -> None:

@@ -158,6 +158,15 @@ def test_a_connector_of_our_own_is_for_peft_alone(name: str, tmp_path: Path) -> 
     assert "no code for this model's connector" in made.verdict.notes[0]
 
 
+def test_label_with_one_name_spelled_twice_exports(trained_run: TrainedRun, tmp_path: Path) -> None:
+    assert trained_run.labels is not None
+    label = trained_run.labels.stored[0]
+    names = f"task.label_names={{'{label}': ['{label}', '{label} ']}}"
+    spelled_twice = open_trained_run(trained_run.folder, 3, [names])
+    made = export(spelled_twice, find_format("merged"), "as trained", tmp_path / "merged", Bounds(1.0))
+    assert made.verdict.is_accepted and made.verdict.num_images == 3
+
+
 def test_what_the_gate_refuses_is_renamed_and_marked(trained_run: TrainedRun, tmp_path: Path) -> None:
     made = export(trained_run, SkewedFormat(), "as trained", tmp_path / "merged", Bounds(0.995))
     assert not made.verdict.is_accepted

@@ -212,8 +212,8 @@ def test_without_llama_cpp_the_gate_reads_the_files_and_says_so(
 ) -> None:
     monkeypatch.setattr(llama_runtime, "is_installed", lambda: False)
     monkeypatch.setattr(transformers_runtime, "is_installed", lambda with_peft: False)
-    subject = open_trained_run(write_run(tmp_path / "digits"), 5)
-    made = export(subject, find_format("gguf"), "F16", tmp_path / "gguf", Bounds(1.0))
+    trained_run = open_trained_run(write_run(tmp_path / "digits"), 5)
+    made = export(trained_run, find_format("gguf"), "F16", tmp_path / "gguf", Bounds(1.0))
     assert made.verdict.num_agree == 5 and 0 < made.verdict.max_probability_difference < 0.01
     assert "llama-cpp-python is not installed" in made.verdict.notes[0]
     assert (
