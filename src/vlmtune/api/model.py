@@ -18,9 +18,10 @@ from vlmtune.api.results import Prediction, Predictions
 from vlmtune.config.schema import TaskSection
 from vlmtune.data.image_inputs import image_inputs
 from vlmtune.errors import UnreadableImageError, UserError
-from vlmtune.inference.open import open_predictor, read_task
+from vlmtune.inference.open import open_predictor
 from vlmtune.inference.predictor import Predictor, Query
 from vlmtune.records import ImageSource, LabelScores
+from vlmtune.runs.open import read_task
 
 ImageLike = Any
 """A path (file, folder or glob), a PIL image, encoded bytes, or a uint8 array: [H, W], [H, W, 1 | 3 | 4]."""

@@ -86,7 +86,7 @@ def _expand(name: str, *, allow_urls: bool) -> Iterator[ImageSource]:
         is_empty = False
         yield ImageSource(path=file, name=str(file))
     if is_empty:
-        what = "a folder without images" if path.is_dir() else "not files"
+        what = "a folder without images" if path.is_dir() else "not found"
         raise UserError(f"{name}: {what}. Give files, folders, globs ('photos/*.jpg'), or - for a list on stdin.")
 
 

@@ -1,4 +1,4 @@
-"""The one function that opens whatever a person names as MODEL: plain models, adapters, checkpoints, runs.
+"""Opens whatever a person names as MODEL, and its task: plain models, adapters, checkpoints, runs.
 
 Evaluation, prediction, serving and export call it; it puts `models.registry`, the adapter's files and a run's
 configuration together.
@@ -17,13 +17,14 @@ from vlmtune.adapters.connector_swap import follow_connector, install_connector,
 from vlmtune.adapters.peft_files import is_adapter_folder, load_adapter, load_connector, read_adapter_config, read_shape
 from vlmtune.adapters.plan import AdapterPlan, fold
 from vlmtune.config.load import load_experiment
-from vlmtune.config.schema import ConnectorSection, Experiment
+from vlmtune.config.schema import ConnectorSection, Experiment, TaskSection
 from vlmtune.errors import AdapterError, ConfigError, RunFolderError
 from vlmtune.models.connectors import start_equal, start_random
 from vlmtune.models.registry import OpenedModel, open_model
 from vlmtune.models.source import BUILTIN_PREFIX, locate
 from vlmtune.runs.layout import RunLayout, layout_of
 from vlmtune.runs.manifest import read_manifest
+from vlmtune.runs.record import read_record
 
 
 @dataclass
@@ -103,6 +104,17 @@ def open_adapted(
     return AdaptedModel(
         **{**vars(opened), "source": source}, plan=plan, adapter_folder=adapter, base=base, experiment=experiment
     )
+
+
+def read_task(model: str) -> tuple[TaskSection, tuple[str, ...] | None]:
+    """What MODEL was trained to be asked, and its labels: (a plain classification, None) where nothing says so."""
+    run = find_run(Path(model))
+    if run is None:
+        manifest = read_manifest(locate(model))  # an exported folder, here or on the hub
+        return (TaskSection(), None) if manifest is None else (manifest.task, manifest.labels)
+    task = load_experiment(run, must_exist=False).task.after_first_epoch()
+    stored = read_record(run).labels
+    return task, None if stored is None else tuple(stored)
 
 
 def put_connector(opened: OpenedModel, section: ConnectorSection, seed: int = 0) -> None:

@@ -17,11 +17,11 @@ from vlmtune.config.schema import Experiment, ModelSection, TaskSection
 from vlmtune.errors import UserError
 from vlmtune.inference.batch import Request, run_prefix
 from vlmtune.inference.label_scorer import LabelScorer
-from vlmtune.inference.open import label_set
 from vlmtune.inference.predictor import Predictor
 from vlmtune.models.cache import Cache
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
+from vlmtune.records import LabelSet
 from vlmtune.serve.errors import RefusedError
 
 _Kind = Literal["classification", "closed", "open"]
@@ -58,7 +58,8 @@ class TaskPrompt(PromptState):
 
     def __init__(self, opened: OpenedModel, section: TaskSection, labels: Sequence[str] | None) -> None:
         self.labels = None if labels is None else tuple(labels)
-        self._predictor = Predictor(opened, section, None if labels is None else label_set(labels, section))
+        label_set = None if labels is None else LabelSet.build(labels, section.label_names)
+        self._predictor = Predictor(opened, section, label_set)
         self._scorer = None
         if labels is not None:
             self._scorer = LabelScorer(opened.model, self._predictor.prefix, self._predictor.trie)

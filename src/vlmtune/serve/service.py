@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from vlmtune.data.remote import RemoteError, fetch_image
 from vlmtune.errors import UnreadableImageError, UserError
 from vlmtune.inference.generation import Sampling
-from vlmtune.inference.open import read_task
 from vlmtune.models.images import ProcessedImage
 from vlmtune.models.registry import OpenedModel
+from vlmtune.runs.open import read_task
 from vlmtune.serve.batching import AnswerJob, Job, ModelThread, ScoreJob, Token
 from vlmtune.serve.errors import RefusedError
 from vlmtune.serve.images import check_image, is_web_address, read_data_uri
