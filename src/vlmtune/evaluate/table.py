@@ -178,7 +178,7 @@ class PredictionTable:
         """float64[N]; NaN where the truth is not known."""
         return np.asarray(self.rows["score"].to_numpy(), dtype=np.float64)
 
-    @property
+    @cached_property
     def correct(self) -> NDArray[np.bool_]:
         """bool[N]: a score of one half or more."""
         return self.score >= 0.5
