@@ -73,9 +73,7 @@ def test_a_missing_column_lists_those_there_are(fail: Fail, base: Path, images: 
     assert "t.csv" in message
 
 
-def test_a_image_missing_from_the_disk_is_named_with_its_line(
-    fail: Fail, base: Path, images: Path, tmp_path: Path
-) -> None:
+def test_a_missing_image_is_named_with_its_line(fail: Fail, base: Path, images: Path, tmp_path: Path) -> None:
     image = next((images / "train" / "wug").iterdir())
     (tmp_path / "t.csv").write_text(f"image,label\n{image},wug\nnowhere.png,dax\n")
     message = fail("train", f"data: t.csv\nmodel:\n  base: {base}\n")
@@ -95,9 +93,7 @@ def test_yes_and_no_as_labels_must_be_quoted(fail: Fail, base: Path, images: Pat
     assert "quote" in message.lower()
 
 
-def test_a_learning_rate_that_yaml_reads_as_text_is_a_number(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_rate_in_exponent_form_is_a_number(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("train:\n  learning_rate: 5e-4\n")
     main_without_exit(["config", "show", str(tmp_path / "x.yaml"), "--as-written", "--json"])
     assert json.loads(capsys.readouterr().out)["train"]["learning_rate"] == 5e-4

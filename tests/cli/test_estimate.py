@@ -19,7 +19,7 @@ def estimate(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
-def test_the_built_in_model_on_its_own_digits_is_measured_here(tmp_path: Path) -> None:
+def test_the_built_in_model_is_estimated_by_measuring(tmp_path: Path) -> None:
     config = tmp_path / "digits.yaml"
     config.write_text("data: builtin:digits\nadapter: {targets: [attention, mlp], parts: []}\n")
     done = estimate(config, "--json")
@@ -30,7 +30,7 @@ def test_the_built_in_model_on_its_own_digits_is_measured_here(tmp_path: Path) -
     assert here["name"] == "this machine (cpu)" and here["hours"] > 0
 
 
-def test_a_model_out_of_reach_is_estimated_by_its_known_shape(tmp_path: Path) -> None:
+def test_an_unreachable_model_is_estimated_by_its_shape(tmp_path: Path) -> None:
     config = tmp_path / "cifar100.yaml"
     config.write_text(
         "model: LiquidAI/LFM2-VL-3B\ndata: someone/cifar100\n"

@@ -31,9 +31,7 @@ def call(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
-def test_an_accepted_export_stands_in_the_run_and_can_be_pushed_dry(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_accepted_export_can_be_pushed_dry(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("export", run, "--format", "peft", "--images", 4) == 0
     out = capsys.readouterr().out
     assert "4 of 4 (100.00 %)" in out and "largest probability difference" in out
@@ -48,7 +46,7 @@ def test_an_accepted_export_stands_in_the_run_and_can_be_pushed_dry(
     assert "Say where to push: --repo OWNER/NAME" in capsys.readouterr().err
 
 
-def test_a_refused_export_ends_with_1_both_numbers_and_a_mark(
+def test_a_refused_export_exits_1_with_both_figures(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Four bits change some of eight probabilities, and agreement of all of them is asked for: with a base moved as far

@@ -42,7 +42,7 @@ def test_text_000_s_figures_come_out_of_its_file(cifar: Path) -> None:
     assert "is a file of an older repo" in done.stderr
 
 
-def test_a_converted_file_is_ours_with_what_became_of_it_as_comments(cifar: Path, tmp_path: Path) -> None:
+def test_convert_writes_our_file_with_notes_as_comments(cifar: Path, tmp_path: Path) -> None:
     ours = tmp_path / "ours.yaml"
     done = vlmtune("config", "convert", cifar, "--output", ours)
     assert (done.returncode, done.stdout) == (0, f"{ours}\n"), done.stderr
@@ -57,7 +57,7 @@ def test_a_converted_file_is_ours_with_what_became_of_it_as_comments(cifar: Path
     assert existing.returncode == 1 and "exists already" in existing.stderr
 
 
-def test_a_checkpoint_in_the_older_volume_is_an_error_with_its_line(tmp_path: Path) -> None:
+def test_an_older_volume_checkpoint_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "cars.yaml"
     path.write_text(older_files.cars_evaluation())
     done = vlmtune("evaluate", path)

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_folder_is_read_whole_and_the_unreadable_one_is_listed_with_exit_code_1(folder: Path) -> None:
+def test_an_unreadable_image_is_listed_and_exits_1(folder: Path) -> None:
     done = vlmtune("predict", "builtin:tiny", folder, "--labels", DIGITS, "--json")
     results = json.loads(done.stdout)
     assert done.returncode == 1 and "1 of 3 images could not be read" in done.stderr
@@ -45,7 +45,7 @@ def test_a_folder_is_read_whole_and_the_unreadable_one_is_listed_with_exit_code_
         assert list(result["probabilities"]) == sorted(result["probabilities"], key=result["probabilities"].get)[::-1]
 
 
-def test_globs_and_lists_on_stdin_become_csv_with_a_column_a_label(folder: Path) -> None:
+def test_globs_and_stdin_give_csv_columns_by_label(folder: Path) -> None:
     done = vlmtune("predict", "builtin:tiny", folder / "b*.png", "-", "--labels", DIGITS, "--csv",
                    stdin=f"{folder / 'inner' / 'c7.png'}\n\n")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_globs_and_lists_on_stdin_become_csv_with_a_column_a_label(folder: Path)
     assert rows[1]["probability"] == rows[1]["7"]
 
 
-def test_a_label_is_withheld_below_the_threshold_and_top_bounds_the_list(folder: Path) -> None:
+def test_abstaining_and_top_limit_the_labels(folder: Path) -> None:
     done = vlmtune("predict", "builtin:tiny", folder / "b3.png", "--labels", DIGITS, "--json", "--top", "2",
                    "--abstain-below", "1")  # fmt: skip
     (result,) = json.loads(done.stdout)

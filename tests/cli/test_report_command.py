@@ -42,7 +42,7 @@ def test_report_takes_a_baseline_from_elsewhere(root: Path) -> None:
     assert "baseline → fine-tuned" in Path(page).read_text()
 
 
-def test_report_of_no_run_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
+def test_report_of_no_run_says_what_to_give(tmp_path: Path) -> None:
     done = vlmtune("report", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: ") and "not a run folder" in done.stderr

@@ -52,7 +52,7 @@ def test_evaluations_of_questions_are_compared_and_leave_a_results_file(workplac
     assert pair["num_better"] + pair["num_worse"] <= 4 * NUM_QUESTIONS and "difference_interval" in pair
 
 
-def test_test_questions_whose_answers_are_not_known_are_answered_for_the_server(workplace: Path) -> None:
+def test_unknown_answers_give_a_file_for_the_server(workplace: Path) -> None:
     done = run(workplace, "evaluate", "mini.yaml", "--checkpoint", "base", "--set", "data.test_split=test")
     assert done.returncode == 0 and "submission.json is the results file" in done.stdout, done.stderr
 
@@ -73,7 +73,7 @@ def test_one_image_one_question(workplace: Path) -> None:
     assert done.returncode == 0 and image.name in done.stdout, done.stderr
 
 
-def test_a_run_with_a_closed_list_of_answers_chooses_among_them_when_it_is_asked(workplace: Path) -> None:
+def test_a_closed_list_limits_what_is_answered(workplace: Path) -> None:
     done = run(workplace, "train", "mini.yaml", "--set", "name=closed", "--set", "task.labels=['yes', 'no', '2']",
                "--set", "task.type=choice", "--set", "task.question_from=data",
                "--set", "train.max_steps=1", "--set", "adapter.targets=[q_proj]")  # fmt: skip

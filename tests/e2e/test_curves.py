@@ -78,9 +78,7 @@ def facts_files(run: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in (run / "checkpoint_curve").rglob("evaluation.json")}
 
 
-def test_a_checkpoint_curve_measures_each_checkpoint_as_evaluate_does_and_only_once(
-    run: Path, vlmtune: Callable[..., Done]
-) -> None:
+def test_each_checkpoint_is_evaluated_once_as_evaluate_does(run: Path, vlmtune: Callable[..., Done]) -> None:
     done = vlmtune("checkpoints", run, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -112,9 +110,7 @@ def test_a_checkpoint_curve_measures_each_checkpoint_as_evaluate_does_and_only_o
     assert changed == {f"validation-{last.name}"}
 
 
-def test_a_checkpoint_curve_of_the_test_split_warns_and_one_of_no_run_is_refused(
-    run: Path, tmp_path: Path, vlmtune: Callable[..., Done]
-) -> None:
+def test_checkpoints_on_test_warn_and_need_a_run(run: Path, tmp_path: Path, vlmtune: Callable[..., Done]) -> None:
     done = vlmtune("checkpoints", run, "--split", "test", "--limit", "6")
     assert done.returncode == 0, done.stderr
     assert "Choose on validation" in done.stderr and "(limit)" in done.stdout
@@ -152,9 +148,7 @@ def test_baselines_need_images(experiment: Experiment, run: Path) -> None:
         Baselines(run, experiment.task, Splits([], [], [], None), [], {})
 
 
-def test_a_killed_learning_curve_keeps_what_is_finished_and_ends_the_same(
-    experiment: Experiment, tmp_path: Path
-) -> None:
+def test_a_killed_learning_curve_ends_the_same(experiment: Experiment, tmp_path: Path) -> None:
     own = experiment.model_copy(update={"output_dir": str(tmp_path)}, deep=True)
     expected, page = measure_curve(own, [0.5, 1.0], [0])
     first, second = (tmp_path / "run-learning-curve" / f"fraction-{share}-seed-0" for share in ("0.5", "1"))

@@ -63,9 +63,7 @@ def test_the_tuned_model_answers_with_probabilities(demo: tuple[Path, dict[str, 
     assert scores.prediction == "0"
 
 
-def test_the_tuned_model_is_exported_served_and_asked_by_the_openai_client(
-    demo: tuple[Path, dict[str, object]], tmp_path: Path
-) -> None:
+def test_the_openai_client_asks_the_exported_demo_model(demo: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
     import base64
 
     from openai import OpenAI

@@ -204,7 +204,7 @@ def test_scoring_without_validation_images_is_refused_first(
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_a_model_is_not_measured_on_images_it_was_trained_on(base: Path, tmp_path: Path) -> None:
+def test_training_images_are_refused_in_evaluation(base: Path, tmp_path: Path) -> None:
     images = write_class_folders(tmp_path / "images", 12, splits=("all",)) / "all"
     train = {"max_steps": 1, "eval_every": 1, "save_every": 1, "batch_size": 4}
     wanted = experiment(base, images, tmp_path, data={"test_fraction": 0.25}, train=train)

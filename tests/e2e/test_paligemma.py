@@ -24,7 +24,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("generation", [1, 2])
-def test_a_folder_is_trained_evaluated_and_asked_from_the_command_line(
+def test_a_folder_is_trained_evaluated_and_asked(
     generation: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

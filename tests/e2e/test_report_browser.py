@@ -192,7 +192,7 @@ def test_images_of_oddly_named_classes_are_found_by_their_cells(browser: Any, od
     assert opened.problems == []
 
 
-def test_without_scripts_a_page_shows_its_images_and_no_dead_controls(browser: Any, small: Path) -> None:
+def test_without_scripts_there_are_no_dead_controls(browser: Any, small: Path) -> None:
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(small.as_uri())
     assert page.locator(".gallery > li").last.is_visible()
@@ -219,7 +219,7 @@ def test_the_page_never_scrolls_sideways(
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_report_of_10000_images_in_100_classes_is_light_and_works(
+def test_a_report_of_10000_images_is_light_and_works(
     browser: Any, large: Path, record_property: Callable[[str, object], None]
 ) -> None:
     assert large.stat().st_size < 15_000_000

@@ -70,9 +70,7 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def test_a_killed_search_goes_on_and_repeats_the_trial_that_was_cut_off(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_search_resumes_and_repeats_the_cut_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write(tmp_path)
     folder = tmp_path / "runs" / "digits-search"
     command = [sys.executable, "-m", "vlmtune.cli.main", "search", str(config), "--trials", "3"]
@@ -151,9 +149,7 @@ def test_a_trial_that_falls_behind_ends_at_once(tmp_path: Path, last: int, steps
     assert handle.outcome["loss"] > 0 and handle.num_expected == 4
 
 
-def test_an_experiment_that_cannot_train_stops_the_search_with_its_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_experiment_that_cannot_train_stops_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmtune.workflows.search.MOST_FAILURES_IN_A_ROW", 1)
     config = write(tmp_path, adapter={"targets": ["q_projj"]}, search={"space": {"adapter.targets": None}})
     with pytest.raises(UserError, match=r"trials failed, the last with: .*q_projj"):

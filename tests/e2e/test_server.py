@@ -46,7 +46,7 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-def test_a_form_and_json_get_the_same_probabilities_which_sum_to_one(server: Server) -> None:
+def test_form_and_json_give_the_same_probabilities(server: Server) -> None:
     form = httpx.post(f"{server.url}/v1/classify", files={"image": ("7.png", digit_png(), "image/png")}).json()
     asked = httpx.post(f"{server.url}/v1/classify", json={"image": data_uri(digit_png())}).json()
     assert form["label"] == "7" and form["probability"] > 0.9
@@ -170,9 +170,7 @@ def test_image_alone_is_classified_with_the_models_labels(
         ),
     ],
 )
-def test_a_schema_whose_only_freedom_is_an_enum_is_a_closed_set(
-    client: openai.OpenAI, schema: dict[str, object], expected: object
-) -> None:
+def test_an_enum_schema_is_a_closed_set(client: openai.OpenAI, schema: dict[str, object], expected: object) -> None:
     answer = client.chat.completions.create(
         model="digits",
         messages=[user("Which digit?", digit_png())],
@@ -229,7 +227,7 @@ def test_metrics_count_requests_by_path_and_status(server: Server) -> None:
     assert "vlmtune_batch_size_count" in text
 
 
-def test_a_key_is_wanted_where_one_is_set_and_a_full_queue_says_when_to_come_back() -> None:
+def test_keys_are_required_and_full_queues_say_when() -> None:
     options = ("--labels", DIGITS, "--api-key", "secret", "--max-requests", "1")
     with serving("builtin:tiny", *options) as guarded:
         assert httpx.get(f"{guarded.url}/healthz").status_code == 200

@@ -86,7 +86,7 @@ def test_a_question_is_answered_with_the_chosen_length(browser: Any, server: Ser
     assert opened.problems == []
 
 
-def test_a_broken_file_is_said_to_be_broken_and_the_next_one_is_answered(browser: Any, server: Server) -> None:
+def test_a_broken_file_is_reported_and_the_next_answered(browser: Any, server: Server) -> None:
     opened = Opened(browser, server)
     opened.upload("broken.png", digit_png()[:200])
     error = opened.page.locator("#error")

@@ -107,7 +107,7 @@ def test_killed_in_either_stage_and_resumed_equals_uninterrupted(
         assert losses(output / name) == whole[name][1]
 
 
-def test_the_first_stage_moves_the_connector_alone_and_the_second_goes_on_from_it(config: Path, tmp_path: Path) -> None:
+def test_stage_one_moves_only_the_connector_and_stage_two_continues(config: Path, tmp_path: Path) -> None:
     results = train_stages(load_stages(config, [f"output_dir={tmp_path}"]))
     first, second = Path(results["align"].run), Path(results["instruct"].run)
     aligned = tensors(first, 4)

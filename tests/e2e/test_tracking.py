@@ -68,9 +68,7 @@ def wandb_files(run: Path) -> list[Path]:
     return sorted(path for path in (run / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_an_offline_run_holds_the_figures_and_the_report_and_a_resumed_one_keeps_its_id(
-    root: Path, plain: Path
-) -> None:
+def test_an_offline_run_keeps_figures_report_and_id(root: Path, plain: Path) -> None:
     wanted = experiment(root, "offline", to=["wandb", "tensorboard"], project="squares", mode="offline")
 
     def stop(trainer: object, report: Any) -> None:

@@ -149,7 +149,7 @@ def test_older_files_of_pets_and_actions_run(tmp_path: Path, capsys: pytest.Capt
     assert measured["checkpoint"] is None and measured["metrics"]["num_examples"] == 15
 
 
-def test_a_job_on_a_rented_machine_is_an_ordinary_run_and_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_rented_job_is_a_run_that_resumes(tmp_path: Path) -> None:
     from vlmtune.scale.jobs import make_job, run_job
 
     overrides = [

@@ -184,9 +184,7 @@ def test_a_run_without_a_gain_stops_and_stays_stopped(base: Path, images: Path, 
     assert len(metrics(folder, "train")) == 3
 
 
-def test_the_average_of_the_last_checkpoints_is_validated_and_opens_like_any_other(
-    base: Path, images: Path, tmp_path: Path
-) -> None:
+def test_the_average_is_validated_and_opens_as_a_checkpoint(base: Path, images: Path, tmp_path: Path) -> None:
     wanted = experiment(base, images, tmp_path, "averaged", max_steps=6, eval_every=2, save_every=2, average_last=3)
     trainer, folder = start(wanted)
     progress = trainer.run(folder)

@@ -74,7 +74,7 @@ def held_out(run: Path, folder: Path, sizes: tuple[tuple[int, int], ...], num: i
     ("dtype", "agreement", "difference"),
     [("F32", 0.99, 0.005), ("F16", 0.99, 0.005), ("BF16", 0.99, 0.03), ("Q8_0", 0.99, 0.05), ("Q4_0", 0.96, 0.25)],
 )
-def test_the_built_in_model_answers_in_llama_cpp_as_it_was_trained(
+def test_the_built_in_model_answers_alike_in_llama_cpp(
     digits: Path, tmp_path: Path, dtype: str, agreement: float, difference: float
 ) -> None:
     made = export(open_trained_run(digits, NUM_IMAGES), find_format("gguf"), dtype, tmp_path / dtype, Bounds(agreement))
@@ -99,7 +99,7 @@ def test_greedy_answers_are_the_same(digits: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("whole", WHOLE), ("tiled", TILED)])
-def test_images_in_one_tile_and_in_many_get_the_trained_models_labels(
+def test_tiled_images_get_the_trained_labels(
     colors: Path, tmp_path: Path, name: str, sizes: tuple[tuple[int, int], ...]
 ) -> None:
     trained_run = held_out(colors, tmp_path, sizes, NUM_IMAGES)

@@ -45,7 +45,7 @@ def test_without_a_terminal_progress_is_a_line_every_ten_seconds(output: io.Stri
     assert lines[-1] == "train: 80/100, 2.0 samples/s, 0:10 left, loss 40"
 
 
-def test_a_resumed_job_is_not_credited_with_what_was_done_before(output: io.StringIO) -> None:
+def test_resumed_work_does_not_count_toward_the_rate(output: io.StringIO) -> None:
     clock = Clock()
     with ProgressBar("train", 1_000, unit="steps", console=Console(file=output), clock=clock) as bar:
         bar.start_at(900)

@@ -56,7 +56,7 @@ def test_a_job_holds_the_whole_experiment(config: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["data.source", "model.base", "evaluate.checkpoint"])
-def test_what_only_this_machine_has_is_refused_with_the_way_out(config: Path, tmp_path: Path, key: str) -> None:
+def test_local_only_inputs_are_refused_with_advice(config: Path, tmp_path: Path, key: str) -> None:
     (tmp_path / "mine").mkdir()
     experiment = load_experiment(config, [f"{key}={tmp_path / 'mine'}"])
     with pytest.raises(UserError, match=rf"{key}: .*mine is on this machine only.*--set {key}=/data/mine"):
@@ -76,7 +76,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return called
 
 
-def test_a_run_that_was_cut_off_is_resumed_or_begun_anew(tmp_path: Path, commands: list[list[str]]) -> None:
+def test_a_cut_run_is_resumed_or_begun_anew(tmp_path: Path, commands: list[list[str]]) -> None:
     job = Job("train", "pets", "data: builtin:digits\n", ("--limit", "5"))
     assert run_job(job, tmp_path).result == {"steps": 2}
     config = str(tmp_path / ".configs" / "pets.yaml")
@@ -96,9 +96,7 @@ def test_a_run_that_was_cut_off_is_resumed_or_begun_anew(tmp_path: Path, command
     assert "--resume" not in commands[-1]
 
 
-def test_what_was_killed_is_tried_again_and_a_wrong_question_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_killed_jobs_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("train", "pets", "data: builtin:digits\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9, stdout=""))
     with pytest.raises(RuntimeError, match="ended with exit code -9"):
@@ -168,7 +166,7 @@ class FakeVolume:
         return fileobj.write(self.files[path])
 
 
-def test_a_run_is_copied_here_with_its_links_and_without_the_optimizer(modal_app: Any, tmp_path: Path) -> None:
+def test_runs_are_copied_without_the_optimizer(modal_app: Any, tmp_path: Path) -> None:
     volume = FakeVolume(
         {
             "pets/config.yaml": b"name: pets\n",

@@ -47,7 +47,7 @@ def test_predictions_are_a_sequence() -> None:
     assert predictions.answers == ["cat", "two dogs", None] and predictions.labels == ["cat", None, None]
 
 
-def test_table_has_a_row_an_image_and_a_column_a_label() -> None:
+def test_tables_have_image_rows_and_label_columns() -> None:
     table = Predictions([CAT, BROKEN]).to_pandas()
     assert list(table.columns) == ["image", "answer", "probability", "error", "cat", "dog"]
     assert table.loc[0, ["answer", "cat"]].tolist() == ["cat", 0.75]

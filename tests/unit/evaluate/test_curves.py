@@ -103,7 +103,7 @@ def test_a_step_is_significant_only_when_more_images_help() -> None:
     assert steps[0]["interval"][0] > 0 > steps[1]["interval"][0]
 
 
-def test_a_step_of_one_seed_has_the_paired_interval_of_its_images() -> None:
+def test_one_seed_gives_the_paired_interval_of_images() -> None:
     runs = learning_curve_runs({0.1: [1.0], 1.0: [2.0]})
     first, second = (run.evaluation.predictions.correct for run in runs)
     lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
@@ -165,7 +165,7 @@ def test_checkpoints_of_open_answers_are_compared_by_image() -> None:
     assert curve["checkpoints"][1]["nll"] is None
 
 
-def test_a_learning_curve_of_questions_is_wider_than_of_as_many_images() -> None:
+def test_question_intervals_are_wider_than_image_intervals() -> None:
     runs = [
         LearningCurveRun(fraction, 0, round(100 * fraction), f"f{fraction}", run)
         for fraction, run in zip((0.5, 1.0), question_runs(0.5, 0.7), strict=True)

@@ -169,7 +169,7 @@ def test_equal_answers_have_an_interval_that_narrows_with_images(answer: str) ->
     assert widths[1] < widths[0]
 
 
-def test_a_closed_list_of_answers_has_figures_of_classes_and_probabilities() -> None:
+def test_closed_answers_have_class_and_probability_figures() -> None:
     examples = [question(1, 1, "yes"), question(2, 1, "no"), question(3, 2, "maybe"), question(4, 2, "no")]
     probs = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.8, 0.2]], np.float32)
     figures = measure(answered(examples, ["yes", "no", "yes", "yes"], ("yes", "no"), log_probs=np.log(probs)))

@@ -48,7 +48,7 @@ def test_the_linear_probe_equals_scikit_learns_at_the_chosen_penalty(data: Any) 
     assert np.exp(probed.log_probs).sum(axis=1) == pytest.approx(1.0)
 
 
-def test_a_label_without_training_images_has_a_probability_all_the_same(data: Any) -> None:
+def test_an_unseen_label_still_has_a_probability(data: Any) -> None:
     train, validation, test, _ = data
     probed = linear_probe(train, validation, test, 6)
     assert probed.log_probs is not None and np.isfinite(probed.log_probs).all() and probed.log_probs.shape[1] == 6

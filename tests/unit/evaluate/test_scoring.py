@@ -37,7 +37,7 @@ def scores(num: int = 6, num_forms: int = 3, seed: int = 0) -> np.ndarray:
     return -np.random.default_rng(seed).exponential(4, (num, num_forms))
 
 
-def test_the_sum_is_the_softmax_over_scores_and_forms_of_a_label_add_up() -> None:
+def test_sum_adds_forms_and_is_a_softmax() -> None:
     s = scores()
     assert label_log_probs(s, ONE_FORM_EACH, ScoreRule(), NONE) == pytest.approx(log_softmax(s, axis=1))
     probs = softmax(s, axis=1)
@@ -45,7 +45,7 @@ def test_the_sum_is_the_softmax_over_scores_and_forms_of_a_label_add_up() -> Non
     assert label_log_probs(s, TWO_FORMS, ScoreRule(), NONE) == pytest.approx(expected)
 
 
-def test_the_mean_divides_by_each_forms_tokens_and_the_best_form_stands_for_its_label() -> None:
+def test_mean_divides_by_tokens_and_takes_the_best_form() -> None:
     s = scores()
     means = s / [2, 3, 5]
     expected = log_softmax(np.column_stack([np.maximum(means[:, 0], means[:, 2]), means[:, 1]]), axis=1)
@@ -150,7 +150,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> EvaluateSection:
     return load_experiment(path, overrides).evaluate
 
 
-def test_a_plain_auto_in_the_file_or_on_the_command_line_means_both_keys(tmp_path: Path) -> None:
+def test_a_plain_auto_means_both_keys(tmp_path: Path) -> None:
     everything = score_rules(ScoringSection(reduce="auto"))
     assert score_rules(load(tmp_path, "  scoring: auto\n").scoring) == everything
     assert score_rules(load(tmp_path, "  limit: 5\n", "evaluate.scoring=auto").scoring) == everything

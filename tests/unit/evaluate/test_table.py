@@ -27,7 +27,7 @@ def test_the_truth_is_what_most_annotators_said_among_the_labels() -> None:
     assert table.known.tolist() == [True] * 5 + [False]
 
 
-def test_an_unreadable_image_scores_nothing_and_an_unknown_truth_is_no_score() -> None:
+def test_unreadable_scores_zero_and_unknown_truth_none() -> None:
     table = answered([question(1, 1, *["yes"] * 10), question(2, 2)], [None, "yes"])
     assert table.score[0] == 0 and np.isnan(table.score[1])
     assert table.readable.tolist() == [False, True] and table.correct.tolist() == [False, False]

@@ -82,7 +82,7 @@ def test_the_gate_counts_labels_and_finds_the_largest_difference(trained_run: Tr
     assert bent.is_accepted == (bent.num_agree >= 4)
 
 
-def test_an_export_whose_labels_agree_by_chance_is_refused_by_its_probabilities() -> None:
+def test_chance_agreement_is_refused_by_probabilities() -> None:
     facts = {"runtime": "r", "judged": "labels", "num_images": 30, "num_unreadable": 0, "num_agree": 30}
     near, far = (
         Verdict(**facts, max_probability_difference=d, bounds=Bounds(), differences=(), notes=())  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def test_unreadable_images_are_counted_and_not_judged(trained_run: TrainedRun) -
         judge(dataclasses.replace(trained_run, held_out=[broken]), own, own, trained, Bounds(1.0))
 
 
-def test_a_merged_export_opens_as_MODEL_with_its_task_and_labels(trained_run: TrainedRun, tmp_path: Path) -> None:  # noqa: N802
+def test_a_merged_export_opens_with_task_and_labels(trained_run: TrainedRun, tmp_path: Path) -> None:  # noqa: N802
     made = export(trained_run, find_format("merged"), "as trained", tmp_path / "merged", Bounds(1.0))
     assert made.verdict.is_accepted and "not installed" in " ".join(made.verdict.notes)
     predictor = open_predictor(str(made.folder))
@@ -188,7 +188,7 @@ def test_a_taken_folder_is_not_written_over(trained_run: TrainedRun, tmp_path: P
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
-def test_the_card_holds_evaluation_and_verdict_as_the_hub_reads_them(trained_run: TrainedRun, tmp_path: Path) -> None:
+def test_the_card_is_readable_by_the_hub(trained_run: TrainedRun, tmp_path: Path) -> None:
     made = export(trained_run, find_format("peft"), "as trained", tmp_path / "peft", Bounds(0.9))
     card = ModelCard.load(made.folder / "README.md")
     results = {result.metric_type: result for result in card.data.eval_results or []}

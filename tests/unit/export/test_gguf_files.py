@@ -151,7 +151,7 @@ def test_a_vocabulary_larger_than_the_models_is_refused() -> None:
         read_vocabulary(made, 97)
 
 
-def test_a_splitting_rule_without_a_name_in_llama_cpp_is_refused() -> None:
+def test_an_unknown_splitting_rule_is_refused() -> None:
     made = tokenizer()
     state = json.loads(made.backend.to_str())
     state["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W+"
@@ -183,7 +183,7 @@ def test_the_settings_of_the_hubs_checkpoints_are_no_obstacle() -> None:
     assert ImageRules(Lfm2VlImageSettings()).sentences() == []
 
 
-def test_images_that_llama_cpp_would_cut_are_scaled_where_the_model_knows_no_tiles() -> None:
+def test_images_without_tiles_are_scaled_for_llama_cpp() -> None:
     rules = ImageRules(SETTINGS)  # 16 tokens of 8 × 8 pixels: 32 × 32, and tiles from 2,048 pixels
     assert rules.size_for(32, 32) is None and rules.size_for(43, 43) is None
     assert rules.size_for(64, 64) == (32, 32)
@@ -207,9 +207,7 @@ def test_black_bars_are_foreseen_from_the_grid_of_tiles() -> None:
     assert is_letterboxed(1200, 700) and is_letterboxed(700, 1200)
 
 
-def test_without_llama_cpp_the_gate_reads_the_files_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_llama_cpp_our_runtime_judges_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_runtime, "is_installed", lambda: False)
     monkeypatch.setattr(transformers_runtime, "is_installed", lambda with_peft: False)
     trained_run = open_trained_run(write_run(tmp_path / "digits"), 5)

@@ -54,7 +54,7 @@ def write(folder: Path, *, is_accepted: bool = True) -> None:
     write_manifest(folder, Manifest("merged", TaskSection(), ("a", "b"), gate=gate, files=files))
 
 
-def test_what_the_gate_judged_goes_in_one_commit_with_card_and_manifest(folder: Path) -> None:
+def test_judged_files_go_in_one_commit(folder: Path) -> None:
     (folder / "notes.txt").write_text("private")
     upload = plan_upload(folder, "owner/name")
     assert [name for name, _ in upload.files] == ["README.md", "model.safetensors", "vlmtune.json"]

@@ -66,7 +66,7 @@ def test_scores_that_are_not_numbers_are_refused(monkeypatch: pytest.MonkeyPatch
             ask(QUESTIONS)
 
 
-def test_a_large_trie_is_scored_as_several_groups_with_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_trie_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = two_token_labels(1200)
     whole = LabelScorer(MODEL, [7], LabelTrie.build(labels))
     segments = whole.trie.inner_segments(512)
@@ -92,7 +92,7 @@ def test_a_large_trie_is_scored_as_several_groups_with_the_same_scores(monkeypat
     assert len(widths) - num_calls < 10
 
 
-def test_one_label_of_one_token_is_scored_without_a_trie_row() -> None:
+def test_one_token_labels_need_no_trie_token() -> None:
     scorer = LabelScorer(MODEL, [], LabelTrie.build([[[END]]]))
     (winner, *_), scores = scorer.best(QUESTIONS), scorer.score(QUESTIONS)
     assert winner.label == 0 and winner.num_tokens == 0
@@ -101,7 +101,7 @@ def test_one_label_of_one_token_is_scored_without_a_trie_row() -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.integers(6, 8), min_size=1, max_size=5), min_size=1, max_size=5))
-def test_questions_without_a_image_share_their_beginning_and_score_as_alone(prompts: list[list[int]]) -> None:
+def test_questions_without_images_share_their_beginning(prompts: list[list[int]]) -> None:
     scorer = LabelScorer(MODEL, [7], LabelTrie.build(two_token_labels(3)))
     questions = [Request(ids, []) for ids in prompts]
     alone = torch.cat([scorer.score([question]) for question in questions])

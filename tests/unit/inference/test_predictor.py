@@ -36,9 +36,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     return Predictor(open_model(str(folder)), TaskSection(type="text"))
 
 
-def test_questions_in_a_row_about_one_image_prepare_it_once_and_are_answered_as_one_by_one(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_consecutive_questions_prepare_an_image_once(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = Sampling(max_new_tokens=4)
     prepared: list[ImageSource] = []
 

@@ -66,7 +66,7 @@ def test_a_search_without_a_finished_trial_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "charts").exists()
 
 
-def test_an_experiment_that_nothing_beats_and_what_is_left_are_told() -> None:
+def test_findings_name_an_unbeaten_start_and_open_trials() -> None:
     text = " ".join(findings(figures(trial(0, 0.95), trial(1, 0.9), num_planned=5)))
     assert "That is the experiment as it was: nothing tried was better." in text
     assert "3 trials of 5 left: run the command again" in text

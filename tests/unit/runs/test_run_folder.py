@@ -64,7 +64,7 @@ def test_the_newest_the_best_ones_and_the_linked_one_stay(tmp_path: Path) -> Non
     assert [path.name[-1] for path in RunLayout(tmp_path).list_checkpoints()] == ["2", "3", "4", "7", "8"]
 
 
-def test_an_average_is_the_mean_of_the_weights_and_no_place_to_resume_from(tmp_path: Path) -> None:
+def test_an_average_is_no_place_to_resume_from(tmp_path: Path) -> None:
     average = average_checkpoints(tmp_path, [write(tmp_path, step, value) for step, value in ((1, 1.0), (2, 4.0))])
     assert average.name == "average-of-2"
     assert load_file(average / "adapter_model.safetensors")["weight"].tolist() == [2.5] * 3
@@ -91,7 +91,7 @@ def test_a_run_is_continued_only_as_the_same_experiment(tmp_path: Path) -> None:
     RunFolder.claim(experiment(tmp_path, max_steps=8, keep_checkpoints=7, patience=3), resume=True)
 
 
-def test_what_was_measured_before_a_run_does_not_stand_in_its_way(tmp_path: Path) -> None:
+def test_earlier_measurements_do_not_block_a_run(tmp_path: Path) -> None:
     stored = experiment(tmp_path)
     for name in ("evaluation/test-base", "baselines", "charts"):
         (tmp_path / "run" / name).mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_what_was_measured_before_a_run_does_not_stand_in_its_way(tmp_path: Path
         RunFolder.claim(stored, resume=False)
 
 
-def test_a_folder_of_something_else_is_not_trained_into_and_its_content_named(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_refused_by_content(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("")
     with pytest.raises(RunFolderError, match=r"in use, it holds thesis\.tex"):
@@ -133,7 +133,7 @@ def test_a_written_experiment_reads_back_without_a_difference(tmp_path: Path) ->
     assert differing_keys(load_experiment(tmp_path / "config.yaml"), stored) == []
 
 
-def test_a_run_that_was_cut_off_before_its_first_checkpoint_is_resumed_from_the_start(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_resumes_from_the_start(tmp_path: Path) -> None:
     from vlmtune.runs.checkpoints import RunCheckpoints
 
     nothing: Any = None  # what a keeper of an empty run never looks at

@@ -25,13 +25,13 @@ def prompt_of(opened: OpenedModel, task: object) -> str:
     return opened.tokenizer.decode(task.prefix)  # type: ignore[attr-defined]
 
 
-def test_classification_is_asked_as_it_was_trained_also_with_other_labels(opened: OpenedModel) -> None:
+def test_other_labels_keep_the_trained_prompt(opened: OpenedModel) -> None:
     prompts = cache(opened, TaskSection(system_prompt="Which car? {labels}"), ["Audi", "BMW"])
     assert "Which car? Audi, BMW" in prompt_of(opened, prompts.classification(None))
     assert "Which car? red, blue" in prompt_of(opened, prompts.classification(["red", "blue"]))
 
 
-def test_a_model_trained_on_questions_keeps_its_prompt_with_and_without_given_answers(
+def test_given_answers_keep_the_trained_prompt(
     opened: OpenedModel,
 ) -> None:
     prompts = cache(opened, TaskSection(type="text", system_prompt="Be brief.", user_prompt="answer en {question}"))
@@ -40,7 +40,7 @@ def test_a_model_trained_on_questions_keeps_its_prompt_with_and_without_given_an
     assert "Be long." in prompt_of(opened, prompts.open_question("Be long."))
 
 
-def test_a_task_is_made_once_and_the_least_recently_used_one_is_forgotten(opened: OpenedModel) -> None:
+def test_prompts_are_cached_by_last_use(opened: OpenedModel) -> None:
     prompts = cache(opened, TaskSection(), ["a", "b"], size=2)
     first = prompts.classification(None)
     prompts.classification(["x", "y"])
@@ -51,7 +51,7 @@ def test_a_task_is_made_once_and_the_least_recently_used_one_is_forgotten(opened
     assert prompts.classification(["x", "y"]) is second
 
 
-def test_labels_that_cannot_be_told_apart_or_are_missing_are_refused(opened: OpenedModel) -> None:
+def test_equal_or_missing_labels_are_refused(opened: OpenedModel) -> None:
     prompts = cache(opened, TaskSection())
     for labels in (None, ["<|im_end|>", "a"]):
         with pytest.raises(RefusedError) as refused:

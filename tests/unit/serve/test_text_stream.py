@@ -32,7 +32,7 @@ def test_streamed_pieces_hold_whole_characters_and_are_the_whole_text() -> None:
     assert all("\ufffd" not in piece for piece in pieces)
 
 
-def test_nothing_of_a_stop_is_shown_and_a_false_start_is() -> None:
+def test_a_stop_is_hidden_and_a_false_start_shown() -> None:
     pieces, stopped = stream("one END of ENDING", stops=("ENDING",))
     assert "".join(pieces) == "one END of" and stopped.is_stopped
     pieces, going = stream("one END", stops=("ENDING",))

@@ -60,7 +60,7 @@ def test_smoothing_of_a_small_label_set_is_torchs_cross_entropy(
     assert loss_of(answers, logits.log_softmax(0), labels) == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_smoothing_of_a_large_label_set_has_the_exact_loss_in_expectation() -> None:
+def test_sampled_smoothing_is_exact_in_expectation() -> None:
     num, smoothing = 40, 0.3
     labels = label_set(num)
     log_probs = torch.randn(num, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(0)

@@ -31,7 +31,7 @@ def with_template(template: str) -> Tokenizer:
     return Tokenizer(TOKENIZER.backend, TOKENIZER.config, template)
 
 
-def test_the_default_prompt_reads_as_a_chat_with_one_label_a_line() -> None:
+def test_the_default_prompt_lists_one_label_a_line() -> None:
     assert PromptBuilder(TOKENIZER, TaskSection(), LABELS).text(None, IMAGE) == (
         "<|startoftext|><|im_start|>system\n"
         "Name what the picture shows. Choose from:\nbee\nbeetle\nsea lion<|im_end|>\n"
@@ -59,7 +59,7 @@ def test_never_listing_takes_the_introducing_sentence_away() -> None:
         ("No list.", "No list.", "No list."),
     ],
 )
-def test_a_class_list_is_filled_in_or_leaves_with_its_sentence(prompt: str, listed: str, unlisted: str) -> None:
+def test_an_absent_class_list_takes_its_sentence_away(prompt: str, listed: str, unlisted: str) -> None:
     assert fill_labels(prompt, ["a", "b"]) == listed
     assert fill_labels(prompt, None) == unlisted
 
@@ -72,7 +72,7 @@ def test_the_prefix_of_a_classification_ends_right_before_the_image() -> None:
     assert ids[len(shared)] == TOKENIZER.token_id("<|image_start|>")
 
 
-def test_with_the_image_last_a_class_list_in_the_user_prompt_is_shared() -> None:
+def test_an_image_last_shares_the_users_class_list() -> None:
     task = TaskSection(system_prompt="", user_prompt="Which one?\n{labels}", image_position="last")
     builder = PromptBuilder(TOKENIZER, task, LABELS)
     shared = builder.shared_prefix()
@@ -109,7 +109,7 @@ def test_the_prompt_is_a_prefix_of_prompt_and_answer(answer: str) -> None:
     assert builder.check_answer_boundary(answer) is None
 
 
-def test_a_label_has_the_same_tokens_in_the_list_and_as_the_answer() -> None:
+def test_a_label_has_the_same_tokens_everywhere() -> None:
     builder = PromptBuilder(TOKENIZER, TaskSection(), LABELS)
     listed = builder.shared_prefix()
     for name, *_ in LABELS.shown:
@@ -167,7 +167,7 @@ def test_tiles_need_their_names_in_the_vocabulary() -> None:
         builder.build(None, "<|image_start|><|img_row_1_col_2|><image><|image_end|>")
 
 
-def test_a_template_that_takes_the_system_prompt_as_a_list_gets_a_list() -> None:
+def test_a_template_of_list_prompts_gets_a_list() -> None:
     listing = with_template(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}<|im_end|>\n"
@@ -184,6 +184,6 @@ def test_a_template_that_takes_the_system_prompt_as_a_list_gets_a_list() -> None
         (CHAT_TEMPLATE.replace("for message in messages", "for message in messages[1:]"), "drops the system prompt"),
     ],
 )
-def test_a_template_without_place_for_image_or_system_prompt_is_refused(template: str, message: str) -> None:
+def test_a_template_without_image_or_system_is_refused(template: str, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         PromptBuilder(with_template(template), TaskSection(), LABELS)

@@ -14,7 +14,7 @@ from vlmtune.train.order import Order, epoch_order, grouped_order
 pytestmark = pytest.mark.unit
 
 
-def test_warm_up_reaches_the_full_rate_and_cosine_ends_near_zero() -> None:
+def test_warmup_is_full_and_cosine_ends_near_zero() -> None:
     factors = [learning_rate_factor(step, 100, 0.1, "cosine") for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert max(factors) == 1.0
@@ -56,7 +56,7 @@ def test_questions_about_one_image_stand_together_in_every_epoch(groups: list[st
     assert order == grouped_order(groups, seed, epoch)
 
 
-def test_images_and_their_questions_come_in_another_order_in_every_pass() -> None:
+def test_every_pass_has_another_order() -> None:
     groups = [str(number // 4) for number in range(80)]
     first, second = grouped_order(groups, 0, 0), grouped_order(groups, 0, 1)
     assert [groups[i] for i in first[::4]] != [groups[i] for i in second[::4]]

@@ -101,9 +101,7 @@ def test_a_tracker_that_fails_at_any_call_costs_one_warning(
     assert folder.watchers == []
 
 
-def test_a_tracker_that_cannot_start_costs_one_warning_and_leaves_the_other_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_tracker_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> Any:
         raise RuntimeError("no account")
 

@@ -146,7 +146,7 @@ def test_questions_about_sides_and_writing_are_told_from_others() -> None:
     assert not has_sides(Example("e", ImageSource(data=b"", name="e"), ("left",)))
 
 
-def test_a_image_with_sides_is_never_mirrored() -> None:
+def test_an_image_with_sides_is_never_mirrored() -> None:
     mirrored = ImageOps.mirror(make_image())
     flipping = chain({"flip": {"probability": 1}})
     assert np.array_equal(flipping(make_image(), np.random.default_rng(0)), mirrored)
@@ -155,7 +155,7 @@ def test_a_image_with_sides_is_never_mirrored() -> None:
     assert np.array_equal(anyway(make_image(), np.random.default_rng(0), keep_sides=True), mirrored)
 
 
-def test_a_image_with_sides_is_not_turned_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_sides_is_not_turned_far(monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[float] = []
 
     def note(image: Image.Image, *, degrees: float = 0.0, **_: object) -> Image.Image:
