@@ -123,7 +123,7 @@ def test_unreadable_images_are_counted_and_not_judged(trained_run: TrainedRun) -
         judge(dataclasses.replace(trained_run, held_out=[broken]), own, own, trained, Bounds(1.0))
 
 
-def test_a_merged_export_opens_with_task_and_labels(trained_run: TrainedRun, tmp_path: Path) -> None:  # noqa: N802
+def test_a_merged_export_opens_with_task_and_labels(trained_run: TrainedRun, tmp_path: Path) -> None:
     made = export(trained_run, find_format("merged"), "as trained", tmp_path / "merged", Bounds(1.0))
     assert made.verdict.is_accepted and "not installed" in " ".join(made.verdict.notes)
     predictor = open_predictor(str(made.folder))

@@ -14,7 +14,7 @@ from vlmtune.config.checks import find_contradictions
 
 pytestmark = pytest.mark.unit
 
-BENCH = Path(__file__).parents[2] / "bench"
+BENCH = Path(__file__).parents[3] / "bench"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from vlmtune.scale.jobs import Job, Outcome, make_job, run_job
 
 pytestmark = pytest.mark.unit
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
 
 from measure import interleave, ratio, ratio_table, record, table, write_json
 from peers import IMAGE_TOKEN, NUM_IMAGE_TOKENS, config_450m, make_batch
