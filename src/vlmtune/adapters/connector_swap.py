@@ -1,4 +1,4 @@
-"""Another connector on an opened model: which one a file means, how it is installed, which formats can hold it.
+"""Another connector on an opened model: its shape, its installation, and which formats can hold it.
 
 In: `model.connector` of an experiment. Out: the model and its image processor changed in place. Called by `runs.open`,
 for training (`put_connector`) and for what was trained (`open_adapted`).
@@ -35,7 +35,7 @@ PEFT_TYPE = "LORA_WITH_VLMTUNE_CONNECTOR"
 """`peft_type` of an adapter with a connector that only vlmtune has: PEFT would load it with a warning, and without the
 connector; this it refuses."""
 
-_MLP_FACTOR = 2  # of a pixel-unshuffle that a model family has not decided itself
+_MLP_FACTOR = 2  # for pixel-unshuffle where the model family does not set one
 
 
 def wanted_shape(section: ConnectorSection, model: VisionLanguageModel) -> ConnectorShape:
@@ -75,7 +75,7 @@ def install_connector(model: VisionLanguageModel, shape: ConnectorShape) -> Conn
 
 
 def follow_connector(opened: OpenedModel, before: Connector) -> None:
-    """Let the image processor write as many image tokens as the new connector gives."""
+    """Make the image processor write as many image tokens as the new connector outputs."""
     after = opened.model.connector
     if after.shape.variant == "sti" or after.shape.factor != before.shape.factor:
         opened.processor = ConnectedProcessor(opened.processor, opened.tokenizer.image_token, before, after)
@@ -83,7 +83,7 @@ def follow_connector(opened: OpenedModel, before: Connector) -> None:
 
 @dataclass(frozen=True)
 class ConnectedProcessor:
-    """A model's image processor whose placeholder text follows a connector that makes another number of tokens."""
+    """A model's image processor whose placeholder text matches the number of tokens the new connector makes."""
 
     inner: ImageProcessor
     image_token: str

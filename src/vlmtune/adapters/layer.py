@@ -33,7 +33,7 @@ class LoraLinear(Linear):
         rank: R. lora_A is float32[R, D_in], lora_B float32[D_out, R].
         scale: factor of the update.
         dropout: probability of dropping an input of the low-rank branch while training.
-        generator: for A's start; None leaves A unset (to be loaded).
+        generator: for A's initialization; None leaves A unset (to be loaded).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LoraLinear(Linear):
         return self._frozen is not None
 
     def forward(self, input: Tensor, gelu: Gelu | None = None) -> Tensor:
-        """[..., D_in] -> [..., D_out], with a GELU behind it on request."""
+        """[..., D_in] -> [..., D_out], optionally followed by a GELU."""
         if self.is_merged:
             return super().forward(input, gelu)
         mask, scale = None, self.scale
@@ -138,7 +138,7 @@ class MasterWeights:
 
 
 class _Gather:
-    """Moves a gradient to its master as soon as it is there, so that sums over micro-batches are float32."""
+    """Moves a gradient to its master as soon as it is computed, so that sums over micro-batches are float32."""
 
     def __init__(self, master: nn.Parameter) -> None:
         self._master = master

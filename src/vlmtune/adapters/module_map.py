@@ -52,7 +52,7 @@ class ModuleMap:
         return next((role for role in self.roles if self.is_target(name, role)), None)
 
     def is_target(self, name: str, target: str) -> bool:
-        """Whether a linear layer is meant by a role or a raw name."""
+        """Whether a role or a raw name selects a linear layer."""
         if target in self.roles:
             return re.fullmatch(self.roles[target], name) is not None
         return is_suffix(name, target)
@@ -126,7 +126,7 @@ def match_targets(model: nn.Module, targets: Iterable[str], module_map: ModuleMa
     """target -> names of the linear layers it means. Raises AdapterError for every target that means none.
 
     A role is looked up first; any other word matches as PEFT's list form does: the whole name, or its end after a dot.
-    A role that only other families have (`conv`) is no mistake: it means nothing here, so that one file serves all.
+    A role that only other families have (`conv`) is not an error: it is ignored, so that one file serves all.
     """
     layers = linear_layers(model)
     matched = {target: [name for name in layers if module_map.is_target(name, target)] for target in targets}

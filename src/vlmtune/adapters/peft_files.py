@@ -107,7 +107,7 @@ def save_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str, r
             config["peft_type"] = PEFT_TYPE
     for head, embedding in plan.module_map.tied.items():
         if embedding in plan.full_parameters:
-            # PEFT ties the two when it is told to, yet wants to find both.
+            # PEFT ties the two on request, yet expects both in the file.
             config["ensure_weight_tying"] = True
             tensors[_PREFIX + head] = plan.full_parameters[embedding].detach().clone()
     with explain_write_errors(folder):
@@ -132,7 +132,7 @@ def load_adapter(
         The model's plan.
 
     Raises:
-        AdapterError: files that are missing, do not belong to this model, or hold what we do not compute (DoRA …).
+        AdapterError: files that are missing, do not belong to this model, or use methods we do not implement (DoRA …).
         WeightsError: a truncated or damaged file.
     """
     config = read_adapter_config(folder)
@@ -220,7 +220,7 @@ def load_connector(folder: Path, connector: Connector) -> None:
 
 
 def _new_connector(model: nn.Module) -> dict[str, nn.Parameter]:
-    """name -> parameter of a connector that was put in the place of the base's own; empty where none was."""
+    """name -> parameter of a connector that replaced the base's own; empty if none did."""
     if not isinstance(model, VisionLanguageModel) or model.connector.replaced is None:
         return {}
     return {f"{CONNECTOR}.{name}": parameter for name, parameter in model.connector.named_parameters()}

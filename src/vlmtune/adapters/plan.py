@@ -1,4 +1,4 @@
-"""What of a model learns: LoRA on linear layers, parts in full, nothing else.
+"""What learns in a model: LoRA on linear layers, parts in full, nothing else.
 
 In: a model and an `AdapterSection`. Out: the model changed in place, and a plan that says which layers were matched
 (for `preflight`), which parameters the optimizer gets, and what `peft_files.py` has to save.
@@ -38,7 +38,7 @@ class Match:
     """What one entry of `adapter.targets` or `adapter.parts` matched.
 
     Attributes:
-        pattern: as it stands in the file.
+        pattern: as written in the file.
         kind: a role, a raw layer name, or a part.
         layers: names of the linear layers (of a part: of its parameters).
         towers: how many of those lie in which tower.
@@ -165,13 +165,13 @@ class AdapterPlan:
 def apply_adapter(
     model: nn.Module, section: AdapterSection, *, family: str | None = None, seed: int = 0
 ) -> AdapterPlan:
-    """Freeze a model but for LoRA on the targets and for parts in full, in place.
+    """Freeze a model except for LoRA on the targets and parts trained in full, in place.
 
     Args:
-        model: layers are wrapped where they stand; state names of the model's own parameters do not change.
+        model: layers are wrapped in place; state names of the model's own parameters do not change.
         section: rank None is 16, alpha None twice the rank.
         family: whose roles and parts are meant; None asks the model.
-        seed: of LoRA's start.
+        seed: of LoRA's initialization.
 
     Raises:
         AdapterError: a target that matches no linear layer (the message names those that exist), an unknown part, a
@@ -209,7 +209,7 @@ def build_plan(
         matched: target -> linear layers.
         specs: linear layer -> rank and scale.
         parts: part -> modules.
-        generator: for LoRA's start; None leaves A unset.
+        generator: for LoRA's initialization; None leaves A unset.
     """
     if any(isinstance(module, LoraLinear) for module in model.modules()):
         raise AdapterError("This model already has an adapter. Open it again to apply another.")
@@ -236,7 +236,7 @@ def build_plan(
 
 
 def fold(model: nn.Module, plan: AdapterPlan) -> None:
-    """Merge for good: plain linear layers again, nothing set aside, nothing learns. For a model that only answers."""
+    """Merge for good: plain linear layers again, nothing set aside, nothing learns. For inference only."""
     for name, layer in plan.lora.items():
         if not layer.is_merged:
             layer.merge()
@@ -267,7 +267,7 @@ def count_trainable(
 
 
 def _check_overlap(model: nn.Module, specs: Mapping[str, LoraSpec], parts: Mapping[str, list[str]]) -> None:
-    """Raises AdapterError for LoRA on a layer that is trained in full, or that has to be."""
+    """Raises AdapterError for LoRA on a layer that is trained in full, or has to be."""
     inside = [
         (layer, part)
         for layer in specs

@@ -1,4 +1,4 @@
-"""Prompts as the upper levels of a prefix tree: the shared text, each image once, what is asked about it.
+"""Prompts as the upper levels of a prefix tree: the shared text, each image once, the questions about it.
 
 In: requests (tokens and image features). Out: levels, tokens and features in the packed order of `decode`. The
 scorer, generation and the training step put their answers under these levels.
@@ -19,13 +19,13 @@ from vlmtune.models.vlm import VisionLanguageModel
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to run: what is asked about one image, as tokens and features.
+    """A prompt to run: a question about one image, as tokens and features.
 
     Attributes:
         ids: the prompt's tokens after the shared prefix, image placeholders included; at least one.
         features: the image's float[T, D] features, T placeholders among `ids`.
         image: identifies the image within a batch; the tokens of an image run once for all requests that name it.
-            None shares with nobody.
+            None shares with no other request.
     """
 
     ids: list[int]
@@ -99,7 +99,7 @@ def _num_shared(prompts: Sequence[list[int]]) -> int:
 
 def prompt_levels(model: VisionLanguageModel, requests: Sequence[Request]) -> tuple[list[Level], Tensor]:
     """The levels of the requests, the last token of each read in their order, and their embeddings float[R, D]."""
-    # Requests without an image share what they begin with; one whose image has no number shares with nobody.
+    # Requests without an image share what they begin with; one whose image has no number shares with no other.
     images = [r.image if r.image is not None or not r.features else ~number for number, r in enumerate(requests)]
     plan = PromptPlan.of(model, [request.ids for request in requests], images)
     levels = [Level.chains([len(ids) for ids in plan.shared], read_last=0)] if plan.shared else []

@@ -1,6 +1,6 @@
 """Open-ended answers: greedy or sampled tokens, batched, on the same cache that scoring uses.
 
-`generate` is for a batch that is wanted whole; `Generation` gives every token as it is chosen, for streaming.
+`generate` returns a whole batch at once; `Generation` yields every token as it is chosen, for streaming.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_p: sample from the smallest set of tokens whose probabilities sum to at least this (arXiv 1904.09751).
-        max_new_tokens: an answer is cut there; at least 1.
+        max_new_tokens: longer answers are cut; at least 1.
         seed: of the random draws. A request's draws depend on its own seed, not on what else is in the batch.
     """
 
@@ -42,7 +42,7 @@ class Step:
 
     Attributes:
         requests: their numbers.
-        tokens: what each of them got; a stop token ends its request.
+        tokens: the next token of each; a stop token ends its request.
         logits: float32[A, V], what the tokens were chosen from.
     """
 
@@ -52,13 +52,13 @@ class Step:
 
 
 class Generation:
-    """A batch of answers in the making, one token at a time.
+    """A batch of answers being generated, one token at a time.
 
     Args:
         model: in evaluation mode.
         prefix_cache: the cache after the prompt that all requests share, or None.
         stop: tokens that end an answer.
-        samplings: one a request.
+        samplings: one per request.
     """
 
     def __init__(

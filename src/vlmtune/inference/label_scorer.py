@@ -27,7 +27,7 @@ from vlmtune.text.trie import Ints, LabelTrie
 # where the model is unsure, a few calls that share their work rule out what many small ones would.
 _FIRST_WAVE = 64
 _LARGEST_WAVE = 4096
-# Tokens of one segment of trie nodes, about. Its mask and attention grow with the square of its tokens, and each
+# Approximate tokens in one segment of trie nodes. Its mask and attention grow with the square of its tokens, and each
 # segment takes the image's keys and values once more: a trie of a thousand labels is cheaper as several segments.
 _SEGMENT_TOKENS = 512
 
@@ -235,8 +235,8 @@ class _Search:
                 if form == len(self.forms.label):
                     continue
                 first = self.reached[image, form] - 1
-                # Of the likeliest label the whole rest at once: where the model is sure, one wave finishes it. Of the
-                # others one node, for they will mostly be ruled out by it.
+                # The likeliest label's whole remainder at once: where the model is sure, one wave finishes it. For the
+                # others one node, which will mostly rule them out.
                 last = self.forms.num_tokens[form] - 1  # the end token's node has no children: it is never run
                 last = last if is_likeliest else min(last, first + 1)
                 nodes += [int(node) for node in self.trie.form_path[form, first:last] if node not in nodes]

@@ -1,4 +1,4 @@
-"""A predictor from what a person names: a run, a checkpoint, a model folder, a hub id, or `builtin:tiny`."""
+"""A predictor from what the user names: a run, a checkpoint, a model folder, a hub id, or `builtin:tiny`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_predictor(
             with a closed list of answers, that list is the label set.
 
     Raises:
-        UserError: nothing says which labels there are.
+        UserError: no source of labels.
     """
     task, stored = read_task(model)
     if is_question and not task.asks_from_data:

@@ -57,7 +57,7 @@ def label_scores(form_scores: Floats, forms: SurfaceForms, reduce: Reduce = "sum
     Args:
         form_scores: float64[..., F], each form's summed token log-probabilities, end token included.
         reduce: ``sum`` adds the probabilities of a label's forms. ``mean`` divides a form's score by its tokens; such
-            means are no probabilities that could be added, so a label has its best form's.
+            means are not probabilities that can be added, so a label has its best form's.
 
     Returns:
         float64[..., L], not normalized.

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 # Decoder tokens in one batch: large enough that matrix products run at full rate, small enough for a laptop.
 _BATCH_TOKENS = 4096
-# Tokens of a label trie that the search for the best label runs for an image, about.
+# Approximate tokens of a label trie that the search for the best label runs per image.
 _SEARCH_TOKENS = 8
 
 
@@ -47,7 +47,7 @@ class Query:
 
     @classmethod
     def of(cls, example: Example) -> Query:
-        """What is asked of an example."""
+        """The query for an example."""
         return cls(example.image, example.question, example.history)
 
 
@@ -65,7 +65,7 @@ class Predictor:
         opened: the model with its tokenizer and image processor; put in evaluation mode by each call.
         task: prompts and how labels are listed.
         labels: the closed set, or None for open answers.
-        batch_size: images at once; None decides from the length of prompt and labels.
+        batch_size: images per batch; None decides from the length of prompt and labels.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ _MAX_LOGITS = 2**24
 
 
 def token_log_probs(model: VisionLanguageModel, hidden: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of given tokens after given rows.
+    """Log-probability of given tokens after given hidden states.
 
     Args:
         hidden: float[N, D], final hidden states.
@@ -26,7 +26,7 @@ def token_log_probs(model: VisionLanguageModel, hidden: Tensor, rows: Tensor, to
 
     Returns:
         float32[M]. The softmax runs over the whole vocabulary. Where the logits of all rows would not fit the budget
-        (a loss on whole prompts) they are made in blocks, and again in the backward pass instead of being kept.
+        (a loss on whole prompts) they are computed in blocks, and recomputed in the backward pass instead of kept.
     """
     block = max(1, _MAX_LOGITS // model.vocab_size)
     if len(hidden) <= block:
@@ -51,7 +51,7 @@ def _block_log_probs(model: VisionLanguageModel, hidden: Tensor, rows: Tensor, t
 
 
 def refuse_nan(values: Tensor) -> None:
-    """Raise WeightsError where logits or log-probabilities are not numbers: no answer could be told from them."""
+    """Raise WeightsError where logits or log-probabilities are not numbers: no answer could be read from them."""
     if values.isnan().any():
         raise WeightsError(
             "The model's scores are not numbers (NaN). Its weights are damaged (a training that diverged?), or "

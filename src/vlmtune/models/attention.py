@@ -1,7 +1,7 @@
-"""Scaled dot-product attention, by whichever of torch's ways is fast where it runs, and attention over a prefix tree.
+"""Scaled dot-product attention, with the fastest implementation for the device, and attention over a prefix tree.
 
 `attention` is what the vision towers call; `attend` is what the decoders' layers call: it pads the packed tokens level
-by level, and gives back the cache that later tokens continue.
+by level, and returns the cache that later tokens continue.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlmtune.models.plan import DecodePlan, TokenSet
 
 # On the CPU, two plain matrix products against the fused kernel (`bench/README.md`, "Attention on the CPU"): in
 # bfloat16 they take a third of its time forward and backward, and less than half in inference, at 700 keys as at 64.
-# In float32 they win only where few keys make the fused kernel's backward pass slow. What they cost is the matrix of
+# In float32 they win only where few keys make the fused kernel's backward pass slow. Their cost is the matrix of
 # weights, which is held until the backward pass: 256 MiB at most.
 _MOST_PLAIN_WEIGHTS = 2**27
 _MOST_PLAIN_KEYS_FLOAT32 = 256
@@ -38,7 +38,7 @@ def attention(
     Args:
         q: float[B, H, Q, d].
         k, v: float[B, H, K, d].
-        mask: additive, broadcastable to float[B, H, Q, K]; no query may be masked throughout.
+        mask: additive, broadcastable to float[B, H, Q, K]; every query must see at least one key.
         scale: 1 / √d by default.
         softcap: scores s become softcap · tanh(s / softcap) before the mask (Gemma 2, arXiv 2408.00118, section 2).
 
@@ -88,7 +88,7 @@ def attend(
         v: float[R, KV, d].
         cache: keys and values of what the first level continues.
         scale, softcap: see `attention`.
-        window: how many positions back a token of a sliding layer sees, itself counted; None sees all.
+        window: positions that a token of a sliding layer sees, itself included; None for all.
 
     Returns:
         float[R', H * d], and the keys and values of the last level's paths.
@@ -127,7 +127,7 @@ def attend(
 
 
 def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """No fused kernel caps scores. A long sequence goes by blocks of queries, computed again in the backward pass."""
+    """No fused kernel caps scores. Long sequences run in blocks of queries, recomputed in the backward pass."""
     block = max(1, _MOST_PLAIN_WEIGHTS // (q.shape[0] * q.shape[1] * k.shape[2]))
     if q.shape[2] <= block:
         return _capped_block(q, k, v, mask, scale, softcap)

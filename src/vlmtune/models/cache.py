@@ -1,6 +1,6 @@
 """What a decoder remembers of the tokens it has run, so that a prefix tree can grow on it.
 
-Branching is `Cache.select`: a path may be taken as often as something continues it. Gradients flow back through it.
+Branching is `Cache.select`: a path may be selected any number of times. Gradients flow back through it.
 Shapes: G paths, KV key heads of width d, A columns of keys and values, D the decoder's width, and convolutions of
 kernel size K.
 """
@@ -86,7 +86,7 @@ class Cache:
         return len(self.lengths)
 
     def select(self, segments: Tensor | Sequence[int]) -> Cache:
-        """The cache of some segments, in the order given; a segment may be taken more than once (branching)."""
+        """The cache of some segments, in the order given; a segment may be repeated (branching)."""
         index = torch.as_tensor(segments, dtype=torch.int64)
         return Cache(
             layers=[layer.select(index) for layer in self.layers],

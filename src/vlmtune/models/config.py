@@ -14,7 +14,7 @@ from vlmtune.models.connectors import ConnectorShape
 class ModelConfig:
     """Base of all network configurations.
 
-    Keys of `config.json` that no field names are left out, and are no errors: checkpoints carry many that only
+    Keys of `config.json` without a field here are ignored, not errors: checkpoints carry many that only
     generation or training scripts read.
     """
 
@@ -44,7 +44,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class VlmConfig(ModelConfig):
-    """A whole vision-language model: its two towers' configurations, and what the wrapper has to know."""
+    """A whole vision-language model: its two towers' configurations, and what the wrapper needs to know."""
 
     vision_config: ModelConfig
     text_config: ModelConfig
@@ -57,7 +57,7 @@ class VlmConfig(ModelConfig):
 
     @property
     def image_placeholder(self) -> int:
-        """The token in whose place an image's features stand."""
+        """The placeholder token that an image's features replace."""
         raise NotImplementedError
 
     @property
@@ -67,7 +67,7 @@ class VlmConfig(ModelConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """See `ModelConfig.from_dict`; a tower that the file leaves out has its defaults."""
+        """See `ModelConfig.from_dict`; a tower missing from the file has its defaults."""
         return super().from_dict({"vision_config": {}, "text_config": {}, **values})
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ STI_POOL = 8
 
 @dataclass(frozen=True)
 class ConnectorShape:
-    """All that decides which parameters a connector has and what it computes with them.
+    """Everything that determines a connector's parameters and what it computes with them.
 
     Attributes:
         trunk: one linear layer, or two around a GELU.
@@ -72,7 +72,7 @@ def default_groups(variant: Variant, num_layers: int) -> tuple[LayerGroup, ...]:
     """The layers a dense connector reads by default (arXiv 2405.13800, section 3.2, and the authors' code).
 
     DCI: means over two halves; in SigLIP so400m's 27 layers these are the paper's 0..12 and 13..25. STI and SCI: two
-    single states, the authors' 7 and 15 in towers of 24 to 27 layers, else those at a third and two thirds.
+    single layers, the authors' 7 and 15 in towers of 24 to 27 layers, else those at a third and two thirds.
     """
     if variant == "dci":
         half = max(1, num_layers // 2)
@@ -87,7 +87,7 @@ def side_by_side(output: Tensor, states: Sequence[Tensor], groups: Sequence[Laye
     Args:
         output: float[B, P, C], the tower's own.
         states: float[B, P, C] after the embedding and after every layer.
-        groups: whose means are taken.
+        groups: the groups of layers to average.
         norm: the tower's last norm. The means come from inside the residual stream, whose scale grows from layer to
             layer; through the norm that the output went through, all reach the connector at one scale.
 
@@ -103,7 +103,7 @@ def side_by_side(output: Tensor, states: Sequence[Tensor], groups: Sequence[Laye
 
 
 class Connector(nn.Module):
-    """A trunk's frame: squares of patches to tokens, the tower's output and the dense channels apart.
+    """What all trunks share: squares of patches become tokens; dense channels have weights of their own.
 
     The pretrained weights stay a product of their own, to which that of the new channels is added. So a dense connector
     whose `dense` weight is zero computes, to the bit, what the trunk alone does: adding zeros changes no number, while
@@ -130,7 +130,7 @@ class Connector(nn.Module):
         output, *others = (self._squares(part, grid) for part in torch.split(patches, self.shape.channels, dim=-1))
         assert len(others) == len(self.shape.groups), "these features were made for another connector"
         if self.shape.variant == "sti":
-            # Apart, so that the pretrained tokens keep their bits in a product of the size they always had.
+            # A separate product, so that the pretrained tokens keep their bits: theirs has the size it always had.
             pooled = torch.cat([_pool(other) for other in others], dim=1)
             return torch.cat([self._project(output, None), self._project(pooled, None)], dim=1)
         return self._project(output, self.dense(torch.cat(others, dim=-1)) if self.dense is not None else None)
@@ -179,7 +179,7 @@ class MlpConnector(Connector):
 
 
 def build_connector(shape: ConnectorShape) -> Connector:
-    """A connector with torch's random start."""
+    """A connector with torch's random initialization."""
     return LinearConnector(shape) if shape.trunk == "linear" else MlpConnector(shape)
 
 
@@ -194,8 +194,8 @@ def start_equal(connector: Connector, pretrained: Connector) -> None:
 
 
 def start_random(connector: Connector, generator: torch.Generator) -> None:
-    """Draw every weight anew, as torch starts linear layers: U(-1/√n, 1/√n) for n inputs, those of the dense channels
-    counted with the first layer's. Pretrained weights are lost; this is for comparison, and for new trunks."""
+    """Reinitialize every weight as torch does for linear layers: U(-1/√n, 1/√n) for n inputs, the dense
+    channels' counted with the first layer's. Pretrained weights are lost; this is for comparison, and for new trunks."""
     first = {"linear", "linear_1", "dense"}
     read = connector.shape.num_channels_read if connector.dense is not None else connector.shape.channels
     fan_in = read * connector.shape.factor**2
@@ -214,7 +214,7 @@ def start_random(connector: Connector, generator: torch.Generator) -> None:
 
 
 def respell(image: ProcessedImage, image_token: str, before: Connector, after: Connector) -> ProcessedImage:
-    """A prepared image whose placeholder text has one connector's tokens, with those of another."""
+    """A prepared image with its placeholder text changed from one connector's tokens to another's."""
     pieces = image.text.split(image_token)  # the text before, between and after the image tokens
     text, first = pieces[0], 1
     for _, grid in image.tiles:
@@ -227,5 +227,5 @@ def respell(image: ProcessedImage, image_token: str, before: Connector, after: C
 
 
 def _pool(tokens: Tensor) -> Tensor:
-    """float[B, T, K] -> float[B, ceil(T / 8), K], means of tokens in a row; a shorter rest is one token too."""
+    """float[B, T, K] -> float[B, ceil(T / 8), K], means of tokens in a row; a shorter remainder is one token too."""
     return F.avg_pool1d(tokens.transpose(1, 2), STI_POOL, ceil_mode=True).transpose(1, 2)

@@ -23,11 +23,11 @@ from vlmtune.models.tree import Level
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a decoder call gives back.
+    """What a decoder call returns.
 
     Attributes:
         hidden: float[N, D], the final (normalized) hidden states of the tokens marked `read`, in packed order.
-        cache: the cache after the last level, if it is wanted.
+        cache: the cache after the last level, if requested.
     """
 
     hidden: Tensor
@@ -35,7 +35,7 @@ class Decoded:
 
 
 class DecoderLayer(nn.Module):
-    """A family's block: what the loop has to know of it, and its forward pass.
+    """A family's block: what the loop needs to know about it, and its forward pass.
 
     Attributes:
         is_attention: whether it mixes by attention, else by a short convolution over each token's own path.
@@ -50,7 +50,7 @@ class DecoderLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, plan: DecodePlan, tokens: TokenSet, cache: LayerCache) -> tuple[Tensor, LayerCache]:
-        """float[R, D] -> float[R', D] of ``tokens``: all that came in, or, of an attention layer, the needed ones."""
+        """float[R, D] -> float[R', D] of ``tokens``: all of them, or the needed ones above the last attention."""
         raise NotImplementedError
 
 
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
         return logits if self.logit_softcap is None else (logits / self.logit_softcap).tanh() * self.logit_softcap
 
     def activation_bytes_per_token(self) -> int:
-        """About what a token keeps for the backward pass, without checkpointing, in bytes."""
+        """Approximate bytes that a token keeps for the backward pass, without checkpointing."""
         width = self.embed_tokens.embedding_dim
         hidden_sizes = [module.hidden_size for module in self.modules() if isinstance(module, GluMLP)]
         # Norms, gates, projections and residuals: about ten vectors of the width a layer, and three of the MLP's.

@@ -1,6 +1,6 @@
 """What a model computes, as one hash: weights, preprocessing, number format.
 
-In: an opened model. Out: a key under which its results may be kept. Called by the feature cache of training and by the
+In: an opened model. Out: a key under which its results may be cached. Called by the feature cache of training and by the
 block cache of evaluation.
 """
 

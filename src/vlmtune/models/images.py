@@ -31,7 +31,7 @@ RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """An image as the tower takes it.
+    """An image in the form the tower takes.
 
     Attributes:
         tiles: for each tile, float32[P, patch * patch * 3] patches and their grid.
@@ -51,7 +51,7 @@ class ProcessedImage:
 
 @dataclass(frozen=True)
 class VisionFeatures:
-    """What the tower makes of one image and the connector reads.
+    """The tower's output for one image, which the connector reads.
 
     Attributes:
         patches: float[P, C], the patches of all tiles, tile after tile. C is the tower's width, or several times it
@@ -89,7 +89,7 @@ def run_by_grid(tiles: Sequence[tuple[Tensor, Grid]], run: Callable[[Tensor, Gri
 
 
 class Normalization(Protocol):
-    """The settings that say how levels 0 to 255 become what the network takes; names are the checkpoint's."""
+    """How levels 0 to 255 become the network's input; names are the checkpoint's."""
 
     @property
     def do_normalize(self) -> bool: ...
@@ -134,7 +134,7 @@ def normalization(settings: Normalization) -> tuple[Tensor, Tensor]:
 
 
 def to_image(levels: Tensor, settings: Normalization) -> Image.Image:
-    """float32[H, W, 3] as the network takes it -> the image, normalization undone: for people to look at."""
+    """float32[H, W, 3] as the network takes it -> the image, normalization undone, for display."""
     if settings.do_normalize:
         mean, std = normalization(settings)
         levels = levels * std + mean
@@ -167,5 +167,5 @@ def _resizes_bytes_bilinearly() -> bool:
 
 
 def _resizes_bytes(mode: str) -> bool:
-    """Whether torchvision resizes uint8 as it is: bicubic always, bilinear where the CPU has a kernel for it."""
+    """Whether torchvision resizes uint8 directly: bicubic always, bilinear where the CPU has a kernel for it."""
     return mode == "bicubic" or _resizes_bytes_bilinearly()

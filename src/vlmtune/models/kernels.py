@@ -59,7 +59,7 @@ def lora_linear(
 
     Args:
         x: [..., D_in], of weight's type unless autocast is on.
-        weight: [D_out, D_in], frozen: it gets no gradient (if it asks for one, plain autograd runs instead).
+        weight: [D_out, D_in], frozen: it gets no gradient (if it requires one, plain autograd runs instead).
         bias: [D_out] or None, frozen likewise.
         a: [R, D_in] and b: [D_out, R], usually float32. They are cast to x's type for the products; their
             gradients come back in their own type.
@@ -141,7 +141,7 @@ class _Glu(torch.autograd.Function):
         grad_gate = grad_up = None
         if ctx.needs_input_grad[0]:
             grad_gate = grad * up
-            if ctx.activation == "silu":  # both in the product's own memory
+            if ctx.activation == "silu":  # both in place
                 torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
             else:
                 torch.ops.aten.gelu_backward.grad_input(grad_gate, gate, approximate="tanh", grad_input=grad_gate)
@@ -169,7 +169,7 @@ def _lora_forward(
     x = x.to(dtype)
     out = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
     low = F.linear(x if dropout_mask is None else x * dropout_mask, a.to(dtype))  # [..., R]
-    # Into the large product's own memory: no second [..., D_out].
+    # In place in the large product: no second [..., D_out].
     out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.to(dtype).t(), alpha=scale)
     return out, low
 
@@ -188,7 +188,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         out, low = _lora_forward(x, weight, bias, a, b, scale, dropout_mask)
         ctx.scale, ctx.x_dtype = scale, x.dtype
-        # The casts of A and B are small and are made again; what is not needed for a gradient is not kept. x is kept
+        # The casts of A and B are small and are recomputed; nothing is kept that no gradient needs. x is kept
         # as it came, which several layers share, not as autocast would have it.
         _, _, _, a_needs_grad, b_needs_grad, _, _ = ctx.needs_input_grad
         mask = dropout_mask if a_needs_grad or ctx.needs_input_grad[0] else None

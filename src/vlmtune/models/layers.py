@@ -15,7 +15,7 @@ from vlmtune.models.products import Gelu, linear
 
 
 class Linear(nn.Linear):
-    """A linear layer that takes the fastest product there is where it runs, with a GELU behind it on request."""
+    """A linear layer that uses the fastest matrix product of its device, optionally followed by a GELU."""
 
     def forward(self, input: Tensor, gelu: Gelu | None = None) -> Tensor:
         """[..., D_in] -> [..., D_out]; see `products.linear`."""

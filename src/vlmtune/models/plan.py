@@ -102,7 +102,7 @@ class _Paths:
 
 @dataclass(frozen=True)
 class _LinkedLevel:
-    """A level on its paths.
+    """A level linked to the paths that it continues.
 
     Attributes:
         slots: int64[n], the padded slot of each token.
@@ -234,7 +234,7 @@ class DecodePlan:
         )
 
     def _queries(self, level: Level, linked: _LinkedLevel, slots: Tensor, tokens: slice) -> LevelQueries:
-        """The queries at some of a level's slots, moved to the left of each segment: a rectangle as small as may be."""
+        """The queries at some of a level's slots, moved to the left of each segment: the smallest rectangle."""
         shape = (level.num_segments, level.width)
         sources = torch.arange(level.num_segments * level.width)  # the slot that each slot of the rectangle stands for
         if len(slots) < len(linked.slots):

@@ -1,12 +1,12 @@
-"""Matrix products of linear layers, by whichever of torch's two CPU libraries is the faster one there.
+"""Matrix products of linear layers, by whichever of torch's two CPU libraries is faster.
 
 In: what a linear layer holds and its input. Out: its output. Called by `layers.Linear` only. torch multiplies by MKL;
 oneDNN is reached through the operator that torch's own compiler emits, which also applies bias and GELU inside the
-product. The private names of torch that this needs stand here and nowhere else.
+product. The private names of torch that this needs are used nowhere else.
 
 Which is taken follows from the processor (`bench/products.py` measures it): in float32 oneDNN with AVX-512, where MKL
 runs at half its rate on AMD's processors, and MKL with AVX2 alone. It is a rule rather than a measurement at run time
-because the two round apart, and a process that is run again must give the same bits.
+because the two round apart, and a rerun must give the same bits.
 """
 
 from __future__ import annotations

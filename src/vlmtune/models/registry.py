@@ -38,7 +38,7 @@ _SMALL_MODEL = 100_000_000
 
 
 class ImageProcessor(Protocol):
-    """An image to what the network takes."""
+    """Turns an image into the network's input."""
 
     def process(self, image: Image.Image) -> ProcessedImage: ...
 
@@ -109,7 +109,7 @@ PALIGEMMA = Family(
     read_config=PaliGemmaConfig.from_dict,
     build=paligemma.PaliGemma,
     open_processor=PaliGemmaImageProcessor.from_folder,
-    # Besides: what the first files hold, and every decoder computes.
+    # Also dropped: what the first files hold and every decoder computes.
     names=replace(_NAMES, dropped=(*_NAMES.dropped, r"model\.language_model\..*\.rotary_emb\.inv_freq")),
     prompt_format=formats.PALIGEMMA,
 )
@@ -223,7 +223,7 @@ def family_of(config: Mapping[str, Any], origin: str) -> Family:
 
 
 def choose_device(device: str) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises UserError for a device that torch does not know or have."""
+    """``auto`` is CUDA where there is one. Raises UserError for a device that is unknown to torch or missing."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

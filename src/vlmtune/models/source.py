@@ -24,7 +24,7 @@ def locate(source: str, revision: str | None = None, *, with_weights: bool = Tru
     """Find a model's folder, or download it from the hub (an unfinished download is resumed; progress on stderr).
 
     Args:
-        source: `builtin:tiny`, a local folder, or a hub id `owner/name`. A folder of that name goes first.
+        source: `builtin:tiny`, a local folder, or a hub id `owner/name`. A folder of that name takes precedence.
         revision: branch, tag or commit on the hub; None is the main branch.
         with_weights: whether to download them too, or only what describes the model.
 
@@ -57,7 +57,7 @@ def _download(repo: str, revision: str | None, with_weights: bool) -> Path:
     import huggingface_hub.errors as hub
     from huggingface_hub import snapshot_download
 
-    # Of the HTTP client that the installed version of the hub's package uses.
+    # Errors of the HTTP client that the installed version of the hub's package uses.
     connection_failed: type[Exception] = getattr(hub, "HTTPError", hub.HfHubHTTPError)
     page = f"https://huggingface.co/{repo}"
     try:

@@ -1,4 +1,4 @@
-"""The shape of a prefix tree: which new tokens there are, and which token each of them follows.
+"""The shape of a prefix tree: its new tokens, and the token that each of them follows.
 
 Tokens come in *segments*. A segment is a chain (a prompt, an image with its text, an answer) or a small tree (a label
 trie) that continues one other segment. All segments that continue segments of one *level* are the next level; the first

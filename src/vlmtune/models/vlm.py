@@ -73,7 +73,7 @@ class VisionLanguageModel(nn.Module):
         self.model.multi_modal_projector = connector
 
     def tower_features(self, images: Sequence[ProcessedImage]) -> list[VisionFeatures]:
-        """The vision tower: what `connect` reads of each image. Tiles of one grid are one batch."""
+        """The vision tower's output for each image, which `connect` reads. Tiles of one grid are one batch."""
         tiles = iter(run_by_grid([tile for image in images for tile in image.tiles], self._run_tower))
         return [
             VisionFeatures(_join(list(islice(tiles, len(image.tiles)))), tuple(grid for _, grid in image.tiles))
@@ -88,12 +88,12 @@ class VisionLanguageModel(nn.Module):
         return output if states is None else side_by_side(output, states, groups, tower.post_layernorm)
 
     def connect(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
-        """The connector: one float[T, D] an image, T its image tokens, in the decoder's embedding space."""
+        """The connector: one float[T, D] per image, T its image tokens, in the decoder's embedding space."""
         tiles = iter(run_by_grid([tile for image in features for tile in image.tiles()], self.connector))
         return [_join(list(islice(tiles, len(image.grids)))) for image in features]
 
     def encode_images(self, images: Sequence[ProcessedImage]) -> list[Tensor]:
-        """Tower and connector: one float[T, D] an image."""
+        """Tower and connector: one float[T, D] per image."""
         return self.connect(self.tower_features(images))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class VisionLanguageModel(nn.Module):
         Args:
             embeddings: float[R, D], the tokens of all levels in packed order (level by level, segment by segment).
             levels: the tree; the first level continues ``cache``.
-            cache: what was run before; None starts from nothing, as one empty segment.
+            cache: what was run before; None starts from one empty segment.
             want_cache: also return the cache after the last level, to be continued later.
 
         Returns:
@@ -142,7 +142,7 @@ class VisionLanguageModel(nn.Module):
         return self.model.language_model.logits(hidden)
 
     def activation_bytes_per_token(self) -> int:
-        """About what a decoder token keeps for the backward pass, without checkpointing, in bytes."""
+        """Approximate bytes that a decoder token keeps for the backward pass, without checkpointing."""
         return self.model.language_model.activation_bytes_per_token()
 
     def checkpoint_activations(self, enabled: bool) -> None:

@@ -32,7 +32,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 
 class Saveable(Protocol):
-    """What writes its own files into a model's folder: the tokenizer, the image processor."""
+    """Anything that writes its own files into a model's folder: the tokenizer, the image processor."""
 
     def save(self, folder: Path) -> object: ...
 
@@ -117,7 +117,7 @@ def load_strict(
     device: torch.device | str = "cpu",
     origin: str = "checkpoint",
 ) -> None:
-    """Give every parameter of ``model`` its tensor; build the model on the meta device to hold nothing twice.
+    """Give every parameter of ``model`` its tensor; build the model on the meta device to avoid holding weights twice.
 
     Args:
         model: its parameters are replaced (not copied into), so it may be on the meta device.
@@ -180,7 +180,7 @@ def save_hf(
     copy_from: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a model as the hub holds it, such that `transformers` loads it. All or nothing: renamed into place.
+    """Write a model in the hub's layout, so that `transformers` loads it. All or nothing: renamed into place.
 
     Args:
         folder: must not exist, or be empty.
@@ -243,7 +243,7 @@ def _read_sharded(index_path: Path) -> Checkpoint:
 
 
 def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one file, which safetensors checks whole but for the values."""
+    """Names and shapes of one file; safetensors checks everything but the values."""
     try:
         with file.open("rb") as stream:
             if stream.read(8) == b"version ":

@@ -1,1 +1,1 @@
-"""RUN FOLDERS: layout, record, checkpoints, manifest, resume; opening what a person names as MODEL."""
+"""RUN FOLDERS: layout, record, checkpoints, manifest, resume; opening what the user names as MODEL."""

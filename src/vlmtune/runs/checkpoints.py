@@ -108,7 +108,7 @@ def average_checkpoints(run: Path, checkpoints: Sequence[Path]) -> Path:
     """Write `checkpoints/average-of-K`: the mean of the weights of K checkpoints (arXiv 1803.05407).
 
     LoRA's two factors are averaged each by itself, as one averages any parameters: near the end of a run they hardly
-    move apart, and the result stays a LoRA of the same rank. A folder like the others, but for what resuming needs.
+    move apart, and the result stays a LoRA of the same rank. A folder like the others, without what resuming needs.
     """
     assert checkpoints
     total: dict[str, torch.Tensor] = {}
@@ -132,7 +132,7 @@ class RunCheckpoints:
 
     Args:
         run: the run's folder.
-        experiment: says how many remain.
+        experiment: says how many to keep.
         model, plan, optimizer: what a checkpoint holds.
         names: the trainable parameters' names, in the optimizer's order.
     """
@@ -157,7 +157,7 @@ class RunCheckpoints:
         return load_checkpoint(checkpoints[-1], self.model, self.plan, self.optimizer, self.names)
 
     def save(self, progress: Progress, *, is_validated: bool | None) -> None:
-        """Write a checkpoint of the current step, link it if it is the best, and remove those that need not remain.
+        """Write a checkpoint of the current step, link it if it is the best, and remove those not kept.
 
         Args:
             progress: with the step's accuracy as the last of its history, if it was validated.

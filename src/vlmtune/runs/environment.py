@@ -1,4 +1,4 @@
-"""On what a run was made: versions, machine, time."""
+"""Where and when a run was made: versions, machine, time."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class RunFolder(RunLayout):
             )
 
     def begin(self, experiment: Experiment) -> None:
-        """Write the experiment: from here on the folder is a run. A run that failed its preflight leaves none."""
+        """Write the experiment: from now on the folder is a run. A run that failed its preflight leaves none."""
         write_text(self.config, dump(experiment))
 
     def result(self) -> RunResult | None:

@@ -21,12 +21,12 @@ class RunLayout:
 
     @property
     def config(self) -> Path:
-        """The experiment with every key decided. A folder with this file is a run."""
+        """The resolved experiment. A folder with this file is a run."""
         return self.path / CONFIG_FILE
 
     @property
     def record(self) -> Path:
-        """What is known of the run besides its experiment: see `record.RunRecord`."""
+        """What is known about the run besides its experiment: see `record.RunRecord`."""
         return self.path / "run.json"
 
     @property

@@ -20,7 +20,7 @@ MANIFEST_FILE = "vlmtune.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an exported folder says of itself.
+    """What an exported folder says about itself.
 
     Attributes:
         format: peft, merged or gguf.

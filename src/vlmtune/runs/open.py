@@ -1,4 +1,4 @@
-"""Opens whatever a person names as MODEL, and its task: plain models, adapters, checkpoints, runs.
+"""Opens whatever the user names as MODEL, and its task: plain models, adapters, checkpoints, runs.
 
 Evaluation, prediction, serving and export call it; it puts `models.registry`, the adapter's files and a run's
 configuration together.
@@ -59,7 +59,7 @@ def open_adapted(
         source: a folder, a hub id (of a model or of a PEFT adapter), or `builtin:tiny`.
         revision: of ``source`` on the hub.
         dtype, device, image_overrides: see `open_model`; image settings that are None come from the run.
-        keep_adapter: leave LoRA beside the weights, to go on training or to save it; otherwise it is merged for good
+        keep_adapter: leave LoRA beside the weights, to continue training or to save it; otherwise it is merged for good
             and the model is plain.
 
     Raises:
@@ -107,7 +107,7 @@ def open_adapted(
 
 
 def read_task(model: str) -> tuple[TaskSection, tuple[str, ...] | None]:
-    """What MODEL was trained to be asked, and its labels: (a plain classification, None) where nothing says so."""
+    """The task MODEL was trained on, and its labels: (a plain classification, None) if unknown."""
     run = find_run(Path(model))
     if run is None:
         manifest = read_manifest(locate(model))  # an exported folder, here or on the hub

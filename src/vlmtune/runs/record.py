@@ -54,7 +54,7 @@ class Progress:
         return since
 
     def best_steps(self, num: int) -> list[int]:
-        """The steps of the best validations, best first; of equal ones the later, which has learned from more."""
+        """The steps of the best validations, best first; of ties the later, which has learned from more."""
         ranked = sorted(self.history, key=lambda item: (item[1], item[0]), reverse=True)
         return [step for step, _ in ranked[:num]]
 
@@ -89,7 +89,7 @@ class RunResult:
 
 @dataclass
 class RunRecord:
-    """What is known of a run besides its experiment.
+    """What is known about a run besides its experiment.
 
     Attributes:
         base: the base model's source.

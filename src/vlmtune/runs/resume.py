@@ -1,4 +1,4 @@
-"""What must be the same for a run to be continued, and how it is said where it is not. No model is opened for it."""
+"""What must be the same for a run to be continued, and how differences are described. Opens no model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAY_CHANGE = (
 
 
 def differing_keys(stored: Section, wanted: Section) -> list[str]:
-    """`key: VALUE in the run, VALUE now` for every key that forbids to continue ``stored`` as ``wanted``.
+    """`key: VALUE in the run, VALUE now` for every key whose change forbids continuing the run.
 
     Both are whole files: an `Experiment`, or a `Pretraining`.
     """

@@ -40,7 +40,7 @@ class Lfm2Config(ModelConfig):
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
     num_key_value_heads: int = 8
-    layer_types: tuple[str, ...] = ()  # "full_attention" or "conv", one a layer
+    layer_types: tuple[str, ...] = ()  # "full_attention" or "conv", one per layer
     norm_eps: float = 1e-5
     rope_theta: float = 1_000_000.0
     conv_L_cache: int = 3  # noqa: N815  kernel size K of the short convolutions

@@ -80,7 +80,7 @@ class Lfm2VlImageSettings:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What becomes of images of one size: sizes in pixels as (height, width), tiles as (rows, columns)."""
+    """How images of one size are cut: sizes in pixels as (height, width), tiles as (rows, columns)."""
 
     size: tuple[int, int]
     tiles: tuple[int, int] | None
@@ -125,7 +125,7 @@ class Lfm2VlImageProcessor:
         return cls(Lfm2VlImageSettings(**kept))
 
     def with_overrides(self, **overrides: Any) -> Lfm2VlImageProcessor:
-        """Another processor with some settings changed; None leaves a value."""
+        """A copy with some settings changed; None leaves a value unchanged."""
         changed = {key: value for key, value in overrides.items() if value is not None}
         return Lfm2VlImageProcessor(replace(self.settings, **changed))
 
@@ -166,7 +166,7 @@ class Lfm2VlImageProcessor:
         return ProcessedImage(tiles=tiles, text=layout.text, num_tokens=layout.num_tokens)
 
     def restore(self, patches: Tensor, grid: Grid) -> Image.Image:
-        """A tile of `process` as an image again: what the network is shown, to look at."""
+        """A tile of `process` as an image again: what the network sees, for display."""
         (rows, columns), patch = grid, self.settings.encoder_patch_size
         pixels = patches.view(rows, columns, patch, patch, 3).transpose(1, 2)
         return to_image(pixels.reshape(rows * patch, columns * patch, 3), self.settings)
@@ -196,7 +196,7 @@ def _layout(settings: Lfm2VlImageSettings, height: int, width: int) -> _Layout:
     size = smart_resize(settings, height, width)
     patch, factor = settings.encoder_patch_size, settings.downsample_factor
     whole = math.ceil(size[0] // patch / factor) * math.ceil(size[1] // patch / factor)
-    # One tile in all would be no splitting, which is how the reference reads it.
+    # A single tile means no splitting, as in the reference.
     can_split = settings.do_image_splitting and not settings.min_tiles == settings.max_tiles == 1
     tiles = None
     parts: list[tuple[str, int]] = [("", whole)]
@@ -221,8 +221,8 @@ def _layout(settings: Lfm2VlImageSettings, height: int, width: int) -> _Layout:
 def smart_resize(settings: Lfm2VlImageSettings, height: int, width: int) -> tuple[int, int]:
     """The (height, width) in pixels that one tile of the whole image gets.
 
-    Whole image tokens along both sides, between the least and the most tokens, as near the image's shape as may be.
-    A strip much longer than wide is at least one token wide, and may so exceed the most tokens, as in the reference.
+    A whole number of image tokens along both sides, within the limits, as close to the image's shape as possible.
+    A strip much longer than wide is at least one token wide, and may thus exceed the limit, as in the reference.
     """
     factor = settings.encoder_patch_size * settings.downsample_factor
     least, most = settings.min_image_tokens * factor**2, settings.max_image_tokens * factor**2
@@ -247,7 +247,7 @@ def _is_too_large(settings: Lfm2VlImageSettings, height: int, width: int) -> boo
 
 
 def _tile_grid(settings: Lfm2VlImageSettings, height: int, width: int) -> tuple[int, int]:
-    """The (rows, columns) of tiles whose shape is nearest; of equally near ones, the largest the image half fills."""
+    """The (rows, columns) of tiles closest in shape; among ties, the largest that the image half fills."""
     candidates = _tile_grids(settings.min_tiles, settings.max_tiles)
     best, least = (1, 1), float("inf")
     for rows, columns in candidates:

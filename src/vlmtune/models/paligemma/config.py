@@ -22,7 +22,7 @@ class SiglipConfig(ModelConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     num_channels: int = 3
-    image_size: int = 224  # pixels a side
+    image_size: int = 224  # pixels per side
     patch_size: int = 16
     hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
@@ -31,7 +31,7 @@ class SiglipConfig(ModelConfig):
 
     @property
     def side(self) -> int:
-        """Patches a side; pixels that fill no whole patch are left out, as by a strided convolution."""
+        """Patches per side; pixels that fill no whole patch are left out, as by a strided convolution."""
         return self.image_size // self.patch_size
 
 
@@ -51,7 +51,7 @@ _GEMMA2: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class GemmaConfig(ModelConfig):
-    """The decoder's. Field names are the checkpoint's; a field that is None is a thing that Gemma 1 does not have."""
+    """The decoder's. Field names are the checkpoint's; fields that are None exist in Gemma 2 only."""
 
     model_type: str = "gemma"  # or "gemma2"
     vocab_size: int = 256_000
@@ -60,7 +60,7 @@ class GemmaConfig(ModelConfig):
     num_hidden_layers: int = 28
     num_attention_heads: int = 16
     num_key_value_heads: int = 16
-    head_dim: int = 256  # of its own: heads together may be wider than the model
+    head_dim: int = 256  # independent: heads together may be wider than the model
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
     attention_bias: bool = False
@@ -72,7 +72,7 @@ class GemmaConfig(ModelConfig):
     attn_logit_softcapping: float | None = None  # scores stay within ± this
     final_logit_softcapping: float | None = None  # logits likewise
     sliding_window: int | None = None  # positions that a "sliding_attention" layer sees
-    layer_types: tuple[str, ...] = ()  # "full_attention" or "sliding_attention", one a layer
+    layer_types: tuple[str, ...] = ()  # "full_attention" or "sliding_attention", one per layer
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -112,7 +112,7 @@ class GemmaConfig(ModelConfig):
 
 
 def _unsupported(values: dict[str, Any], num_layers: int, rope_type: str) -> Iterator[str]:
-    """What a configuration asks for that is not computed here."""
+    """What a configuration requires that is not implemented here."""
     if rope_type != "default":
         yield f"rope_type '{rope_type}' (known: default)"
     if len(values["layer_types"]) != num_layers:

@@ -1,7 +1,7 @@
 """PaliGemma's image processing: every image resized to the checkpoint's one square size, and cut into patches.
 
 In: an image. Out: `ProcessedImage`, one tile. Equal, bit for bit, to transformers' `SiglipImageProcessor`, which needs
-torchvision. Levels go to [-1, 1]: ImageNet statistics would be another network's.
+torchvision. Levels go to [-1, 1]: ImageNet statistics would be wrong here.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class PaliGemmaImageSettings:
 
     @property
     def side(self) -> int:
-        """Patches a side."""
+        """Patches per side."""
         return isqrt(self.image_seq_length)
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side of a patch."""
+        """Pixels per side of a patch."""
         return self.size // self.side
 
 
@@ -87,7 +87,7 @@ class PaliGemmaImageProcessor:
 
         Args:
             folder: holds `preprocessor_config.json`, or `processor_config.json` with the key "image_processor".
-            **overrides: LFM2-VL's choices, which this family does not have; None says nothing.
+            **overrides: LFM2-VL's choices, which this family does not have; None is ignored.
 
         Raises:
             WeightsError: if neither file is there, one is not readable, or they contradict config.json.
@@ -134,7 +134,7 @@ class PaliGemmaImageProcessor:
         return ProcessedImage(tiles=[(patches, (side, side))], text=_IMAGE * side**2, num_tokens=side**2)
 
     def restore(self, patches: Tensor, grid: Grid) -> Image.Image:
-        """A tile of `process` as an image again: what the network is shown, to look at."""
+        """A tile of `process` as an image again: what the network sees, for display."""
         (rows, columns), patch = grid, self.settings.patch_size
         pixels = patches.view(rows, columns, 3, patch, patch).permute(0, 3, 1, 4, 2)
         return to_image(pixels.reshape(rows * patch, columns * patch, 3), self.settings)
