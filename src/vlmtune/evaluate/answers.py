@@ -1,7 +1,7 @@
 """A predictor behind the block cache, and how the scores of labels become probabilities. Called by `evaluate`.
 
 In: examples. Out: what the predictor answered, in the order of the examples, and the table of predictions under the
-score rule that was asked for or that validation chose.
+score rule that was requested or that validation chose.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _RECORD = pa.schema(
 
 
 def cache_key(predictor: Predictor, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What results depend on besides the examples, for a `BlockCache`: weights, preprocessing, prompts, versions."""
+    """The key of a `BlockCache`: weights, preprocessing, prompts, versions; all but the examples."""
     opened, labels = predictor.opened, predictor.labels
     versions = environment()["versions"]
     every_tensor = ("",)  # as the beginning of its name
@@ -70,7 +70,7 @@ def cache_key(predictor: Predictor, more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def block_size(batch_size: int | None) -> int:
-    """Whole batches, so that no block ends with a part of one."""
+    """Examples per block: whole batches, so that no block ends with a partial one."""
     return BLOCK_SIZE if batch_size is None else -(-BLOCK_SIZE // batch_size) * batch_size
 
 
@@ -82,7 +82,7 @@ def task_facts(question: Question) -> dict[str, Any]:
 def predictions_of(
     question: Question, examples: Sequence[Example], predictions: Sequence[str | None], **columns: Any
 ) -> PredictionTable:
-    """The table of what was answered to a question; ``columns`` see `PredictionTable.of_examples`."""
+    """The table of predictions for a question; ``columns`` see `PredictionTable.of_examples`."""
     labels = question.labels
     space = AnswerSpace(question.type, None if labels is None else labels.stored)
     return PredictionTable.of_examples(examples, predictions, {question.id: space}, question.score, **columns)
@@ -110,7 +110,7 @@ class Answers:
 
 
 class Asker:
-    """A question put to a model through the block cache."""
+    """Asks a model a question through the block cache."""
 
     def __init__(self, question: Question, predictor: Predictor, mode: Mode, cache: BlockCache, watch: Watch) -> None:
         self.question, self.predictor, self.mode, self.cache, self.watch = question, predictor, mode, cache, watch
@@ -137,7 +137,7 @@ class Asker:
     def table(
         self, answers: Answers, predictions: Sequence[str | None] | None = None, **columns: Any
     ) -> PredictionTable:
-        """The table of these answers, or of others to the same examples."""
+        """The table of these answers, or of other predictions for the same examples."""
         return predictions_of(
             self.question,
             answers.examples,
@@ -149,7 +149,7 @@ class Asker:
         )
 
     def cost(self, answers: Answers) -> dict[str, float | None]:
-        """``seconds`` of all examples; ``num_tokens`` and ``num_tokens_unshared`` as the mean of one."""
+        """``seconds`` for all examples; ``num_tokens`` and ``num_tokens_unshared`` as means per example."""
         seconds = float(answers.seconds.sum())
         if self.question.labels is None:
             return {"seconds": seconds, "num_tokens": None, "num_tokens_unshared": None}
@@ -175,7 +175,7 @@ class Asker:
 
 
 class ScoreRuleChoice:
-    """How the scores of surface forms become probabilities here: as was asked for, or as validation chose.
+    """How surface-form scores become probabilities: the requested rule, or the one that validation chose.
 
     Attributes:
         facts: the entry ``scoring`` of evaluation.json.
@@ -240,7 +240,7 @@ class ScoreRuleChoice:
         return References(self._content_free, question_of, self._training)
 
     def _score_content_free(self, examples: Sequence[Example]) -> Floats:
-        """float64[Q, 3, F]: images without content, of the first readable one's size, with each different question."""
+        """float64[Q, 3, F]: images without content, of the first readable image's size, with each distinct question."""
         distinct = {question_key(example): example for example in examples}
         self._questions = {key: number for number, key in enumerate(distinct)}
         for example in examples:
@@ -260,7 +260,7 @@ class ScoreRuleChoice:
         raise DataError("None of the images to evaluate can be read. See: vlmtune data check CONFIG")
 
     def _score_training(self) -> Floats:
-        """float64[n, F]: some readable training images, drawn without regard to their answers."""
+        """float64[n, F]: scores of a random sample of readable training images."""
         train = self.splits.train
         order = stratified_order([example.id for example in train], [""] * len(train), TEST_SEED, "prior")
         drawn = [train[position] for position in sorted(order[:NUM_PRIOR_IMAGES])]

@@ -1,7 +1,7 @@
-"""Baselines of an experiment: what needs no image, and what the frozen vision features alone would give.
+"""Baselines of an experiment: without the image, and from the frozen vision features alone.
 
-The features know nothing of a question, so they are probed where every image is asked the same one and the answer is
-among labels. Each baseline is an ordinary evaluation folder under `RUN/baselines/evaluation/` (so `vlmtune compare`
+The features do not depend on the question, so they are probed only where every image is asked the same one with closed
+answers. Each baseline is an ordinary evaluation folder under `RUN/baselines/evaluation/` (so `vlmtune compare`
 takes it), and a row of `RUN/baselines.json`. Called by `vlmtune baselines` and `demo`.
 """
 
@@ -96,7 +96,7 @@ class Baselines:
         section: what is asked.
         splits: its data.
         examples: the test examples, after any limit.
-        data_facts: what evaluation.json says of the data.
+        data_facts: the entry ``data`` of evaluation.json.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Baselines:
         self._add("majority", name, "floor", answers, setting, started, log_probs=log_probs)
 
     def add_probes(self, opened: OpenedModel, on_image: Callable[[], None] = lambda: None) -> None:
-        """k nearest neighbors and a linear probe on the frozen vision features, where every image is asked the same."""
+        """k nearest neighbors and a linear probe on the frozen vision features, if all have the same question."""
         probes = (("neighbors", "k-NN on vision features", nearest_neighbors),
                   ("linear-probe", "Linear probe on vision features", linear_probe))  # fmt: skip
         if self.labels is None or not self._asks_one_question:
@@ -153,7 +153,7 @@ class Baselines:
         readable = test.features[test.readable]
         pooling = time.perf_counter() - started
         for key, name, probe in probes:
-            # The features are needed once: their time counts for each, as each would need it alone.
+            # The features are computed once, but their time counts for each probe, as each would need it alone.
             started = time.perf_counter() - pooling
             probed = probe(known, held_out, readable, len(self.labels))
             note = f"{len(known.labels):,} training images, {readable.shape[1]} features"
@@ -163,7 +163,7 @@ class Baselines:
             self._add_probed(key, name, result, test, started)
 
     def add_prompt_only(self, predictor: Predictor, key: str, name: str) -> None:
-        """A model that sees gray instead of each image, of the same size: what prompt and habit alone give."""
+        """A model that sees a gray image of the same size instead: what the prompt and prior alone give."""
         started = time.perf_counter()
         gray: dict[Hashable, Example] = {}
         keys: list[Hashable] = []
@@ -189,12 +189,12 @@ class Baselines:
         self._add(key, name, "floor", texts, setting, started, log_probs=log_probs, error=errors)
 
     def add_evaluation(self, key: str, name: str, facts: dict[str, Any], folder: Path) -> None:
-        """An evaluation that exists, such as the base model's, as a row beside the others."""
+        """Add an existing evaluation, such as the base model's, as a row."""
         self.rows.append(self._row(key, name, "reference", facts["metrics"], facts.get("seconds"), folder))
 
     def result(self) -> dict[str, Any]:
         """What `baselines.json` holds: rows from floor to ceiling, each with its accuracy, interval and seconds; and
-        ``left_out``: the ``key``, ``name`` and ``reason`` of what this task cannot have.
+        ``left_out``: the ``key``, ``name`` and ``reason`` of baselines that do not apply.
         """
         return {
             "split": self.data_facts.get("split"),

@@ -1,4 +1,4 @@
-"""Finished blocks of an evaluation on disk: a killed one is resumed where it stopped and ends with the same bits.
+"""Finished blocks of an evaluation on disk: a killed evaluation resumes where it stopped, with identical results.
 
 In: examples, and a function from a block of them to one record each. Out: all records as one Arrow table. Every
 evaluation of a whole split runs through here. No torch.
@@ -28,7 +28,7 @@ Work = Callable[[Sequence[Example]], Iterable[Mapping[str, Any]]]
 
 
 class Progress(Protocol):
-    """Receives how far an evaluation is; `cli.console.ProgressBar` is one."""
+    """Receives the progress of an evaluation; `cli.console.ProgressBar` is one."""
 
     def start_at(self, done: float) -> None: ...
 
@@ -57,15 +57,15 @@ def unwatched(description: str, total: int) -> AbstractContextManager[Progress]:
 class BlockCache:
     """A folder beside the evaluation with its key and one parquet file for each finished block.
 
-    A block is always one call of the work function over the same examples, however often the evaluation was
-    interrupted: batches are the same, and with them every bit of the results. A block's file is renamed into place
-    when it is whole; one that is damaged nevertheless (its checksums say so) is computed again.
+    A block is always one call of the work function on the same examples, however often the evaluation was
+    interrupted, so batches are the same and results are bit-identical. A block's file is renamed into place
+    when it is whole; one with a wrong checksum is computed again.
 
     Args:
         evaluation: the folder that the evaluation will be written to.
-        key: what the records depend on besides the examples, in words: model, task, mode… Blocks with another key
+        key: everything records depend on besides the examples: model, task, mode… Blocks with another key
             are removed.
-        say: called with a message when older blocks were removed, and why.
+        say: called with the reason when older blocks are removed.
         block_size: rounded up to whole batches by the caller, where the batch size is known.
     """
 
@@ -97,12 +97,12 @@ class BlockCache:
         watch: Watch = unwatched,
         description: str | None = None,
     ) -> pa.Table:
-        """The records of all examples: stored ones as they are, the others computed and stored.
+        """The records of all examples: stored ones are reused, the others computed and stored.
 
         Args:
             part: names these records within the evaluation: a split, for instance.
             examples: in the order that decides the blocks.
-            work: called with one block; yields one record an example, in order.
+            work: called with one block; yields one record per example, in order.
             schema: of a record, ``id`` and ``seconds`` aside.
             watch: shows the progress, under ``description`` (default: the part).
 

@@ -26,7 +26,7 @@ def bootstrap_means(
 
     Args:
         values: float64[N, R]; NaN where a row does not count in a column (a question of another type).
-        clusters: int64[N] from 0 to C - 1, each of them present; None where every row is an image of its own.
+        clusters: int64[N] from 0 to C - 1, each of them present; None where each row is a different image.
 
     Returns:
         float64[num_resamples, R]; every column sees the same resamples, so columns may be subtracted. NaN where a
@@ -49,8 +49,8 @@ class Counts:
     """Class counts of K resamples of the same rows; of rows alone where K is 1.
 
     Attributes:
-        hits, support, predicted: float64[K, L]: rows of each class that are right, that are of it, that are called it.
-        distance, squared_distance: float64[K]: sums over rows of how many labels prediction and truth are apart.
+        hits, support, predicted: float64[K, L]: rows of each class: correct, true, predicted.
+        distance, squared_distance: float64[K]: sums over rows of the distance between prediction and truth, in labels.
     """
 
     hits: Floats
@@ -136,8 +136,8 @@ def mean_absolute_error(counts: Counts) -> Floats:
 def quadratic_weighted_kappa(counts: Counts) -> Floats:
     """float64[K] Cohen's kappa with squared distances as weights (Cohen 1968, Psychol Bull 70:213).
 
-    1 is full agreement, 0 what independent levels of the same frequencies would give. NaN where truth and prediction
-    are one and the same level throughout: chance agrees fully too.
+    1 is full agreement, 0 that of independent levels with the same frequencies. NaN where truth and prediction
+    are all the same level: chance agreement is full too.
     """
     levels = np.arange(counts.support.shape[-1], dtype=np.float64)
     apart = (levels[:, None] - levels[None]) ** 2
@@ -148,14 +148,14 @@ def quadratic_weighted_kappa(counts: Counts) -> Floats:
 
 
 def f1_scores(counts: Counts) -> Floats:
-    """float64[K, L], 0 for a class that is in neither truth nor prediction."""
+    """float64[K, L]: F1 per class, 0 for a class in neither truth nor prediction."""
     total = counts.support + counts.predicted
     f1: Floats = np.divide(2 * counts.hits, total, out=np.zeros_like(counts.hits), where=total > 0)
     return f1
 
 
 def percentile_interval(samples: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """The middle part of bootstrap samples."""
+    """The central interval of bootstrap samples."""
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(samples, [tail, 100 - tail])
     return float(low), float(high)

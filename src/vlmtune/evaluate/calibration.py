@@ -1,7 +1,7 @@
 """Probabilities one can act on: temperature, conformal label sets, abstention. Fitted on validation, measured on test.
 
 All functions take log-probabilities normalized over the labels, float64[N, L]; `metrics.filled_log_probs` makes them
-from the closed answers of a prediction table. A truth of -1 is none of the labels: no set can hold it, and the
+from the closed answers of a prediction table. A truth of -1 is not among the labels: no set can contain it, and the
 temperature is fitted without it. No torch.
 """
 
@@ -61,7 +61,7 @@ def conformal_threshold(log_probs: Floats, truth: NDArray[np.int64], coverage: f
     """
     scores = np.take_along_axis(nonconformity(log_probs, method), np.maximum(truth, 0)[:, None], axis=1)[:, 0]
     scores = np.sort(np.where(truth >= 0, scores, np.inf))
-    # The tiny allowance keeps (n + 1) × 0.9 = 90.00000000000001 from asking for one image more.
+    # The tolerance keeps (n + 1) × 0.9 = 90.00000000000001 from requiring one more image.
     rank = int(np.ceil((len(scores) + 1) * coverage - 1e-9))
     return float("inf") if rank > len(scores) else float(scores[max(rank, 1) - 1])
 
@@ -84,14 +84,14 @@ def nonconformity(log_probs: Floats, method: Method) -> Floats:
 
 def label_sets(log_probs: Floats, threshold: float, method: Method = "lac") -> NDArray[np.bool_]:
     """bool[N, L]: the labels in each image's set. Never empty: the most probable label always belongs."""
-    # Equal scores differ in the last bits after another route of computation.
+    # Equal scores may differ in their last bits when computed another way.
     sets = nonconformity(log_probs, method) <= threshold + 1e-12
     sets[np.arange(len(sets)), log_probs.argmax(axis=1)] = True
     return sets
 
 
 def measure_sets(sets: NDArray[np.bool_], truth: NDArray[np.int64]) -> dict[str, Any]:
-    """Share of sets that hold the truth (with Wilson interval), mean size, share with one label."""
+    """Share of sets that contain the truth (with Wilson interval), mean size, share with one label."""
     held = sets[np.arange(len(sets)), truth] & (truth >= 0)
     sizes = sets.sum(axis=1)
     low, high = wilson_interval(int(held.sum()), len(held))
@@ -108,7 +108,7 @@ def abstention_threshold(
 ) -> float | None:
     """The lowest confidence from which answers reach a mean score of ``precision``; None if no threshold does.
 
-    With ``with_margin`` the lower end of the Wilson interval has to reach it, not the point estimate.
+    With ``with_margin`` the lower end of the Wilson interval must reach it, not just the point estimate.
     """
     order = np.argsort(-confidence, kind="stable")
     ranked, hits = confidence[order], np.cumsum(score[order])

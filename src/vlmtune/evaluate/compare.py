@@ -70,7 +70,7 @@ def compare(evaluations: Sequence[Evaluation], num_resamples: int = NUM_RESAMPLE
             change = samples[:, j] - samples[:, i]
             first, second = evaluations[i].figures[metric], evaluations[j].figures[metric]
             if first is None or second is None:
-                continue  # not defined: a weighted kappa where all is one level
+                continue  # undefined: a weighted kappa where all levels are equal
             interval = list(percentile_interval(change[~np.isnan(change)]))
             pair["bootstrap"][metric] = {"difference": second - first, "interval": interval}
     labels = tables[0].labels
@@ -86,9 +86,9 @@ def compare(evaluations: Sequence[Evaluation], num_resamples: int = NUM_RESAMPLE
 
 
 def list_flips(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Every row that one of a pair answers better: ``pair``, ``id``, ``question``, ``truth`` (accepted answers), what
-    the ``first`` and ``second`` said (None: unreadable) and the ``change`` in score. Pairs as in `compare`; raises as
-    it does.
+    """Every row where the two of a pair score differently: ``pair``, ``id``, ``question``, ``truth`` (all accepted
+    answers), the answers of ``first`` and ``second`` (None: unreadable) and the ``change`` in score. Pairs and errors
+    are those of `compare`.
     """
     tables, flips = align(evaluations), []
     columns = {name: tables[0].texts(name) for name in ("id", "question", "truth")}
@@ -148,7 +148,7 @@ def same_examples(first: Evaluation, second: Evaluation) -> bool:
 
 
 def describe(evaluation: Evaluation) -> dict[str, Any]:
-    """One evaluation as a row of a table of evaluations: its figures, its cost, and what limited it."""
+    """One evaluation as a row of a table: its figures, its cost, and its limits."""
     facts = evaluation.facts
     data = facts.get("data") or {}
     long = ("per_class", "confusion", "unreadable_by_class", "reliability", "risk_coverage")
@@ -213,7 +213,7 @@ def _class_changes(a: PredictionTable, b: PredictionTable, seed: int) -> dict[st
             continue
         clusters = None if a.clusters is None else renumbered(a.clusters[rows])
         first, second = a.score[rows], b.score[rows]
-        # Their intervals are not shown: a few resamples do.
+        # Their intervals are not shown, so few resamples suffice.
         p_values.append(paired_comparison(first, second, clusters, num_resamples=1, seed=seed)["p_value"])
         changes.append(
             {
@@ -232,7 +232,7 @@ def _class_changes(a: PredictionTable, b: PredictionTable, seed: int) -> dict[st
 
 
 def _bootstrap(tables: Sequence[PredictionTable], num_resamples: int, seed: int) -> dict[str, Floats]:
-    """float64[num_resamples, R] of each metric of closed answers that every run has."""
+    """float64[num_resamples, R] per metric of closed answers that all runs have."""
     closed = [table.closed for table in tables if table.closed is not None]
     if len(closed) < len(tables):
         return {}
@@ -277,7 +277,7 @@ def _refuse_other_labels(first: Evaluation, other: Evaluation) -> None:
 
 
 def _refuse_other_truths(first: Evaluation, other: Evaluation, aligned: PredictionTable) -> None:
-    """Args: aligned: the rows of ``other`` in the order of ``first``."""
+    """Raise DataError where truths differ; ``aligned``: the rows of ``other`` in the order of ``first``."""
     names = ("question", "truth")
     before, after = (list(zip(*map(table.texts, names), strict=True)) for table in (first.predictions, aligned))
     changed = [id_ for id_, a, b in zip(aligned.ids, before, after, strict=True) if a != b]
@@ -289,7 +289,7 @@ def _refuse_other_truths(first: Evaluation, other: Evaluation, aligned: Predicti
 
 
 def _matching_rows(first: Evaluation, other: Evaluation) -> Ints:
-    """Rows of ``other`` in the order of ``first``. Raises DataError where an example is in one of them only."""
+    """Rows of ``other`` in the order of ``first``. Raises DataError for an example that only one of them has."""
     keys, other_keys = _keys(first.predictions), _keys(other.predictions)
     row_of = {key: row for row, key in enumerate(other_keys)}
     known = set(keys)

@@ -41,7 +41,7 @@ def measure_checkpoint_curve(
     Returns:
         ``checkpoints``, each with its figures and its paired test against the best (`paired_comparison`,
         Holm-adjusted over the others); ``averages``, the same with a ``name`` for a step; ``best_step``: highest
-        accuracy, of equals the lowest loss, then the earlier; ``stop_step``: the earliest that is not significantly
+        accuracy, then lowest loss, then the earliest; ``stop_step``: the earliest that is not significantly
         worse than the best.
 
     Raises DataError for evaluations of different examples.
@@ -96,7 +96,7 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class LearningCurveRun:
-    """One run of a learning curve: what it was trained on, what it cost, how it was measured."""
+    """One run of a learning curve: its training images, cost and evaluation."""
 
     fraction: float
     seed: int
@@ -108,7 +108,7 @@ class LearningCurveRun:
 
 
 def measure_learning_curve(runs: Sequence[LearningCurveRun], base: Evaluation | None = None) -> dict[str, Any]:
-    """The curve: a point a fraction, and the step from each point to the next.
+    """The curve: one point per fraction, and the step from each point to the next.
 
     Args:
         runs: every finished run.
@@ -195,10 +195,10 @@ def _step(first: Floats, second: Floats, clusters: Ints | None, num_steps: int) 
 def _difference_interval(
     first: Floats, second: Floats, clusters: Ints | None, confidence: float
 ) -> tuple[float, float]:
-    """Over test images (paired, rows about one image taken together) and, of several, over seeds (Welch's t).
+    """Interval over test images (paired, grouped by image) and, with several seeds, over seeds (Welch's t).
 
     As Bonett and Price do for one seed (`statistics.paired_difference_interval`), an image gained and one lost are
-    added: where no image changed, the few that were looked at still do not show that none would.
+    added: where no image changed, a finite sample still does not show that none would.
     """
     changes = second.mean(axis=0) - first.mean(axis=0)
     clusters = np.arange(len(changes)) if clusters is None else clusters

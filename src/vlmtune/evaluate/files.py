@@ -70,7 +70,7 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What `metrics.measure` gave."""
+        """The figures of `metrics.measure`."""
         figures: dict[str, Any] = self.facts["metrics"]
         return figures
 
@@ -105,7 +105,7 @@ def write_evaluation(
 def submission(predictions: PredictionTable) -> list[dict[str, Any]]:
     """The official results: every question once, an empty answer where the image could not be read.
 
-    Question ids are whole numbers, as the servers ask, wherever the data set's own are.
+    Question ids are whole numbers, as the servers ask, if the data set's own are.
     """
     return [
         {"question_id": int(id_) if id_.isdecimal() else id_, "answer": answer or ""}
@@ -175,8 +175,8 @@ def facts_if_of(folder: Path | str, fingerprint: str) -> dict[str, Any] | None:
 
 
 def with_distinct_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The same evaluations; those that share a name are called by their run's folder, by run and evaluation, or by
-    what their paths do not share."""
+    """The same evaluations; those that share a name are named by run folder, by run and evaluation, or by
+    the parts of their paths that differ."""
     names = [e.name for e in evaluations]
     shared = _shared_parts([e.folder for e in evaluations if e.folder is not None and names.count(e.name) > 1])
     for rename in (_run_name, _run_and_own_name, lambda e: _without(e, *shared)):
@@ -201,7 +201,7 @@ def _run_and_own_name(evaluation: Evaluation) -> str:
 
 
 def _shared_parts(folders: Sequence[Path]) -> tuple[int, int]:
-    """How many parts all paths share at their beginning and at their end; each path keeps one part at least."""
+    """The number of leading and trailing parts that all paths share; each path keeps at least one part."""
     paths = [folder.resolve().parts for folder in folders]
     most = min((len(path) for path in paths), default=1) - 1
     first = next((i for i in range(most) if len({path[i] for path in paths}) > 1), most)
@@ -221,7 +221,7 @@ def _count_of(name: str, evaluations: Sequence[Evaluation]) -> int:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG of at most 96 px a side. Images smaller than that keep their size."""
+    """A JPEG of at most 96 px per side. Smaller images keep their size."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -234,7 +234,7 @@ def thumbnail_rows(
 ) -> NDArray[np.int64]:
     """Rows whose images a report shows: wrong answers and some right ones.
 
-    Of more than ``max_wrong``, the most confident ones; evenly chosen ones where there are no probabilities.
+    If there are more than ``max_wrong``, the most confident ones; without probabilities, evenly spaced ones.
     """
     measured = predictions.known & predictions.readable
     wrong = np.flatnonzero(measured & ~predictions.correct)

@@ -1,7 +1,7 @@
 """All figures of one evaluation: predictions in, one JSON-ready dictionary out. No torch.
 
 Called by `evaluate` when predictions are complete. An unreadable image stays in every denominator: as a wrong answer,
-where a probability is asked for as a uniform guess over the labels, and on a scale as the level farthest from the
+for probabilities as a uniform guess over the labels, and on a scale as the level farthest from the
 truth. Rows about one image are not independent: intervals come from a bootstrap over images where there are several.
 """
 
@@ -134,7 +134,7 @@ def confidences(answers: ClosedAnswers) -> Floats:
 
 
 def truth_ranks(log_probs: Floats, truth: Ints) -> Ints:
-    """int64[N]: how many labels stand before the true one; of equal probabilities the earlier label stands first."""
+    """int64[N]: how many labels rank before the true one; among equal probabilities the earlier label ranks first."""
     target = np.take_along_axis(log_probs, truth[:, None], axis=1)
     earlier = np.arange(log_probs.shape[1])[None] < truth[:, None]
     ahead: Ints = ((log_probs > target) | ((log_probs == target) & earlier)).sum(axis=1)
@@ -195,7 +195,7 @@ def calibration_error(bins: Sequence[dict[str, Any]]) -> float:
 
 
 def risk_coverage(confidence: Floats, score: NDArray[Any]) -> Floats:
-    """float64[N]: what the k most confident answers lack of a full score, k = 1..N (Geifman and El-Yaniv 2017).
+    """float64[N]: 1 - mean score of the k most confident answers, k = 1..N (Geifman and El-Yaniv 2017).
 
     Within equal confidences the errors are spread evenly, which is the expectation over their order.
     """
@@ -254,7 +254,7 @@ def _class_figures(answers: ClosedAnswers) -> dict[str, Any]:
             "precision_interval": pair_or_none(precision_low[i], precision_high[i]),
             "recall": float(recall[i]) if support[i] else None,
             "recall_interval": pair_or_none(recall_low[i], recall_high[i]),
-            # A label seen in neither truth nor prediction says nothing about the model.
+            # A label in neither truth nor prediction says nothing about the model.
             "f1": float(f1[i]) if support[i] + predicted[i] else None,
         }
         for i, name in enumerate(names)
@@ -296,10 +296,10 @@ def _confusion(truth: Ints, guess: Ints, num_labels: int) -> Ints:
 
 
 def _number_or_none(value: Any) -> float | None:
-    """JSON has no NaN: what is not defined is None."""
+    """None instead of NaN, which JSON does not have."""
     return None if np.isnan(value) else float(value)
 
 
 def _mean_or_none(values: NDArray[np.float32]) -> float | None:
-    """What was not measured for every row is None."""
+    """The mean; None unless it was measured for every row."""
     return float(values.mean()) if len(values) and not np.isnan(values).any() else None

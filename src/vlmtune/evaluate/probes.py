@@ -1,4 +1,4 @@
-"""What little models reach on frozen features: nearest neighbors and a linear probe.
+"""Small models on frozen features: nearest neighbors and a linear probe.
 
 Features and labels in, predictions out; scikit-learn does the work. Settings are chosen on validation, the test is
 seen once. No torch.
@@ -89,7 +89,7 @@ def linear_probe(train: Split, validation: Split, test: Floats, num_labels: int)
     stopped: list[str] = []
     best, best_accuracy, weights = 0.0, -1.0, None
     candidates: Sequence[float] = INVERSE_PENALTIES if len(validation.labels) else (0.01,)
-    for penalty in candidates:  # from strong to weak: each starts where the last one ended
+    for penalty in candidates:  # from strong to weak, each warm-started from the last
         model.set_params(C=penalty)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -112,7 +112,7 @@ def linear_probe(train: Split, validation: Split, test: Floats, num_labels: int)
 
 
 def _standardized(train: Floats) -> tuple[Any, Floats]:
-    """The function that standardizes as the training features ask for, and those features standardized."""
+    """A function that standardizes by the training features, and those features standardized."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train)

@@ -1,8 +1,8 @@
-"""A whole split through the predictor, into an evaluation folder: the guarded way that every command takes.
+"""A whole split through the predictor, into an evaluation folder: the one guarded path for every command.
 
 Nothing leaves the denominator: an unreadable image is a wrong answer and is listed with its reason. A killed
 evaluation is resumed from its finished blocks and writes the same predictions.parquet, byte for byte. Questions are
-asked image by image, so that each image is encoded once; results are in the split's own order.
+asked image by image, so that each image is encoded once; results are in the split's order.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def evaluate_checkpoint(
         experiment: as loaded, every left-out key decided.
         splits: its data.
         name: default: base, fine-tuned, or the checkpoint's.
-        opened: the model with that checkpoint in it, where the caller has it open already.
+        opened: the model with that checkpoint, if the caller has it open already.
         watch, say: see `evaluate`.
 
     Raises:
-        UserError: see `evaluate`; or the model has learned from images that it would be measured on.
+        UserError: see `evaluate`; or the model was trained on images of this split.
     """
     section = experiment.evaluate
     examples = measured_examples(section, splits)
@@ -101,7 +101,7 @@ def evaluate_checkpoint(
 
 
 def measured_examples(section: EvaluateSection, splits: Splits) -> list[Example]:
-    """What `evaluate.split` and `evaluate.limit` choose; stratified, for the first ones would be of one class."""
+    """The examples of `evaluate.split` and `evaluate.limit`; stratified, as the first ones may be of one class."""
     examples = splits.split(section.split)
     return examples if section.limit is None else subset(examples, section.limit, TEST_SEED)
 
@@ -123,17 +123,17 @@ def evaluate(
 
     Args:
         question: closed, and its labels are scored, or open, and answers are generated greedily.
-        examples: the split, all of it; those whose true answers are not known are answered and not measured.
+        examples: the whole split; examples without known answers are answered but not measured.
         folder: replaced if it holds an older evaluation; an unfinished one is resumed.
         name: shown in tables and charts.
         section: mode, scoring and calibration; default: every label's probability, nothing chosen or fitted.
-        splits: where scoring and calibration take validation and training images from.
+        splits: source of validation and training images for scoring and calibration.
         facts: more entries for evaluation.json: model, base, checkpoint, data.
         watch: shows progress; see `BlockCache.run`. say: called with messages for the user.
 
     Raises:
-        DataError: nothing to evaluate, or no images to choose or fit on. UserError: a key of ``section`` that open
-            answers cannot have. RunFolderError: the folder cannot be written.
+        DataError: nothing to evaluate, or no images to choose or fit on. UserError: a key of ``section`` that does not
+            apply to open answers. RunFolderError: the folder cannot be written.
     """
     if not examples:
         raise DataError("There is nothing to evaluate: the split is empty. Check data.source and evaluate.split.")
@@ -179,7 +179,7 @@ def evaluate(
 
 
 def _require_keys(section: EvaluateSection, splits: Splits, question: Question) -> None:
-    """Before any image is scored. Raises UserError and DataError."""
+    """Check settings before any image is scored. Raises UserError and DataError."""
     rules = score_rules(section.scoring)
     if question.labels is None:
         set_keys = {

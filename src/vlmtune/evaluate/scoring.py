@@ -2,7 +2,7 @@
 
 Plain arrays in and out, no torch: the scores come from the one closed-set scorer (`inference.label_scorer`). After
 fine-tuning the sum is right, for it is what was trained; a base model that was never asked this question may do better
-with a mean over tokens (long labels lose less) or with its prejudice for some labels subtracted.
+with a mean over tokens (long labels lose less) or with its prior for some labels subtracted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class References:
 
     Attributes:
         content_free: float64[Q, n, F], of n images without content, for each of Q different questions.
-        question_of: int64[N], which of these questions each row to be adjusted asks.
+        question_of: int64[N], the question of each row to be adjusted.
         training: float64[n, F], of training examples, whose answers are not looked at.
     """
 
@@ -50,13 +50,13 @@ class References:
     training: Floats = field(default_factory=lambda: np.empty((0, 0)))
 
     def take(self, rows: NDArray[np.bool_]) -> References:
-        """References of bool[N] rows alone."""
+        """The references of some rows, bool[N]."""
         return References(self.content_free, self.question_of[rows] if len(self.question_of) else self.question_of,
                           self.training)  # fmt: skip
 
 
 def score_rules(section: ScoringSection) -> list[ScoreRule]:
-    """What `evaluate.scoring` asks for, the plainest first; more than one where something is `auto`."""
+    """The rules of `evaluate.scoring`, the simplest first; more than one where something is `auto`."""
     prior = section.prior or ("auto" if section.reduce == "auto" else "none")
     reductions: tuple[Reduce, ...] = get_args(Reduce) if section.reduce == "auto" else (section.reduce,)
     priors: tuple[Prior, ...] = get_args(Prior) if prior == "auto" else (prior,)
@@ -93,7 +93,7 @@ def choose(
     candidates: Sequence[ScoreRule],
     references: References,
 ) -> tuple[ScoreRule, list[dict[str, Any]]]:
-    """The rule of highest accuracy on validation, of equals the lowest loss, then the plainest; and all figures.
+    """The rule of highest validation accuracy, then lowest loss, then simplest; and the figures of all.
 
     Args:
         scores: float64[N, F] of the validation examples, NaN for an unreadable one, which is wrong by any rule.
@@ -101,7 +101,7 @@ def choose(
         score_of: int64[N] predicted labels, -1 for an unreadable image -> float64[N] scores in [0, 1].
 
     Raises:
-        DataError: there is no readable validation image.
+        DataError: no readable validation image.
     """
     readable = np.asarray(~np.isnan(scores).any(axis=1))
     if not readable.any():

@@ -23,7 +23,7 @@ SIGNIFICANCE = 0.05
 def wilson_interval(successes: ArrayLike, trials: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
     """Score interval of a proportion (Wilson 1927), elementwise; (nan, nan) where there were no trials.
 
-    Unlike the normal approximation it stays inside [0, 1] and holds its coverage at 0 %, 100 % and small counts.
+    Unlike the normal approximation it stays inside [0, 1] and keeps its coverage at 0 %, 100 % and small counts.
     """
     k, n = np.broadcast_arrays(np.asarray(successes, float), np.asarray(trials, float))
     z2 = float(stats.norm.isf((1 - confidence) / 2)) ** 2
@@ -85,7 +85,7 @@ def paired_comparison(
     """Two models on the same rows: difference of mean scores (second minus first), interval, counts and test.
 
     Where every row is an image of its own and scores are 0 or 1, the test is McNemar's (mid-p, and exact as
-    ``p_exact``) and the interval Bonett and Price's. Otherwise whole images change sign at random and are resampled.
+    ``p_exact``) and the interval Bonett and Price's. Otherwise signs flip and resampling draws by whole images.
 
     Args:
         first, second: float64[N] scores in [0, 1], N at least 1, none of them NaN.
@@ -125,7 +125,7 @@ def difference_intervals(
 ) -> list[tuple[float, float]]:
     """The 95 % interval of each column's mean by bootstrap over images; float64[N, R], NaN where a row does not count.
 
-    Where no row changed, or all did alike, resampling says nothing of the next: each image then counts as a pair.
+    Where no row changed, or all did alike, resampling underestimates uncertainty: each image then counts as a pair.
     """
     intervals = []
     for column, samples in enumerate(bootstrap_means(changes, clusters, num_resamples, seed).T):
@@ -160,7 +160,7 @@ def sign_flip_test(differences: Floats, num_draws: int = 9_999, seed: int = 0, c
     if not len(moved):
         return 1.0
     rng = np.random.default_rng(seed)
-    # Sums in another order differ in their last bits: what is as far out must count as such.
+    # Sums in another order differ in their last bits: equally extreme ones must count as such.
     least = abs(float(moved.sum())) * (1 - 1e-9) - 1e-12
     num_beyond, step = 0, max(1, chunk // len(moved))
     for start in range(0, num_draws, step):
@@ -172,7 +172,7 @@ def sign_flip_test(differences: Floats, num_draws: int = 9_999, seed: int = 0, c
 def mean_intervals(values: Floats, clusters: Ints | None, num_resamples: int = 1000, seed: int = 0) -> list[Interval]:
     """The 95 % interval of each column's mean, where values are scores in [0, 1].
 
-    Wilson's where every row is an image of its own (exact for scores of 0 and 1, on the safe side for those between);
+    Wilson's where every row is an image of its own (exact for scores of 0 and 1, conservative for those between);
     a bootstrap over images where there are several rows about one.
 
     Args:
@@ -194,7 +194,7 @@ def mean_intervals(values: Floats, clusters: Ints | None, num_resamples: int = 1
             continue
         low, high = percentile_interval(samples[~np.isnan(samples)])
         if high - low < 1e-12:
-            # All rows alike: resampling them says nothing of the next one. Each image then counts as one trial.
+            # With identical rows, resampling shows no uncertainty. Each image then counts as one trial.
             low, high = (float(end) for end in wilson_interval(low * num_images, num_images))
         intervals.append([low, high])
     return intervals

@@ -52,7 +52,7 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class AnswerSpace:
-    """What the answer to a question may be: its type and, unless that is `text`, the stored labels in their order."""
+    """The possible answers to a question: its type and, unless that is `text`, the stored labels in their order."""
 
     type: Literal["choice", "bool", "score", "text"]
     labels: tuple[str, ...] | None = None
@@ -63,7 +63,7 @@ class ClosedAnswers:
     """Rows of one closed question, by position among its labels.
 
     Attributes:
-        truth: int64[N], the accepted answer that most annotators gave of those among the labels; -1 if none is.
+        truth: int64[N], the most frequent accepted answer among the labels; -1 if there is none.
         prediction: int64[N], -1 for an unreadable image.
         log_probs: float32[N, L], NaN for an unreadable image; None in arg-max mode.
         score: float64[N], NaN where the truth is not known.
@@ -84,7 +84,7 @@ class ClosedAnswers:
         return self.prediction >= 0
 
     def take(self, rows: NDArray[Any]) -> ClosedAnswers:
-        """These rows (positions, or bool[N]) alone."""
+        """Only these rows (positions, or bool[N])."""
         log_probs = None if self.log_probs is None else self.log_probs[rows]
         return ClosedAnswers(self.labels, self.truth[rows], self.prediction[rows], log_probs, self.score[rows])
 
@@ -145,7 +145,7 @@ class PredictionTable:
         score: Callable[[str | None, Example], float | None],
         **columns: Any,
     ) -> PredictionTable:
-        """Examples with what was answered; None is an unreadable image.
+        """A table of examples and their predictions; None for an unreadable image.
 
         Args:
             score: an answer and its example -> [0, 1]; None where the truth is not known. See `Question.score`.
@@ -205,7 +205,7 @@ class PredictionTable:
 
     @property
     def clusters(self) -> Ints | None:
-        """`image_numbers`, over which statistics resample; None where every row is an image of its own."""
+        """`image_numbers`, over which statistics resample; None where each row is a different image."""
         return None if self.num_images == len(self) else self.image_numbers
 
     def groups(self, name: str) -> dict[str, NDArray[np.bool_]]:
@@ -232,7 +232,7 @@ class PredictionTable:
 
     @property
     def space(self) -> AnswerSpace:
-        """The answers of the only question; those of several have none in common."""
+        """The answer space of the only question; several questions share none."""
         return next(iter(self.spaces.values())) if len(self.spaces) == 1 else AnswerSpace("text")
 
     @property
@@ -283,13 +283,13 @@ class PredictionTable:
 
 
 def renumbered(clusters: Ints) -> Ints | None:
-    """Clusters of some of a table's rows numbered from 0 on again; None where each row has one of its own."""
+    """Clusters of some of a table's rows renumbered from 0; None where each row has its own."""
     distinct, numbers = np.unique(clusters, return_inverse=True)
     return None if len(distinct) == len(clusters) else numbers.astype(np.int64)
 
 
 def outside_labels(column: str, label: str | None, example: str, labels: Sequence[str]) -> DataError:
-    """The error for a name that is not among the labels."""
+    """The error for a name outside the labels."""
     listed = ", ".join(labels[:10]) + (" …" if len(labels) > 10 else "")
     return DataError(f"{column} '{label}' of '{example}' is not among the {len(labels)} labels: {listed}.")
 
@@ -324,7 +324,7 @@ def _list_column(matrix: NDArray[np.float32]) -> pa.Array:
 
 
 def _truth_positions(truth: pa.ChunkedArray, labels: Sequence[str]) -> Ints:
-    """int64[N]: see `ClosedAnswers.truth`; of equally frequent answers the one given first."""
+    """int64[N]: see `ClosedAnswers.truth`; the first given among ties."""
     answers = pc.list_flatten(truth)
     rows = pc.list_parent_indices(truth).to_numpy()
     known = pa.array(labels, pa.string())
@@ -336,7 +336,7 @@ def _truth_positions(truth: pa.ChunkedArray, labels: Sequence[str]) -> Ints:
     rows, positions = rows[found].astype(np.int64), positions.drop_null().to_numpy()
     result = np.full(len(truth), -1, dtype=np.int64)
     pairs, first, counts = np.unique(rows * len(labels) + positions, return_index=True, return_counts=True)
-    # Written in this order, the last one of a row remains: the most frequent, of equals the first given.
+    # Written in this order, the last write wins: the most frequent answer, the first given among ties.
     order = np.lexsort([-first, counts])
     result[pairs[order] // len(labels)] = pairs[order] % len(labels)
     return result

@@ -17,7 +17,7 @@ from vlmtune.runs.record import read_record
 def refuse_trained_images(
     checkpoint: Path, splits: Splits, examples: Sequence[Example], say: Callable[[str], None]
 ) -> None:
-    """Refuse examples that a run learned from, as another seed, fraction or source than the run's may bring about.
+    """Refuse examples that a run learned from, which a different seed, fraction or source may select.
 
     The run's own splits are read again and its files compared byte for byte. ``say`` is called with a warning where
     that cannot be done, and where the run chose its checkpoint by some of the examples.
@@ -30,7 +30,7 @@ def refuse_trained_images(
     described = splits.description.get("splits", {})
     recorded = _recorded_fingerprints(run)
     if recorded and all(recorded[role] == described.get(role, {}).get("fingerprint") for role in recorded):
-        return  # the splits that the run was trained with: they are disjoint
+        return  # the same splits as in training, which are disjoint
     trained = load_experiment(run, must_exist=False)
     try:
         own = load_splits(trained.data, trained.task, trained.seed)
@@ -53,7 +53,7 @@ def refuse_trained_images(
 
 
 def _recorded_fingerprints(run: Path) -> dict[str, str]:
-    """Of the training and validation images; empty if run.json does not say."""
+    """Fingerprints of training and validation images; empty if run.json has none."""
     try:
         roles = read_record(run).data["splits"]
         return {role: roles[role]["fingerprint"] for role in ("train", "validation")}

@@ -195,7 +195,7 @@ def start_equal(connector: Connector, pretrained: Connector) -> None:
 
 def start_random(connector: Connector, generator: torch.Generator) -> None:
     """Reinitialize every weight as torch does for linear layers: U(-1/√n, 1/√n) for n inputs, the dense
-    channels' counted with the first layer's. Pretrained weights are lost; this is for comparison, and for new trunks."""
+    channels' counted with the first layer's. Pretrained weights are lost; for comparison, and for new trunks."""
     first = {"linear", "linear_1", "dense"}
     read = connector.shape.num_channels_read if connector.dense is not None else connector.shape.channels
     fan_in = read * connector.shape.factor**2

@@ -1,7 +1,7 @@
 """What a model computes, as one hash: weights, preprocessing, number format.
 
-In: an opened model. Out: a key under which its results may be cached. Called by the feature cache of training and by the
-block cache of evaluation.
+In: an opened model. Out: a key under which its results may be cached. Called by the feature cache of training
+and by the block cache of evaluation.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""EXPLAIN: files of a run made into a page a person looks at; no torch."""
+"""EXPLAIN: files of a run become a page to read; no torch."""

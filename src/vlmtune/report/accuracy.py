@@ -68,7 +68,7 @@ def _lead(results: Results, chance: float | None) -> list[str]:
 
 
 def chance_of(entry: Entry) -> float | None:
-    """What guessing reaches; None for open answers and where there are several questions about an image."""
+    """The accuracy of guessing; None for open answers and where there are several questions about an image."""
     labels = entry.evaluation.labels
     return 1 / len(labels) if labels and unit_of(entry.row) == "image" else None
 
@@ -127,7 +127,7 @@ def _span(unit: str) -> str:
 
 
 def type_name(entry: Figures) -> str:
-    """A type's name; data without types have one that is empty."""
+    """A type's name; empty in data without types."""
     return str(entry["name"] or "no type")
 
 

@@ -1,4 +1,4 @@
-"""Baselines beside the model a report is about: rows, paired tests, and what they mean in words.
+"""Baselines beside the model a report is about: rows, paired tests, and what they mean.
 
 In: `baselines.json` and the evaluation folders it names. Out: a section; rows for `vlmtune baselines` too.
 """
@@ -51,7 +51,7 @@ def against(baselines: Figures, run: Path, subject: Evaluation | None) -> dict[s
 
     Args:
         baselines: what `baselines.json` holds.
-        run: the folder it lies in.
+        run: the folder that holds it.
         subject: the evaluation of the model in question; rows measured on other images have no test.
     """
     rows: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def against(baselines: Figures, run: Path, subject: Evaluation | None) -> dict[s
 
 
 def findings(baselines: Figures) -> list[str]:
-    """What baselines say of the model, in sentences."""
+    """What the baselines say about the model, in sentences."""
     rows = {row["key"]: row for row in baselines["rows"]}
     subject = rows.get("subject")
     sentences = []

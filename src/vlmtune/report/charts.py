@@ -27,7 +27,7 @@ _KEY = 20
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A line of a legend: the CSS class of a color, and what has that color."""
+    """A line of a legend: the CSS class of a color, and what it stands for."""
 
     color: str
     name: str
@@ -71,7 +71,7 @@ class Chart:
             top = canvas.height + _KEY * line
             whole.rect(14, top + 2, 10, 10, f"bar {key.color}", radius=3)
             whole.text(30, top + 11, shortened(key.name, round(canvas.width / 8)), "tick")
-        colors = palette()  # put in as plain values, since drawing programs know no variables
+        colors = palette()  # put in as plain values, since drawing programs do not resolve variables
         _, _, rules = style("chart.css").partition("}")  # the first rule declares the variables
         plain = re.sub(r"var\(--([\w-]+)\)", lambda match: colors[match[1]], rules)
         start, _, rest = str(whole.render()).removeprefix("<svg ").partition(">")
@@ -187,7 +187,7 @@ class Plot:
         self.canvas.path([(self.x(x), self.y(y)) for x, y in points], css)
 
     def level(self, value: float, name: str) -> None:
-        """A value that belongs to no place on the x axis, as a dashed line with its name."""
+        """A horizontal dashed line with its name, for a value without a position on x."""
         self.canvas.line(self.left, self.y(value), self.right, self.y(value), "chance")
         self.canvas.text(self.right, self.y(value) - 6, name, "tick", "end")
 
@@ -231,7 +231,7 @@ def smoothed(points: Sequence[Point], share: float = 0.05) -> list[Point]:
 
 
 def color_names(are_baselines: Sequence[bool]) -> list[str]:
-    """A CSS class a run: gray for a baseline, the strongest color for the last run, which the page is about."""
+    """One CSS class per run: gray for a baseline, the strongest color for the last run, which the page is about."""
     others = cycle(("s1", "s3", "s4", "s5"))
     given = ["s0" if is_baseline else next(others) for is_baseline in are_baselines]
     return [*given[:-1], SUBJECT_COLOR] if given else []
@@ -286,17 +286,17 @@ def round_range(shares: Sequence[float], step: float) -> Range:
 
 
 def style(name: str) -> str:
-    """A style sheet or script that stands inside the page."""
+    """A style sheet or script to embed in the page."""
     return (resources.files("vlmtune.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def palette() -> dict[str, str]:
-    """The light theme's colors by name, for what cannot read a style sheet: {"s2": "#2563a8", …}."""
+    """The light theme's colors by name, for output without a style sheet: {"s2": "#2563a8", …}."""
     return dict(re.findall(r"--([\w-]+): light-dark\((#\w+),", style("chart.css")))
 
 
 def _widened(span: Range) -> Range:
-    """A range of some width: one point, or a constant curve, still needs an axis."""
+    """A range of nonzero width: a single point or a constant curve still needs an axis."""
     low, high = span
     if high > low:
         return span

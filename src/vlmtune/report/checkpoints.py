@@ -1,4 +1,4 @@
-"""Every checkpoint of a run: where to have stopped, in words, as a section of the report and as files.
+"""Every checkpoint of a run: the best point to stop, in words, as a section of the report and as files.
 
 In: the figures of `evaluate.curves`. Called by `vlmtune checkpoints`, and by the report of a run that has
 them.
@@ -48,7 +48,7 @@ def write_checkpoint_curve(folder: Path, curve: dict[str, Any]) -> Path:
 
 
 def curve_table(curve: Figures) -> Table:
-    """Every checkpoint, and every average of some, with its paired test against the best checkpoint."""
+    """Every checkpoint and every average of checkpoints, with its paired test against the best checkpoint."""
     points = [*curve["checkpoints"], *curve["averages"]]
     columns: list[ColumnOf] = [
         ("step", lambda point: count(point["step"]) if "step" in point else point["name"]),
@@ -103,7 +103,7 @@ def draw_curve(figures: Figures) -> Canvas:
         if word == "best" or step != figures["best_step"]:
             accuracy = next(p["accuracy"] for p in points if p["step"] == step)
             upper.dot(step, accuracy, 8, f"ring {css}", f"{word}: step {step:g}")
-            for top, bottom in ((upper.y(accuracy) + 9, 241), (260, lower.bottom)):  # the words stand in the gap
+            for top, bottom in ((upper.y(accuracy) + 9, 241), (260, lower.bottom)):  # the labels are in the gap
                 canvas.line(upper.x(step), top, upper.x(step), bottom, "ideal")
             anchor = "end" if step > steps[1] * 0.9 else "middle"
             canvas.text(upper.x(step), 254, f"{word}, step {step:g}", "tick", anchor)
@@ -111,7 +111,7 @@ def draw_curve(figures: Figures) -> Canvas:
 
 
 def advice(curve: Figures) -> list[str]:
-    """Where to stop, in sentences that say what is significant."""
+    """Advice on where to stop, with what is significant."""
     points = {point["step"]: point for point in curve["checkpoints"]}
     best, stop = points[curve["best_step"]], points[curve["stop_step"]]
     last = curve["checkpoints"][-1]

@@ -1,4 +1,4 @@
-"""Where a model is right and what it takes for what: by class, by level, by type of question.
+"""Where a model is right and what it confuses: by class, by level, by type of question.
 
 In: `Results`. Out: two sections; that of classes has a map whose cells choose images of the gallery.
 """
@@ -112,7 +112,7 @@ def _type_table(kind: str, entries: Sequence[Figures], limit: int | None, change
 
 
 def _confusions(figures: Figures) -> list[Figures]:
-    """What is taken for what, most frequent first."""
+    """Confused classes, most frequent first."""
     counts = np.asarray(figures["confusion"], dtype=np.int64)
     per_class = figures["per_class"]
     np.fill_diagonal(counts, 0)

@@ -1,6 +1,6 @@
-"""What stated probabilities are worth: reliability, answering only when sure, and the calibration if there is one.
+"""How far to trust probabilities: reliability, answering only when confident, and calibration if there is one.
 
-In: `Results`. Out: a section with sentences for who uses the model.
+In: `Results`. Out: a section with sentences for users of the model.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def _legend(entries: Sequence[Entry | _Bins]) -> list[Key]:
 
 
 def _calibration(entry: Entry) -> Figures:
-    """What `evaluate.calibration.calibrate` gave; empty where it was not asked for."""
+    """The result of `evaluate.calibration.calibrate`; empty if there is none."""
     return entry.evaluation.facts.get("calibration") or {}
 
 
 def _reliability(entries: Sequence[Entry]) -> list[_Bins]:
-    """The first and the last of several, more would be a tangle; and the last with its temperature if it has one."""
+    """The first and the last curve, since more would tangle; and the last with its temperature if it has one."""
     ends = list(entries) if len(entries) < 2 else [entries[0], entries[-1]]
     curves = [_Bins(entry.name, entry.color, entry.limit, entry.figures["reliability"]) for entry in ends]
     last, fitted = ends[-1], _calibration(ends[-1])
@@ -125,12 +125,12 @@ def _draw_risk(entries: Sequence[Entry]) -> Canvas:
 
 
 def _risk_table(entries: Sequence[Entry]) -> Table:
-    """What is wrong among the surest answers, at about twenty shares."""
+    """The share wrong among the most confident answers, at about twenty shares."""
     rows = []
     for entry in entries:
         figures = entry.figures["risk_coverage"]
         curve = list(zip(figures["coverage"], figures["risk"], strict=True))
-        step = max(1, len(curve) // NUM_CURVE_ROWS)  # counted from the end: all answered is among them
+        step = max(1, len(curve) // NUM_CURVE_ROWS)  # counted from the end, so that "all answered" is included
         rows += [{"name": entry.name, "coverage": x, "risk": y} for x, y in curve[::-1][::step][::-1]]
     columns: list[ColumnOf] = [
         ("run", "name"),
@@ -169,7 +169,7 @@ def _temperature_sentences(figures: Figures) -> list[str]:
 
 
 def _rows(entries: Sequence[Entry], key: str = "") -> list[Figures]:
-    """A row for each calibration, or for what it holds under ``key``, with what it was measured on."""
+    """A row for each calibration, or for its entries under ``key``, with what it was measured on."""
     return [{**entry.row, **(_calibration(entry)[key] if key else _calibration(entry))} for entry in entries]
 
 
@@ -209,7 +209,7 @@ def _set_sentences(conformal: Figures, num_validation: int, num_examples: int) -
 
 
 def expected_coverage(num_validation: int, num_examples: int, wanted: float) -> tuple[float, float]:
-    """The middle 95 % of coverage on a test of this size, where the threshold came from so many validation images.
+    """The middle 95 % of coverage on a test of this size, where the threshold came from ``num_validation`` images.
 
     Beta-binomial (Angelopoulos and Bates 2021, arXiv 2107.07511, section 3.2): the promise is kept on average over
     validation sets; this one may be a lucky or an unlucky one.
@@ -251,7 +251,7 @@ def _abstention_sentences(name: str, figures: Figures) -> list[str]:
 
 
 def _abstention_table(entries: Sequence[Entry]) -> Table:
-    """Answering only from a threshold on: how much is answered, and how much of that is right."""
+    """Abstaining below a threshold: how much is answered, and how much of that is right."""
     columns: list[ColumnOf] = [
         *_MEASURED_ON,
         ("#aimed at", "wanted_precision", lambda share: percent(share, 0)),

@@ -1,6 +1,6 @@
-"""The experiment in a table: what was trained on what, with what, for how long; what was measured.
+"""The experiment in a table: model, data, settings, duration, and what was measured.
 
-In: `Results`. Out: the last section of a report, and hints at what could be measured too.
+In: `Results`. Out: the last section of a report, and hints on what else to measure.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _seconds(run: RunFiles) -> float | None:
 
 
 def _counts(data: Figures) -> str:
-    """How many images of each split were used, and of how many where that differs."""
+    """How many images of each split were used, and the total if it differs."""
     counts = []
     for name, split in (data.get("splits") or {}).items():
         used, available = split.get("used"), split.get("found")

@@ -1,4 +1,4 @@
-"""The images a report shows: mistakes with what the model took them for, and some right answers beside them.
+"""The images a report shows: mistakes with the wrong answers, and some right answers beside them.
 
 In: `Results`. Out: a section with a gallery.
 """
@@ -31,7 +31,7 @@ _FILTERS = {
 
 
 def section(results: Results) -> Section | None:
-    """A gallery of the stored images; of open answers also what is said instead of what."""
+    """A gallery of the stored images; for open answers also the frequent mistakes."""
     subject = results.subject
     if subject is None or not subject.evaluation.thumbnails:
         return None
@@ -48,7 +48,7 @@ def section(results: Results) -> Section | None:
 
 
 def _exhibits(evaluation: Evaluation) -> list[Exhibit]:
-    """Mistakes first, the surest of them on top."""
+    """Mistakes first, the most confident ones on top."""
     chosen = evaluation.predictions.take(thumbnail_rows(evaluation.predictions))
     chosen = chosen.take(np.asarray([id_ in evaluation.thumbnails for id_ in chosen.texts("image_id")], dtype=bool))
     columns, bars, sureness = chosen.rows.to_pylist(), _probability_bars(chosen), np.zeros(len(chosen))
@@ -108,7 +108,7 @@ def _note(results: Results, evaluation: Evaluation) -> str:
 
 
 def _frequent_mistakes(exhibits: Sequence[Exhibit]) -> list[Section]:
-    """What is answered instead of what, most frequent first, over the stored mistakes."""
+    """Pairs of true and given answers, most frequent first, over the stored mistakes."""
     mistakes = [exhibit.values for exhibit in exhibits if not exhibit.is_right]
     counts = Counter((values["truth"], values["guess"], values["questionType"]) for values in mistakes)
     rows = [(*answers, num) for answers, num in counts.most_common(NUM_FREQUENT) if num > 1]

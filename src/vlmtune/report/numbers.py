@@ -1,4 +1,4 @@
-"""Numbers as people read them. Called by every module that writes a sentence or a table, and by the command line."""
+"""Numbers formatted for people. Called by every module that writes a sentence or a table, and by the command line."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def per_image(seconds: float | None) -> str:
 
 
 def shortened(name: str, most: int) -> str:
-    """A name as a chart has room for."""
+    """A name shortened to fit into a chart."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 

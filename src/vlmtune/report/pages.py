@@ -1,4 +1,4 @@
-"""A report as files: one HTML page, Markdown, JSON and its charts. Three renderers, each over the list of sections.
+"""A report as files: one HTML page, Markdown, JSON and its charts. Three renderers over one list of sections.
 
 In: a `Report`. Out: NAME.html (one file, offline), NAME.md, NAME.json and charts/ID.svg beside it.
 """
@@ -80,7 +80,7 @@ def _section_markdown(section: Section, level: int) -> list[str]:
     content = [_sentences(section.sentences), chart, _table_markdown(section.table) if section.table else ""]
     for part in section.parts:
         content += _section_markdown(part, level + 1)
-    # A section that has nothing but what only a page shows is none.
+    # Omit sections whose whole content is for HTML only.
     return [f"{'#' * level} {plain(section.title)}", *content] if any(content) else []
 
 

@@ -45,7 +45,7 @@ def build(results: Results) -> Report:
 
 
 def render(run_folder: Path | str, baseline: Path | str | None = None) -> Path:
-    """Write the report of one run into its folder; nothing but that folder is read.
+    """Write the report of one run into its folder; reads nothing else.
 
     Args:
         run_folder: what `vlmtune train` wrote. Evaluations of the same images as the newest stand side by side.

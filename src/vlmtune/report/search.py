@@ -65,7 +65,7 @@ def _history(search: Figures) -> Chart | None:
 
 
 def findings(search: Figures) -> list[str]:
-    """What was found and how sure that is, in sentences."""
+    """The findings and their significance, in sentences."""
     outcomes = [trial["outcome"] for trial in search["trials"]]
     counts = {name: outcomes.count(name) for name in ("finished", "pruned", "failed", "killed")}
     others = [f"{counts[name]} {name}" for name in ("pruned", "failed") if counts[name]]
@@ -94,7 +94,7 @@ def findings(search: Figures) -> list[str]:
 
 
 def _against(search: Figures) -> list[str]:
-    """How far the best stands from the runner-up, and what the choice of the best does to its figure."""
+    """The margin of the best over the runner-up, and how selecting the best biases its figure."""
     warning = (
         f"The best of {len(search['trials'])} measurements on the same images is partly the luckiest: only the test "
         "split, which no trial saw, says how good it is."
@@ -141,7 +141,7 @@ def trial_table(search: Figures) -> Table:
 
 
 def accuracy_interval(trial: Figures, search: Figures) -> list[float] | None:
-    """Of a trial's validation accuracy, by Wilson."""
+    """Wilson interval of a trial's validation accuracy."""
     if trial["accuracy"] is None:
         return None
     low, high = wilson_interval(trial["accuracy"] * search["num_validation"], search["num_validation"])

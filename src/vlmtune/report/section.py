@@ -22,7 +22,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: numbers stand to the right, spans (intervals) are quiet, drawings are for the page only."""
+    """A column: numbers align right, spans (intervals) are muted, drawings are for the page only."""
 
     name: str
     kind: Literal["text", "number", "span", "drawing"] = "text"
@@ -30,7 +30,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A text, and the value a page sorts it by (None: it has none and stays at the end)."""
+    """A text, and the value a page sorts by (None sorts last)."""
 
     text: str
     value: float | None = None
@@ -73,10 +73,10 @@ def table(
     is_sortable: bool = False,
     num_in_markdown: int = 100,
 ) -> Table:
-    """Build a table from things of one kind, a row each, and what each column says of them.
+    """Build a table with a row for each item, from functions that give each column's value.
 
-    A heading begins with # over numbers, with ~ over intervals and with ^ over drawings. Columns in which no row says
-    anything are left out.
+    A heading begins with # over numbers, with ~ over intervals and with ^ over drawings. Columns without any value
+    are left out.
     """
     kinds: dict[str, Literal["number", "span", "drawing"]] = {"#": "number", "~": "span", "^": "drawing"}
     heads = [Column(name[1:], kinds[name[0]]) if name[:1] in kinds else Column(name) for name, *_ in columns]
@@ -97,7 +97,7 @@ def _cell(row: Any, source: str | Callable[[Any], Any], form: Callable[[Any], st
 
 
 def limited(limit: int | None) -> Callable[[int | None], str]:
-    """Writes how many examples were measured, and whether that is fewer than the split has."""
+    """A function that writes how many examples were measured, and whether that is fewer than the split has."""
     return lambda num: w.count(num) + (" (limit)" if limit else "")
 
 
@@ -146,7 +146,7 @@ class Gallery:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Something that a page shows after a click, and Markdown not at all: the numbers behind a chart, a long text."""
+    """Content that a page shows after a click, and Markdown omits: the numbers behind a chart, a long text."""
 
     title: str
     table: Table | None = None
@@ -160,7 +160,7 @@ class Section:
     Attributes:
         id: its name in links, in JSON and as the chart's file.
         parts: what belongs to it, each with a title of its own; side by side if there is room and ``is_grid``.
-        figures: what JSON says of it.
+        figures: its content in JSON.
     """
 
     id: str
@@ -189,8 +189,8 @@ class Report:
     """A page: an opening, and sections.
 
     Attributes:
-        hints: what could be measured too, and the command for it.
-        footer: what is beside the page.
+        hints: what else could be measured, and the command for it.
+        footer: the files beside the page.
     """
 
     title: str

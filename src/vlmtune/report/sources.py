@@ -25,7 +25,7 @@ BASELINE_NAMES = ("baseline", "base", "zero-shot", "zero_shot")
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """A run folder without its evaluations. What is not there yet is empty.
+    """A run folder without its evaluations. Missing files are empty.
 
     Attributes:
         train, validation: lines of metrics.jsonl, one for each step.
@@ -79,7 +79,7 @@ class Results:
 
     Attributes:
         entries: in the order of the page, baseline first; the last is what the page is about.
-        comparison: what `evaluate.compare` says of them; None of a single one.
+        comparison: the result of `evaluate.compare`; None for a single evaluation.
         left_out: names of evaluations of other examples.
     """
 
@@ -99,7 +99,7 @@ class Results:
 
     @property
     def unit(self) -> str:
-        """What is counted: "image", or "question" where each example asks its own."""
+        """The unit counted: "image", or "question" where each example has its own."""
         return unit_of(self.entries[-1].row) if self.entries else "image"
 
     @property
@@ -119,12 +119,12 @@ class Results:
 
 
 def unit_of(row: Figures) -> str:
-    """What an evaluation counts: "image", or "question" where there are several about an image."""
+    """The unit an evaluation counts: "image", or "question" where an image has several."""
     return "image" if row["num_images"] == row["num_examples"] else "question"
 
 
 def score_name_of(row: Figures) -> str:
-    """What the mean score is called: answers that annotators agree on in part have the official one."""
+    """The name of the mean score: the official VQA accuracy where annotators may disagree."""
     return "accuracy" if row["num_correct"] is not None else "VQA accuracy"
 
 
@@ -181,7 +181,7 @@ def _latest(lines: Sequence[Figures], kind: str) -> list[Figures]:
 
 
 def read_evaluations(run_folder: Path) -> tuple[list[Evaluation], list[str]]:
-    """The evaluations of a run that may stand side by side, baseline first, then by time; and the names left out.
+    """The comparable evaluations of a run, baseline first, then by time; and the names left out.
 
     The newest test evaluation decides which images the report is about; those of other images are left out.
     """

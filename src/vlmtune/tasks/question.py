@@ -78,7 +78,7 @@ class Open:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of asking about one example.
+    """The result of asking about one example.
 
     Attributes:
         prediction: the label, or the open answer; None for an unreadable image.
@@ -97,8 +97,8 @@ class Question:
 
     Attributes:
         section: the prompt's settings.
-        space: which answers there are.
-        id: tells the questions of a task apart; examples name it.
+        space: the possible answers.
+        id: unique within a task; examples refer to it.
     """
 
     section: TaskSection
@@ -119,7 +119,7 @@ class Question:
         return isinstance(self.space, Closed) and self.space.is_ordered
 
     def predictor(self, opened: OpenedModel, batch_size: int | None = None) -> Predictor:
-        """Asks this question of a model."""
+        """A predictor that asks a model this question."""
         return Predictor(opened, self.section, self.labels, batch_size)
 
     def ask(self, predictor: Predictor, examples: Sequence[Example], mode: Mode = "full") -> Iterator[Outcome]:
@@ -141,13 +141,13 @@ class Question:
                 yield Outcome(scores.prediction, scores)
 
     def truth(self, example: Example) -> str | None:
-        """The most frequent usable answer, the first given among equals; None where there is none."""
-        # Counter keeps the order of first occurrence, and so does max among equals.
+        """The most frequent usable answer, the first given among ties; None where there is none."""
+        # Counter keeps the order of first occurrence, and max returns the first of ties.
         counts = Counter(self.space.usable(example.answers))
         return max(counts, key=counts.__getitem__) if counts else None
 
     def score(self, prediction: str | None, example: Example) -> float | None:
-        """How right a prediction is, in [0, 1].
+        """Score of a prediction, in [0, 1].
 
         A closed answer is right or wrong where all annotators agree; otherwise it has the official VQA accuracy, as
         open answers have. An unreadable image (None) scores 0; an example whose answers are not known has no score.
@@ -157,7 +157,7 @@ class Question:
         return 0.0 if prediction is None else self.space.score(prediction, example.answers)
 
     def level_distance(self, prediction: str | None, example: Example) -> int | None:
-        """Of a score: how many levels the prediction is away from the truth; None where one of them is missing."""
+        """For ordered labels: levels between prediction and truth; None where one of them is missing."""
         truth = self.truth(example)
         if not isinstance(self.space, Closed) or not self.space.is_ordered or prediction is None or truth is None:
             return None
@@ -183,13 +183,13 @@ class Task:
             section: as resolved.
             labels: the closed set that the data gave; None for open answers.
 
-        A `text` with labels, as when a caller names the answers to choose from, is closed.
+        A `text` with labels, as when a caller lists the answers to choose from, is closed.
         """
         space = Open(section.max_answer_tokens) if labels is None else Closed(labels, section.is_ordered)
         return cls((Question(section, space),))
 
     def question(self, example: Example) -> Question:
-        """The question that an example asks."""
+        """The question of an example."""
         return self._by_id[example.question_id]
 
     @cached_property

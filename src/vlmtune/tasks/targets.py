@@ -28,7 +28,7 @@ NUM_DRAWN = 4
 
 
 class Targets:
-    """What the examples of a run teach. The same arguments give the same targets: resuming a run changes nothing.
+    """The targets of a run's examples. The same arguments give the same targets: resuming a run changes nothing.
 
     A closed question teaches a label's first surface form, with label smoothing and class weights. Smoothing ε makes
     the target (1 - ε)·[true label] + ε·uniform over all L labels (arXiv 1512.00567). Up to `EXACT_LABELS` labels,
@@ -62,7 +62,7 @@ class Targets:
         Args:
             example: from the training split.
             epoch: how often the example was seen before.
-            draw: for whatever is drawn at random; depends on the run's seed and the example's slot in it alone.
+            draw: source of randomness; depends on the run's seed and the example's slot in it alone.
 
         Raises DataError for an example without a usable answer.
         """
@@ -75,7 +75,7 @@ class Targets:
         return {space.text(label): share * weights.get(label, 1.0) for label, share in shares.items()}
 
     def strata(self, examples: Sequence[Example]) -> list[str]:
-        """What balanced sampling shows equally often: each example's question with its most frequent answer."""
+        """The strata of balanced sampling: each example's question with its most frequent answer."""
         questions = [self.task.question(example) for example in examples]
         return [f"{q.id}\0{q.truth(example)}" for q, example in zip(questions, examples, strict=True)]
 
@@ -93,8 +93,8 @@ def choose_answer(question: Question, example: Example, rule: AnswerRule, seed: 
     """The answer that is learned in an epoch.
 
     ``sample`` draws from the annotators' answers without replacement over epochs, each round of as many epochs as
-    there are answers in a new order (PaliGemma's VQAv2 recipe): over a round every annotator is followed once.
-    ``majority`` takes the most frequent answer, the first given among equals.
+    there are answers in a new order (PaliGemma's VQAv2 recipe): in a round every annotator is used once.
+    ``majority`` takes the most frequent answer, the first given among ties.
 
     Raises:
         DataError: if no answer is left to learn.
@@ -116,7 +116,7 @@ def choose_answer(question: Question, example: Example, rule: AnswerRule, seed: 
 def balanced_weights(task: Task, examples: Sequence[Example], rule: AnswerRule) -> dict[str, dict[str, float]]:
     """Question id -> label -> N / (L · n): the inverse of its frequency, with a mean of 1 over the question's examples.
 
-    Of an example with several answers each counts as often as it is learned: its share, or the most frequent alone.
+    If an example has several answers, each counts as often as it is learned: its share, or only the most frequent.
     """
     counts: dict[str, dict[str, float]] = {}
     totals: dict[str, int] = {}

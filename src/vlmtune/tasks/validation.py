@@ -1,4 +1,4 @@
-"""How well a model in training does on images it does not learn from. Called by the loop between steps.
+"""How well a model does on held-out images while it trains. Called by the loop between steps.
 
 Asks through the same `Predictor` as evaluation, so that a validation accuracy means what a test accuracy means.
 """
@@ -36,11 +36,11 @@ class Validation:
 
 
 class Validator:
-    """Measures the model as it stands, by every question of a task; the caller has merged the adapter.
+    """Measures the current model on every question of a task; the caller has merged the adapter.
 
     Args:
         task: the questions.
-        predictors: question id -> what asks it.
+        predictors: question id -> its predictor.
         examples: with known answers; at least one.
     """
 

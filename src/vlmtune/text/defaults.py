@@ -1,7 +1,7 @@
 """The default prompts, how a class list is put into one, and the chat template of the tiny model.
 
 Used by `prompt.py` for every task whose file names no prompt, and by the tiny model's pretraining, so that the
-built-in model is asked in the words it has learned. Kept short: the tiny model has few tokens to spare.
+built-in model sees the wording it has learned. Kept short: the tiny model has few tokens to spare.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _LIST_LINE = re.compile(r"(?P<bullet>[ \t]*(?:[-*•][ \t]*)?)\{labels\}[ \t]*")
 
 
 def fill_labels(prompt: str, labels: Sequence[str] | None) -> str:
-    """Replace `{labels}` in a prompt by the class list, or take the sentence that holds it away.
+    """Replace `{labels}` in a prompt by the class list, or remove the sentence that holds it.
 
     A placeholder alone on its line becomes one label a line (a bullet before it is repeated); one inside a sentence
     becomes a comma-separated list.
 
     Args:
         prompt: a system or user prompt, with or without `{labels}`.
-        labels: the shown names in order; None takes the list away, together with the sentence that introduces it.
+        labels: the shown names in order; None removes the list, together with the sentence that introduces it.
     """
     if LABELS_PLACEHOLDER not in prompt:
         return prompt

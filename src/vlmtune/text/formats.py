@@ -1,6 +1,6 @@
-"""How a family of models wants to be asked: the shape around a prompt, and the words where an experiment names none.
+"""The prompt format of a model family: the shape around a prompt, and the default prompts.
 
-`prompt.py` and `tokenizer.py` read it; `models.registry` says which family has which.
+`prompt.py` and `tokenizer.py` read it; `models.registry` maps families to formats.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vlmtune.text.defaults import (
 class PromptFormat:
     """Attributes:
     classify, vqa: the default (system prompt, user prompt) of each task.
-    template: jinja2, in the words of chat templates; None takes the checkpoint's own.
-    has_system: whether a system prompt has a turn of its own. Where it has none, it stands before the user prompt, on
-        the lines above.
+    template: jinja2, in the words of chat templates; None uses the checkpoint's own.
+    has_system: whether a system prompt has a turn of its own. Otherwise it is put on the lines above
+        the user prompt.
     is_image_first: whether the image can only come first (`task.image_position: last` is refused).
-    has_turns: whether a conversation may go on after an answer.
-    is_answer_apart: whether the answer is tokenized without a look at the prompt before it.
+    has_turns: whether a conversation may continue after an answer.
+    is_answer_apart: whether the answer is tokenized independently of the prompt.
     whole_tokens: texts that are one token each wherever they stand, if the vocabulary has them.
     """
 
@@ -62,7 +62,7 @@ _PALIGEMMA_TEMPLATE = """\
 
 PALIGEMMA = PromptFormat(
     # "answer en" is the task prefix that PaliGemma was pretrained on (arXiv 2407.07726, section 3.2.5). No class list:
-    # it has never seen one, and after fine-tuning the closed set holds without.
+    # it has never seen one, and does not need one after fine-tuning.
     classify=("", "answer en what does the picture show?"),
     vqa=("", "answer en {question}"),
     template=_PALIGEMMA_TEMPLATE,

@@ -2,7 +2,7 @@
 placeholder spelled out, tokenized once.
 
 Training, scoring and generation all take their tokens from here. A prompt's tokens are always a prefix of those of
-prompt and answer together, and what all prompts of a task begin with is known, so that it is run once.
+prompt and answer together, and the prefix shared by all prompts of a task is known, so that it is run once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlmtune.text.defaults import (
 )
 from vlmtune.text.tokenizer import Tokenizer
 
-# Beginnings of every kind that pre-tokenizers tell apart: letters, digits, punctuation, other scripts.
+# Beginnings of every kind that pre-tokenizers distinguish: letters, digits, punctuation, other scripts.
 _PROBES = ("What is it", "a", "0", "?", "(", "'s", "É", "漢", "—")
 _IMAGE_START = "<|image_start|>"
 _TILE_NAME = re.compile(r"<\|img_[^|]*\|>")
@@ -43,7 +43,7 @@ class PromptTokens:
 
     @property
     def image_mask(self) -> list[bool]:
-        """True where an image feature takes the token's place."""
+        """True where an image feature replaces the token."""
         return [token == self.image_token_id for token in self.ids]
 
 
@@ -58,7 +58,7 @@ class PromptBuilder:
 
     Raises:
         ConfigError: if a prompt lacks what the task needs or holds a special token, or a label does; if the image
-            cannot stand where it should.
+            cannot be placed as configured.
         TokenizerError: if the chat template has no place for the image or for the system prompt.
     """
 
@@ -116,7 +116,7 @@ class PromptBuilder:
         Args:
             question: where the user prompt holds `{question}`, else None.
             image_text: the processor's placeholder for the image (`ProcessedImage.text`).
-            history: what was asked and answered before; the image stands with the first question.
+            history: earlier questions and answers; the image is with the first question.
 
         Raises:
             DataError: if a question is missing, has no place in the prompt, or holds a special token; if there is a
@@ -138,13 +138,13 @@ class PromptBuilder:
 
     @cached_property
     def prefix(self) -> list[int]:
-        """What `shared_prefix` gives, computed once: a batch runs these tokens once for all its images."""
+        """The result of `shared_prefix`, computed once: a batch runs these tokens once for all its images."""
         return self.shared_prefix()
 
     def shared_prefix(self) -> list[int]:
         """The leading tokens that every prompt of the task has, whatever the image and the question.
 
-        Ends before the image's first token or before the question, whichever stands first; may be empty.
+        Ends before the image's first token or before the question, whichever comes first; may be empty.
         """
         if self.tokenizer.prompt_format.is_image_first:
             return []
@@ -179,7 +179,7 @@ class PromptBuilder:
         return ids[len(head) :]
 
     def check_answer_boundary(self, answer: str) -> str | None:
-        """A sentence if the chat template writes this answer otherwise than it is trained and scored, else None.
+        """A sentence if the chat template writes this answer differently than it is trained and scored, else None.
 
         Raises DataError as `answer_tokens` does.
         """
@@ -192,7 +192,7 @@ class PromptBuilder:
         )
         if found.startswith(expected):
             return None
-        # The tail from where they part, with a little of what they share.
+        # The tail from where they diverge, with a little shared context.
         parted = max(0, _common_prefix([found, expected]) - 20)
         return (
             f"The chat template writes a finished turn as …{found[parted:]!r}, but the answer {answer!r} is trained "
@@ -221,7 +221,7 @@ class PromptBuilder:
         return messages
 
     def _conversation(self, question: str | None, history: tuple[Turn, ...]) -> list[dict[str, Any]]:
-        """The image and the first question, then answers and questions in turns up to the one that is asked."""
+        """The image and the first question, then answers and questions in turn up to the current one."""
         if not self.tokenizer.prompt_format.has_turns:
             raise DataError(
                 "This family of models takes one question and one answer, and the data holds conversations of several "
@@ -249,7 +249,7 @@ class PromptBuilder:
         return parts[0], parts[1]
 
     def _check_template(self) -> None:
-        """Find the form in which the template takes a system prompt, and what stands right before an answer."""
+        """Find how the template takes a system prompt, and the text right before an answer."""
         question = _PROBES[0] if self.asks_question else None
         text = self.text(question, "")
         if self.system.strip() not in text:
@@ -277,7 +277,7 @@ class PromptBuilder:
             )
 
     def _control_token(self, text: str) -> str | None:
-        """A special token in other people's text: it would act in the prompt instead of being read."""
+        """A special token in user text: it would act in the prompt instead of being read."""
         found = self._any_control_token.search(text)
         return found[0] if found else None
 

@@ -2,8 +2,8 @@
 
 In: a folder in the hub's layout (`tokenizer.json`, `tokenizer_config.json`, a chat template unless the family has a
 format of its own), or the parts themselves.
-Out: text to tokens and back, and messages to text. Templates are other people's code, so they run in a sandbox that
-gives them what `transformers.utils.chat_template_utils` gives them and nothing else.
+Out: text to tokens and back, and messages to text. Templates are untrusted code, so they run in a sandbox with the
+globals of `transformers.utils.chat_template_utils` and nothing else.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Tokenizer:
         backend: the tokenizer proper; its own truncation and padding are switched off.
         config: the content of `tokenizer_config.json`: names of special tokens, kept as it is for `save`.
         chat_template: jinja2 source.
-        origin: what messages call this tokenizer, normally its folder.
-        prompt_format: how the family wants to be asked.
+        origin: name of this tokenizer in messages, normally its folder.
+        prompt_format: the family's prompt format.
 
     Raises:
         TokenizerError: if there is no padding, end or image token, or the template is not valid jinja2.
@@ -79,7 +79,7 @@ class Tokenizer:
     def from_folder(cls, folder: Path | str, prompt_format: PromptFormat = CHAT) -> Tokenizer:
         """Read a checkpoint folder. Raises TokenizerError naming the missing or damaged file.
 
-        A format with a template of its own goes before whatever template the folder may hold.
+        A format's template takes precedence over the folder's.
         """
         folder = Path(folder)
         path = folder / TOKENIZER_FILE
@@ -103,7 +103,7 @@ class Tokenizer:
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of tokens, special tokens spelled out unless they are to be skipped."""
+        """The text of tokens, special tokens spelled out unless skipped."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def token_id(self, token: str) -> int:
@@ -151,7 +151,7 @@ class Tokenizer:
 
     @cached_property
     def control_tokens(self) -> frozenset[str]:
-        """Special tokens, which in other people's text would act instead of being read."""
+        """Special tokens, which in user text would act instead of being read."""
         added = self.backend.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special) | {self.image_token}
 
@@ -206,7 +206,7 @@ def _find_template(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks what an assistant wrote. Nothing reads the mark here; its content is rendered."""
+    """`{% generation %}` marks what an assistant wrote. The mark is not needed here; its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
 

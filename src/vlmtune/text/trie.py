@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LabelTrie:
-    """N nodes; a node's parent always has a smaller number. The root is no node: it is written -1.
+    """A trie of N nodes; a node's parent always has a smaller number. The root, -1, is not a node.
 
     Attributes:
         token: the token of each node.
@@ -138,7 +138,7 @@ class LabelTrie:
         return sorted({step for node in nodes for step in self.path(node)})
 
     def parent_index(self, nodes: Sequence[int]) -> list[int]:
-        """For each of ``nodes``, which hold their own ancestors: where among them its parent is; -1 at the root."""
+        """For each of ``nodes``, which include their ancestors: the index of its parent among them; -1 at the root."""
         index = {node: position for position, node in enumerate(nodes)} | {-1: -1}
         return [index[self.parent[node]] for node in nodes]
 

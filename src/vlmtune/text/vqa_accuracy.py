@@ -1,8 +1,8 @@
 """The official VQA accuracy of one answer against its annotators', with every quirk of the public evaluator.
 
 In: a predicted answer and the question's answers. Out: a share between 0 and 1. `tasks.question` calls it. Written
-after the algorithm of VQAEval of GT-Vision-Lab/VQA, which published numbers were measured with; a test holds it to an
-independent copy of that algorithm.
+after the algorithm of VQAEval of GT-Vision-Lab/VQA, which published numbers were measured with; a test compares it with
+an independent copy of that algorithm.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", 
 _NUMBERS = {"none": "0", **{word: str(value) for value, word in enumerate(_NUMBER_WORDS)}}
 _ARTICLES = frozenset(("a", "an", "the"))
 
-# Kept to the letter, its slips too: "somebody'd" loses its apostrophe, and Im, Ive, Id've stand here although the
-# words that are looked up are in lower case.
+# Kept verbatim, with its slips: "somebody'd" loses its apostrophe, and Im, Ive, Id've are listed although words are
+# looked up in lower case.
 CONTRACTIONS = {
     "aint": "ain't", "arent": "aren't", "cant": "can't", "couldve": "could've", "couldnt": "couldn't",
     "couldn'tve": "couldn't've", "couldnt've": "couldn't've", "didnt": "didn't", "doesnt": "doesn't", "dont": "don't",
@@ -57,14 +57,14 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], marks: Sequence[Hashab
     """Mean over the annotators of min(how many of the *others* gave this answer / 3, 1).
 
     With ten annotators 0, 1, 2, 3 and 4 matches give 0, 0.3, 0.6, 0.9 and 1. A single annotator gives 0 whatever is
-    predicted, since nobody else is left: readers of data sets with one answer a question repeat it ten times.
+    predicted, since no other annotator is left: readers of data sets with one answer a question repeat it ten times.
     Prediction and answers are normalized only where the annotators' own words differ: unanimous answers must be met
     to the letter, case included.
 
     Args:
         prediction: the model's answer as it was decoded.
-        answers: one a person who was asked.
-        marks: what tells the annotators' records apart besides their words (`answer_id` and `answer_confidence`).
+        answers: one per annotator.
+        marks: what distinguishes annotators' records besides their words (`answer_id` and `answer_confidence`).
             The evaluator leaves out all records that equal the one at hand, so equal marks and words go together.
             Default: every answer is a record of its own, which official files guarantee.
 
@@ -85,7 +85,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], marks: Sequence[Hashab
 
 
 def trim(text: str) -> str:
-    """Line breaks and tabs become spaces, outer white space goes: done to every answer before anything else."""
+    """Replace line breaks and tabs by spaces and strip outer white space, as is done first with every answer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
@@ -102,9 +102,9 @@ def normalize(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """A sign next to a space anywhere in the text goes; another becomes a space, unless digits are grouped by comma.
+    """Remove a sign that is next to a space anywhere in the text; replace another by a space, unless it groups digits.
 
-    Both conditions are about the text as it was given, not about the place at hand.
+    Both conditions concern the original text as a whole, not the current position.
     """
     has_grouped_digits = _COMMA_BETWEEN_DIGITS.search(text) is not None
     result = text

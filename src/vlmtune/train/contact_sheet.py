@@ -1,6 +1,6 @@
-"""One image of many: what training shows the model, after every random change and the processor, with its answers.
+"""A sheet of the images that training shows the model, after every random change and the processor, with answers.
 
-In: the reader of a run. Out: a sheet to be saved as PNG, and the same as rows. Called by `vlmtune data show`.
+In: the reader of a run. Out: a sheet to save as PNG, and its entries. Called by `vlmtune data show`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _entry(item: TrainItem, processor: ImageProcessor) -> tuple[SheetEntry, Imag
 
 
 def draw_sheet(entries: Sequence[tuple[SheetEntry, Image.Image]], title: str) -> Image.Image:
-    """Images in rows, enlarged without smoothing so that the pixels can be told apart, a caption under each."""
+    """Images in rows, enlarged without smoothing so that single pixels show, a caption under each."""
     num_rows = -(-len(entries) // _NUM_COLUMNS)
     cell_width, cell_height = _SIDE + _GAP, _SIDE + _NUM_LINES * _LINE + _GAP
     sheet = Image.new("RGB", (_NUM_COLUMNS * cell_width + _GAP, num_rows * cell_height + 2 * _GAP + _LINE), _BACKGROUND)
@@ -114,7 +114,7 @@ def _tail(id_: str) -> str:
 
 
 def _cut(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """The beginning of a text that fits into so many pixels."""
+    """The beginning of a text that fits into a width in pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

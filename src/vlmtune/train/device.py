@@ -1,4 +1,4 @@
-"""What a training step asks of its device: the number format of its products, and room for its activations."""
+"""What a training step needs from its device: the number format of its products, and room for its activations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmtune.models.malloc import held_bytes
 from vlmtune.models.registry import has_fast_bfloat16
 from vlmtune.models.vlm import VisionLanguageModel
 
-# Of the free memory, what the decoder's activations may take: the rest is for images, logits and other processes.
+# Share of the free memory that the decoder's activations may take: the rest is for images, logits and other processes.
 _SHARE = 0.6
 
 
@@ -22,7 +22,7 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]
     Args:
         device: where the model is.
         dtype: `model.dtype` of the experiment: with ``float32`` nothing is cast; otherwise products run in bfloat16
-            on machines that are good at it, also when the weights are float32 because they are trained.
+            on machines where it is fast, also when the weights are float32 because they are trained.
     """
     if dtype == "float32" or not has_fast_bfloat16(device):
         return nullcontext()
@@ -30,7 +30,7 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process could still use on the device: what nobody has, and what its own allocator holds free.
+    """Bytes that this process can still use on the device: unallocated memory, and what its own allocator holds free.
 
     Without the second part a step that fits would look, once it has run, as if there were no room for another.
     """
@@ -46,5 +46,5 @@ def free_bytes(device: torch.device) -> int:
 
 
 def needs_checkpointing(model: VisionLanguageModel, num_rows: int) -> bool:
-    """Whether a tree of so many rows would keep more for its backward pass than there is room for."""
+    """Whether the backward pass of a tree with ``num_rows`` tokens would need more memory than is free."""
     return num_rows * model.activation_bytes_per_token() > _SHARE * free_bytes(model.device)

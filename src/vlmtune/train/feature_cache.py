@@ -1,9 +1,9 @@
 """Image features of a frozen tower, computed once and kept on disk between epochs and runs.
 
-In: an image's digest. Out: what the connector gave for it, or, where the connector learns, what the tower gave; and
+In: an image's digest. Out: the connector's output for it, or, where the connector learns, the tower's; and
 the placeholder text its prompt needs, so that a hit neither decodes nor encodes the image. The loop asks
-`open_feature_cache`, which refuses, with a reason, where features would not stay the same, or where keeping them costs
-more than making them.
+`open_feature_cache`, which refuses, with a reason, where features would not stay the same, or where storing them costs
+more than computing them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vlmtune.train.device import autocast
 from vlmtune.train.feature_files import CachedImage, FeatureCache, Level
 
 _NUM_PROBES = 8
-# The cache may fill this much of what is free on its disk.
+# Share of the disk's free space that the cache may fill.
 _SHARE_OF_DISK = 0.5
 
 
@@ -42,12 +42,12 @@ class Refusal:
 
     @property
     def note(self) -> str:
-        """In words for the log and `run.json`."""
+        """The reason in words, for the log and `run.json`."""
         return f"image features are not cached: {self.reason}"
 
 
 def encode(model: VisionLanguageModel, level: Level, images: Sequence[ProcessedImage]) -> list[CachedImage]:
-    """What a cache of this level keeps of each image, still where the model computed it."""
+    """What a cache of this level stores of each image, still on the model's device."""
     if level == "connector":
         return [CachedImage(own, image.text) for own, image in zip(model.encode_images(images), images, strict=True)]
     found = zip(model.tower_features(images), images, strict=True)
@@ -55,7 +55,7 @@ def encode(model: VisionLanguageModel, level: Level, images: Sequence[ProcessedI
 
 
 def connect(model: VisionLanguageModel, level: Level, images: Sequence[CachedImage]) -> list[Tensor]:
-    """From what is kept to what the decoder takes: float[T, D] of each image."""
+    """From stored features to the decoder's input: float[T, D] of each image."""
     if level == "connector":
         return [image.features.to(model.device) for image in images]
     return model.connect([VisionFeatures(image.features.to(model.device), image.grids) for image in images])
@@ -75,8 +75,8 @@ def open_feature_cache(
         folder: of the cache, shared by runs over the same base model.
         opened: the base model.
         plan: what learns in it.
-        experiment: resolved. With `train.feature_cache: auto` it is measured on a few images whether caching pays.
-        examples: what the run will learn from; several may be about one image.
+        experiment: resolved. With `train.feature_cache: auto`, a few images are timed to see whether caching pays.
+        examples: the training examples; several may be about one image.
         changes: why images differ from one epoch to the next, if they do.
 
     Raises UserError where `train.feature_cache` is on and features cannot be cached.
@@ -132,7 +132,7 @@ def _judge(
     precision: str,
     mode: Literal["auto", "on"],
 ) -> Refusal | None:
-    """Whether there is room and, for ``auto``, whether it pays. What was measured is kept in the cache."""
+    """Whether there is room and, for ``auto``, whether it pays. Features that were measured stay in the cache."""
     known = len(cache)  # what an earlier run left
     measured = _measure(cache, opened, images, precision)
     if measured is None:
@@ -160,7 +160,7 @@ def _judge(
 def _measure(
     cache: FeatureCache, opened: OpenedModel, images: Sequence[ImageSource], precision: str
 ) -> tuple[float, float, float, int] | None:
-    """Seconds an image to encode, to write and to read (digest included), and bytes an image."""
+    """Seconds per image to encode, to write and to read (digest included), and bytes per image."""
     readable: list[tuple[str, ProcessedImage, ImageSource]] = []
     for source in images[: 4 * _NUM_PROBES]:
         if len(readable) == _NUM_PROBES:

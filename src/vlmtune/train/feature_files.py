@@ -31,7 +31,7 @@ class CachedImage:
     """What a prompt and the decoder need of an image.
 
     Attributes:
-        features: the connector's float[T, D] or the tower's float[P, C], of the type it was put in, on the CPU.
+        features: the connector's float[T, D] or the tower's float[P, C], in the type it was stored as, on the CPU.
         text: the placeholder string of the whole image (`ProcessedImage.text`).
         grids: of the tower's patches (`VisionFeatures.grids`); empty for the connector's output.
     """
@@ -59,18 +59,18 @@ class FeatureCache:
     """A folder of three files: `header.json` (what the features are of), `features.bin`, `index.jsonl`.
 
     Records are appended to `features.bin` and only then named, with their checksum, by a line of the index, which
-    carries a checksum of its own. So whatever is torn by a crash is at the end of either file and is cut off when the
-    cache is opened next; a record damaged later fails its checksum and is made again. Once its disk is full nothing
-    more is kept. Safe to use from several threads; a second process is refused.
+    carries a checksum of its own. So whatever a crash leaves torn is at the end of either file and is cut off when the
+    cache is next opened; a record damaged later fails its checksum and is recomputed. Once its disk is full nothing
+    more is stored. Safe to use from several threads; a second process is refused.
 
     Args:
-        folder: made if it is not there. A cache of other features there is thrown away.
-        key: identifies what the features are of.
-        level: whose output is kept; part of the key.
+        folder: created if missing. A cache of other features there is deleted.
+        key: identifies the model and settings of the features.
+        level: whose output is stored; part of the key.
 
     Attributes:
-        num_repaired: torn or damaged records that were found, and made again.
-        write_error: why nothing more is kept; None while all is well.
+        num_repaired: torn or damaged records that were found and recomputed.
+        write_error: why nothing more is stored; None while all is well.
     """
 
     def __init__(self, folder: Path, key: str, level: Level = "connector") -> None:
@@ -97,12 +97,12 @@ class FeatureCache:
 
     @property
     def num_bytes(self) -> int:
-        """Of the features kept."""
+        """Bytes of the stored features."""
         return sum(entry.num_bytes for entry in self._entries.values())
 
     @property
     def note(self) -> str:
-        """What a run says of its cache."""
+        """What a run reports about its cache."""
         note = "image features are cached"
         if self.num_repaired:
             note += f"; {self.num_repaired} torn or damaged records were made again"
@@ -111,14 +111,14 @@ class FeatureCache:
         return note
 
     def get(self, digest: str) -> CachedImage | None:
-        """What was put under a digest (`ImageSource.digest`); None if nothing was, or if it is damaged."""
+        """The image stored under a digest (`ImageSource.digest`); None if there is none, or it is damaged."""
         with self._lock:
             entry = self._entries.get(digest)
             if entry is None:
                 return None
             content = self._read(entry)
             if zlib.crc32(content) != entry.checksum:
-                # Forgotten: the caller makes it again, and its new line supersedes the old one.
+                # Removed from the index: the caller recomputes it, and its new line supersedes the old one.
                 del self._entries[digest]
                 self.num_repaired += 1
                 return None
@@ -126,7 +126,7 @@ class FeatureCache:
         return CachedImage(features, entry.text, entry.grids)
 
     def put(self, digest: str, image: CachedImage) -> None:
-        """Keep an image. A second put of a digest is ignored, and so is one after the disk was full."""
+        """Store an image. A second put of a digest is ignored, and so is one after the disk is full."""
         on_cpu = image.features.detach().to("cpu").contiguous()
         content = on_cpu.view(torch.uint8).numpy().tobytes()
         with self._lock:
@@ -153,7 +153,7 @@ class FeatureCache:
         self.close()
 
     def close(self) -> None:
-        """Give the folder back to other processes."""
+        """Release the folder to other processes."""
         if self._map is not None:
             self._map.close()
             self._map = None
@@ -170,7 +170,7 @@ class FeatureCache:
         return bytearray(self._map[entry.offset : end])
 
     def _read_index(self) -> dict[str, _Entry]:
-        """The entries whose line is whole and whose record is all there; both files are cut behind the last."""
+        """The entries whose line and record are complete; both files are truncated after the last."""
         size = self._features.seek(0, os.SEEK_END)
         self._index.seek(0)
         entries: dict[str, _Entry] = {}
@@ -210,7 +210,7 @@ def claim(folder: Path) -> IO[bytes]:
     file = (folder / "lock").open("ab")
     try:
         import fcntl
-    except ImportError:  # Windows: two runs at once are the user's affair there
+    except ImportError:  # Windows: no protection against two runs at once
         return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

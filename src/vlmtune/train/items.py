@@ -41,7 +41,7 @@ class TrainItem:
     Attributes:
         slot: where in the run it stands.
         image: prepared, or with its features from the cache.
-        image_index: which of the micro-batch's images that is; several questions may be about one.
+        image_index: its number among the micro-batch's images; several questions may be about one.
         answers: what it teaches, answer text -> weight of its loss.
         digest: of the image's file, where features are cached; else empty.
         mixed_with: the other example of a mixed image, and this one's share λ in it.
@@ -57,7 +57,7 @@ class TrainItem:
 
 
 class EpochPrompts:
-    """The prompts of a run: one kind, or two where the class list is dropped after the first epoch.
+    """The prompts of a run: one, or two where the class list is dropped after the first epoch.
 
     Attributes:
         first: of the first epoch.
@@ -80,7 +80,7 @@ class EpochPrompts:
         """A micro-batch as step plans: one, or two where items of two epochs have different prompts.
 
         Returns:
-            Each plan with the items that it is of; `StepPlan.images` are their `image_index`.
+            Each plan with its items; `StepPlan.images` are their `image_index`.
         """
         by_prompt: dict[PromptBuilder, list[TrainItem]] = {}
         for item in batch:
@@ -109,13 +109,13 @@ class ItemReader:
         labels: the closed set, if any.
 
     Attributes:
-        order: which example comes when; its seed also draws what is random about an example.
+        order: the order of the examples; its seed also draws what is random about an example.
         targets: what an example teaches.
-        augmentation: changes images at random. mixing: makes one of two.
+        augmentation: changes images at random. mixing: makes one image of two.
         cache: if set, features are taken from there, and images are not changed.
         unreadable: example id -> reason, of the images that could not be read so far.
 
-    Raises UserError for random changes under which the labels would not stay true.
+    Raises UserError for random changes that would make labels false.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class ItemReader:
             other = self.examples[self.order.partner(slot, draw)]
             try:
                 changed, share = self.mixing(changed, self._changed(other, draw), draw)
-            except UnreadableImageError as error:  # noted under its own name; this image stays unmixed
+            except UnreadableImageError as error:  # recorded under its own id; this image stays unmixed
                 self.unreadable[other.id] = error.reason
             else:
                 answers = mix(answers, self.targets.of(other, slot.epoch, draw), share)
@@ -221,7 +221,7 @@ def _number_images(batch: Sequence[TrainItem], *, share: bool) -> list[TrainItem
 def image_features(
     model: VisionLanguageModel, items: Sequence[TrainItem], cache: FeatureCache | None = None
 ) -> dict[int, Tensor]:
-    """float[T, D] of each image by its `image_index`: encoded, or from the cache, which is given what it did not have.
+    """float[T, D] of each image by its `image_index`: encoded, or from the cache, to which missing ones are added.
 
     A graph is kept only where something before the decoder learns.
     """

@@ -1,7 +1,7 @@
 """Fine-tuning: from an experiment to a run folder. The loop of steps, with validation and checkpoints between them.
 
 In: a resolved experiment, the opened base, the data. Out: a run folder. Called by `vlmtune train` and `vlmtune demo`.
-What comes when is decided in `items`, what it teaches in `targets`, the loss in `step`, the accuracy in `validation`.
+The order of examples comes from `items`, targets from `targets`, the loss from `step`, accuracy from `validation`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class StepEvent:
     """What a callback receives after every optimizer step.
 
     Attributes:
-        step, num_steps: optimizer steps taken, and of the whole run.
-        samples_per_s: examples learned from per second, lately.
+        step, num_steps: optimizer steps taken, and steps of the whole run.
+        samples_per_s: recent training examples per second.
         loss: mean negative log-probability per token, of this step.
         accuracy: of the latest validation, or None.
     """
@@ -74,18 +74,18 @@ class Trainer:
     """One run.
 
     Args:
-        experiment: resolved (no `None` that decides anything), with a name.
+        experiment: resolved (no `None` left to decide), with a name.
         opened: the base model; its weights are adapted in place.
         splits: the data.
 
     Attributes:
         plan: what learns.
         prompts: of the first epoch and of the later ones.
-        reader: which example comes when, in what shape, and what it teaches.
+        reader: the training items, in order.
         validator: measures accuracy; None without validation images.
-        features: the cache of image features, or why there is none.
+        features: the cache of image features, or the reason there is none.
 
-    Raises DataError without training images, and ConfigError for settings that the base cannot follow.
+    Raises DataError without training images, and ConfigError for settings that the base does not support.
     """
 
     def __init__(self, experiment: Experiment, opened: OpenedModel, splits: Splits) -> None:
@@ -113,7 +113,7 @@ class Trainer:
         self.features: FeatureCache | Refusal = Refusal("no step was taken.")
 
     def _validator(self) -> Validator | None:
-        """With the prompts of the later epochs, as after training."""
+        """A validator with the prompts of the later epochs, as after training."""
         if not self.splits.validation:
             return None
         section, labels = self.experiment.task.after_first_epoch(), self.splits.labels
@@ -158,7 +158,7 @@ class Trainer:
         return self.progress
 
     def _fit(self, folder: RunFolder, checkpoints: RunCheckpoints, on_step: Callable[[StepEvent], None]) -> None:
-        """Every step still to take, with validation and checkpoints between them."""
+        """Every remaining step, with validation and checkpoints between them."""
         train, progress = self.experiment.train, self.progress
         started = time.perf_counter() - progress.seconds
         recent: list[tuple[float, int]] = []
@@ -202,7 +202,7 @@ class Trainer:
         return StepResult(total / weight, grad_norm, sum(map(len, micro_batches)), weight)
 
     def steps(self) -> Iterator[list[list[TrainItem]]]:
-        """The micro-batches of every optimizer step still to take."""
+        """The micro-batches of every remaining optimizer step."""
         train = self.experiment.train
         assert train.batch_size is not None
         num = 0 if self.is_finished else self.num_steps - self.progress.step
@@ -247,7 +247,7 @@ class Trainer:
                 self.features.close()
 
     def _measure(self, folder: RunFolder, kind: str) -> Validation:
-        """Validate the model as it is."""
+        """Validate the current model."""
         assert self.validator is not None
         started = time.perf_counter()
         with merged(self.model):
@@ -273,7 +273,7 @@ class Trainer:
         return validation.accuracy
 
     def _average(self, folder: RunFolder, checkpoints: RunCheckpoints) -> None:
-        """The mean of the last checkpoints: validated, and the best if it is better than every step was."""
+        """The mean of the last checkpoints: validated, and marked best if it beats every step."""
         average = checkpoints.average()
         if average is None or self.validator is None:
             return
@@ -293,13 +293,13 @@ class Trainer:
 
 
 def _rate(recent: list[tuple[float, int]]) -> float:
-    """Images a second, from (seconds so far, images) of the latest steps."""
+    """Images per second, from (seconds so far, images) of the latest steps."""
     seconds = recent[-1][0] - recent[0][0]
     return round(sum(count for _, count in recent[1:]) / seconds, 2) if seconds > 0 else 0.0
 
 
 def run_record(trainer: Trainer, started: str) -> RunRecord:
-    """What is known of a run besides its experiment, before, during or after training.
+    """What is known about a run besides its experiment, before, during or after training.
 
     Args:
         started: time of the run's first session.

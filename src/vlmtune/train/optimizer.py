@@ -1,4 +1,4 @@
-"""The optimizer of a run: AdamW over what the plan lets learn, each role at its rate, on the run's schedule."""
+"""The optimizer of a run: AdamW over the plan's trainable parameters, each role at its rate, on the run's schedule."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class ScheduledOptimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the first group, at the latest step."""
+        """The first group's rate, at the latest step."""
         return float(self.adamw.param_groups[0]["lr"])
 
     def step(self, step: int, *, learn: bool = True) -> float:
-        """Take optimizer step number ``step`` (from 0) along the gradients there are, and clear them.
+        """Take optimizer step number ``step`` (from 0) along the accumulated gradients, and clear them.
 
         Args:
             learn: False leaves the weights as they are (a trial).

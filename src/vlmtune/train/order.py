@@ -17,10 +17,10 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
 
 
 def balanced_order(strata: Sequence[str], seed: int, epoch: int) -> list[int]:
-    """As many examples as there are, every label equally often (but for one where it does not come out even).
+    """As many slots as examples, every label equally often (up to one where the division is not even).
 
     A label with more examples than its share is sampled without replacement, one with fewer repeats all of them
-    before any comes once more.
+    before any recurs.
     """
     draw = np.random.default_rng((seed, epoch))
     members: dict[str, list[int]] = {}
@@ -37,7 +37,7 @@ def balanced_order(strata: Sequence[str], seed: int, epoch: int) -> list[int]:
 
 
 def grouped_order(groups: Sequence[str], seed: int, epoch: int) -> list[int]:
-    """A permutation in which the examples of one group (questions about one image) stand next to each other.
+    """A permutation in which the examples of one group (questions about one image) are adjacent.
 
     Groups are in a random order, and so are the examples within each.
     """
@@ -68,14 +68,14 @@ class Slot:
 
 
 class Order:
-    """In which order a run sees its examples: pass after pass, without end.
+    """The order in which a run sees its examples: pass after pass, without end.
 
     Args:
         num_examples: of the training split; a pass has as many slots.
         seed: of the run.
         strata: each example's label, to show every label equally often; None shows each example once a pass.
         groups: each example's image, to show the questions about it one after the other.
-        alike: what is asked of each example; a mixed image can be asked only what is asked of both.
+        alike: each example's question; only images with the same question are mixed.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class Order:
         self._partners = lru_cache(maxsize=2)(self._partners_of)
 
     def slots(self, first: int, count: int) -> Iterator[Slot]:
-        """``count`` slots from number ``first`` of the whole run on. Passes follow each other without a gap, so that
-        every micro-batch cut from them is full."""
+        """``count`` slots from number ``first`` of the whole run on. Passes follow each other without a gap, so
+        every micro-batch is full."""
         for number in range(first, first + count):
             epoch, position = divmod(number, self.num_examples)
             yield Slot(self.epoch(epoch)[position], epoch, position)
 
     def partner(self, slot: Slot, draw: np.random.Generator) -> int:
-        """Another example for that of a slot, drawn as the pass shows them (balanced, where it is)."""
+        """Another example for that of a slot, drawn as in the pass (balanced, if it is)."""
         if self._alike is None:
             candidates = self.epoch(slot.epoch)
         else:
@@ -113,7 +113,7 @@ class Order:
         return candidates[draw.integers(len(candidates))]
 
     def _partners_of(self, epoch: int) -> dict[Hashable, list[int]]:
-        """What is asked -> the examples of a pass that ask it."""
+        """Question -> the examples of a pass that ask it."""
         assert self._alike is not None
         members: dict[Hashable, list[int]] = {}
         for example in self.epoch(epoch):

@@ -1,4 +1,4 @@
-"""What is checked before the first step: what will be learned, from what, and at what cost.
+"""Checks before the first step: what will be learned, from what, and at what cost.
 
 In: a `Trainer` that has not begun. Out: findings, for `preflight.json` and for the terminal. `train` runs it first.
 """
@@ -51,7 +51,7 @@ class Preflight:
         return {"findings": [asdict(finding) for finding in self.findings]}
 
     def raise_errors(self) -> None:
-        """Raises DataError with every finding that forbids the run."""
+        """Raise DataError with every finding that forbids the run."""
         errors = [finding.message for finding in self.findings if finding.level == "error"]
         if errors:
             raise DataError("preflight found:\n" + "\n".join(f"  {message}" for message in errors))
@@ -134,7 +134,7 @@ def _random_changes(trainer: Trainer) -> list[Finding]:
 
 
 def _protected(trainer: Trainer) -> list[Finding]:
-    """Images that some changes leave out, because their answers depend on what would change."""
+    """Images that some changes skip, because their answers depend on what would change."""
     augmentation, labels, examples = trainer.reader.augmentation, trainer.splits.labels, trainer.splits.train
     rules: tuple[tuple[bool, Callable[[LabelSet], str | None], Callable[[Example], bool], str, str], ...] = (
         (augmentation.alters_sides, sided_labels, has_sides, "sides or writing", "not flipped or turned far"),
@@ -154,7 +154,7 @@ def _protected(trainer: Trainer) -> list[Finding]:
 
 
 def _tokens(trainer: Trainer) -> list[Finding]:
-    """Image tokens, prompt lengths, how much of them all images share, and what two options would save."""
+    """Image tokens, prompt lengths, the part that all images share, and what two options would save."""
     prompt, counts, rests = trainer.prompts.first, [], []
     sample = None
     for example, image in _read_some(trainer):
@@ -178,7 +178,7 @@ def _tokens(trainer: Trainer) -> list[Finding]:
     assert batch_size is not None
     per_example = num_prefix / batch_size + mean_rest
     options = [({"list_labels": "never"}, "task.list_labels: never", "the model then no longer reads the class list")]
-    # Of a prefix-LM's prompts nothing is shared wherever the image stands.
+    # A prefix-LM's prompts share nothing, wherever the image stands.
     if task.image_position == "first" and not trainer.model.bidirectional_prompt:
         caution = "compare the accuracy: the base may expect the image first"
         options.append(({"image_position": "last"}, "task.image_position: last", caution))
@@ -245,7 +245,7 @@ def _questions(trainer: Trainer) -> list[Finding]:
 
 
 def _images(trainer: Trainer) -> list[Finding]:
-    """Unreadable files, and images that are in training and in test (or validation) at once."""
+    """Unreadable files, and images that are in both training and test (or validation)."""
     splits = trainer.splits
     parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
     # Several questions about one image need to read it once.
@@ -308,7 +308,7 @@ def _cost(trainer: Trainer) -> list[Finding]:
 def _trial_step(trainer: Trainer) -> float:
     """Seconds of one step's work, without its effect.
 
-    Reading is left out, which a run does ahead on other threads; a short step is timed again, since the first call
+    Reading is excluded, since a run reads ahead on other threads; a short step is timed again, since the first call
     allocates.
     """
     micro_batches = next(trainer.steps())
@@ -322,7 +322,7 @@ def _trial_step(trainer: Trainer) -> float:
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    """Bytes that the process has held at most; None where the system does not say."""
+    """Peak memory of the process in bytes; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:

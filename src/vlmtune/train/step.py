@@ -121,7 +121,7 @@ def plan_step(
             included, as the older repos did.
     """
     prompt_weight = 1.0 if loss == "all" else 0.0
-    # Where prompts are learned, each sample has its own: the last token that two would share is followed by two.
+    # Where prompts are learned, each sample has its own: a last shared token would have two successors.
     prompts = PromptPlan.of(
         model, [sample.ids for sample in samples], [sample.image for sample in samples], share=not prompt_weight
     )

@@ -1,4 +1,4 @@
-"""What a run writes to metrics.jsonl, told to Weights & Biases and TensorBoard as well. Called by `vlmtune train`.
+"""Sends what a run writes to metrics.jsonl to Weights & Biases and TensorBoard as well. Called by `vlmtune train`.
 
 Trackers watch the run's folder; the training loop knows nothing of them. Each works in a thread of its own behind a
 queue, so that a service that is slow, gone or broken neither stops nor changes a run: it costs one warning.
@@ -38,10 +38,10 @@ class Tracker(Protocol):
         """A line of metrics.jsonl."""
 
     def rewind(self, step: int) -> None:
-        """The run goes on from ``step``: what was logged after it is measured again."""
+        """The run resumes from ``step``: what was logged after it is measured again."""
 
     def finish(self, run: Path, result: Mapping[str, Any] | None) -> None:
-        """Take the report and the run's figures and end; ``result`` is None for a run that was broken off."""
+        """Take the report and the run's figures and end; ``result`` is None for a run that was interrupted."""
 
 
 class Tracking:
@@ -50,7 +50,7 @@ class Tracking:
     Args:
         folder: whose metrics are watched.
         experiment: resolved; sent along as the configuration.
-        warn: told, once a tracker, that it was lost.
+        warn: called once for each tracker that is lost.
     """
 
     def __init__(self, folder: RunFolder, experiment: Experiment, warn: Callable[[str], None]) -> None:
@@ -77,7 +77,7 @@ class Tracking:
 
 
 def check_installed(section: TrackingSection | None) -> None:
-    """Raises MissingExtraError for a service whose package is not there; before anything is done."""
+    """Raises MissingExtraError for a service whose package is not installed; called before anything else."""
     for name in section.to if section else ():
         if find_spec(name) is None:
             raise MissingExtraError(name, "track")
@@ -110,7 +110,7 @@ class _InBackground:
             tracker = self._start()
             while (work := self._work.get()) is not None:
                 work(tracker)
-        except Exception as error:  # whatever a service does, the run goes on
+        except Exception as error:  # whatever a service does, the run continues
             self._lose(error)
             while self._work.get() is not None:
                 pass
@@ -159,7 +159,7 @@ class WandbTracker:
         self._run.log({"step": record["step"], "epoch": record["epoch"], **dict(_figures(record))})
 
     def rewind(self, step: int) -> None:
-        """Nothing: points are drawn by their `step`, and the same ones are only drawn again."""
+        """Do nothing: points are drawn by their `step`, so repeated ones are only drawn again."""
 
     def finish(self, run: Path, result: Mapping[str, Any] | None) -> None:
         import wandb
@@ -207,12 +207,12 @@ class TensorBoardTracker:
                 writer.add_scalar(f"result/{key}", value, last)
             text = RunLayout(run).report.with_suffix(".md")
             if text.exists():
-                # It draws the curves itself, and shows no SVG: the tables are what a text can bring.
+                # TensorBoard draws the curves itself and shows no SVG: only tables go into the text.
                 writer.add_text("report", text.read_text(encoding="utf-8"), last)
         writer.close()
 
     def _opened(self) -> Any:
-        """The writer; opened when there is something to write, since a resumed run must say what it takes back."""
+        """The writer; opened on the first write, since a resumed run must say from which step it rewinds."""
         if self._writer is None:
             self._writer = self._open(self._folder, purge_step=self._purge_step)
         return self._writer

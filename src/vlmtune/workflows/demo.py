@@ -1,4 +1,4 @@
-"""The whole story on what the package holds: base, fine-tuning on 10 % and on 100 %, baselines, comparison, report."""
+"""All steps on built-in model and data: base, fine-tuning on 10 % and on 100 %, baselines, comparison, report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DemoResult:
 
 
 def run_demo(output: Path, seed: int, observer: Observer = SILENT) -> DemoResult:
-    """Measure the base, train twice, measure again and compare; an earlier demo's folder is never written over."""
+    """Measure the base, train twice, measure again and compare; an earlier demo's folder is never overwritten."""
     started = time.perf_counter()
     folder = _free(output)
     experiments = {name: _experiment(name, fraction, seed, folder) for name, fraction in _RUNS.items()}
@@ -58,7 +58,7 @@ def run_demo(output: Path, seed: int, observer: Observer = SILENT) -> DemoResult
 def _experiment(name: str, fraction: float, seed: int, folder: Path) -> Experiment:
     experiment = Experiment(name=name, seed=seed, output_dir=str(folder))
     experiment.data.fraction = fraction
-    experiment.train.augment = ["shift-rotate"]  # a digit stays a digit; 10 % of the images gain three points by it
+    experiment.train.augment = ["shift-rotate"]  # a digit stays a digit; worth three points at 10 % of the images
     return experiment
 
 

@@ -57,7 +57,7 @@ def evaluate(
 
 
 def choose_checkpoint(option: str | None, from_file: str | None, run: Path, observer: Observer = SILENT) -> Path | None:
-    """The checkpoint of the command line, of the file, or the best of its run; None for the base.
+    """The checkpoint from the command line or the file, else the best of its run; None for the base.
 
     Raises UserError for one that does not exist.
     """
@@ -81,7 +81,7 @@ def measure_baselines(
     """Measure the baselines of an experiment; write them into its folder.
 
     Args:
-        base: the base model's evaluation, if it is elsewhere.
+        base: the base model's evaluation, if it is in another folder.
     """
     layout = RunLayout(run)
     opened = open_base(experiment.model)
@@ -112,7 +112,7 @@ def measure_checkpoints(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate every checkpoint of a run on a split; the figures and their Markdown file.
 
-    What was evaluated before is not evaluated again. The chart goes into the run's report too.
+    Existing evaluations are not repeated. The chart goes into the run's report too.
 
     Raises:
         RunFolderError: no run, or one without a checkpoint. DataError: no images in the split.
@@ -148,7 +148,7 @@ def measure_checkpoints(
 
 
 def _measure_each(run: RunLayout, experiment: Experiment, splits: Splits, observer: Observer) -> dict[str, Any]:
-    """Evaluate what is not evaluated yet, with one opened model whose adapter is exchanged; figures of all."""
+    """Evaluate the remaining checkpoints with one opened model, swapping its adapter; returns the figures of all."""
     checkpoints = run.list_checkpoints()
     if not checkpoints:
         raise RunFolderError(f"{run.path}: this run has no checkpoint yet. Train it first (vlmtune train).")
@@ -182,7 +182,7 @@ def _measure_each(run: RunLayout, experiment: Experiment, splits: Splits, observ
 
 
 def _is_done(folder: Path, checkpoint: Path, examples: list[Example]) -> bool:
-    """Whether this checkpoint, as it is now, was measured on these images."""
+    """Whether this checkpoint, in its current state, was measured on these images."""
     if facts_if_of(folder, fingerprint(examples)) is None:
         return False
     return (folder / FACTS_FILE).stat().st_mtime_ns >= (checkpoint / WEIGHTS_FILE).stat().st_mtime_ns

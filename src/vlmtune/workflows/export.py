@@ -34,9 +34,9 @@ def export_run(
         output: default: RUN/export/FORMAT.
         bounds: what the gate accepts.
         num_images: held-out images that the gate asks about.
-        overrides: KEY=VALUE for the run's configuration, such as another place of the data.
+        overrides: KEY=VALUE for the run's configuration, such as another location of the data.
 
-    Returns what was refused as well: see `Verdict.is_accepted`. Raises UserError: see `export.run.export`.
+    A refused export is returned too: see `Verdict.is_accepted`. Raises UserError: see `export.run.export`.
     """
     format_ = find_format(format_name)
     chosen = choose_dtype(format_, dtype)

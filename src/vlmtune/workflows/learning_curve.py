@@ -27,7 +27,7 @@ def measure_curve(
     """Train and test on each share with each seed, the smallest share first; finished runs are kept.
 
     Returns:
-        The figures, and the page, which is written anew after every run.
+        The figures, and the page, which is rewritten after every run.
     """
     folder = Path(experiment.output_dir) / f"{experiment.name}-learning-curve"
     resolved, splits = load_data(experiment)
@@ -35,7 +35,7 @@ def measure_curve(
         raise UserError("A learning curve needs test images. Check data.test_split and data.test_fraction.")
     measured = fingerprint(measured_examples(resolved.evaluate, splits))
     base_folder = RunLayout(folder).evaluation("test", "base")
-    # One of other images is of an earlier curve with other data or another limit.
+    # One of other images belongs to an earlier curve with other data or another limit.
     if facts_if_of(base_folder, measured) is None:
         evaluate(resolved, splits, checkpoint=None, folder=folder, observer=observer)
     base = read_evaluation(base_folder)

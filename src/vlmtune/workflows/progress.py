@@ -1,4 +1,4 @@
-"""What a workflow tells whoever watches it: how much is done, messages, and the findings of the preflight.
+"""What a workflow reports to its observer: how much is done, messages, and the findings of the preflight.
 
 The command line draws bars and prints lines from it (`cli.console`), a notebook its own, the Python API nothing.
 """
@@ -21,23 +21,23 @@ class Progress(Protocol):
         """Count ``num`` more as done."""
 
     def update(self, done: float, note: str | None = None) -> None:
-        """Set how much is done in all, with a note such as "loss 0.31"."""
+        """Set the total done so far, with a note such as "loss 0.31"."""
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
 
 
 class Observer(Protocol):
     """Receives everything that a workflow reports."""
 
     def progress(self, description: str, total: float, unit: str) -> AbstractContextManager[Progress]:
-        """The progress of one part, counted in ``unit``, for as long as the block lasts."""
+        """Progress of one part, counted in ``unit``, for the duration of the block."""
 
     def message(self, text: str, level: Level = "info") -> None:
-        """A sentence about what goes on."""
+        """Report a sentence about what is happening."""
 
     def finding(self, level: Literal["ok", "warning", "error"], name: str, message: str) -> None:
-        """One check of the preflight and its outcome."""
+        """Report one preflight check and its outcome."""
 
 
 class _NoProgress:

@@ -1,4 +1,4 @@
-"""Many short trainings of one experiment, each with other settings: started, pruned, compared, written down.
+"""Many short trainings of one experiment with different settings: started, pruned, compared, recorded.
 
 In: an experiment with its search space. Out: the figures of all trials and the folder they are in. Called by
 `vlmtune search`.
@@ -39,7 +39,7 @@ MOST_FAILURES_IN_A_ROW = 3
 def run_search(
     experiment: Experiment, *, num_trials: int, num_jobs: int = 1, observer: Observer = SILENT
 ) -> tuple[dict[str, Any], Path]:
-    """Run the trials that are left; the figures and the folder, written anew after every trial."""
+    """Run the remaining trials; returns the figures and the folder, rewritten after every trial."""
     check_installed(experiment.tracking)
     folder = Path(experiment.output_dir) / f"{experiment.name}-search"
     resolved, splits = load_data(experiment)
@@ -60,7 +60,7 @@ def run_search(
 
 
 class _Workers:
-    """The processes of the trials that run now. Use as a context manager: leaving it ends them."""
+    """The processes of the running trials. Use as a context manager: leaving it ends them."""
 
     def __init__(self, search: Search, num_jobs: int, bar: Progress) -> None:
         self.search, self.num_jobs, self.bar = search, num_jobs, bar
@@ -79,7 +79,7 @@ class _Workers:
             process.join()
 
     def fill(self, num_trials: int) -> bool:
-        """Start trials in the slots that are free, as far as any are left; whether one is running."""
+        """Start remaining trials in free slots; returns whether any is running."""
         for slot in range(self.num_jobs):
             if slot not in self._processes and self.search.num_done + len(self._processes) < num_trials:
                 number, point = self.search.ask()
@@ -97,7 +97,7 @@ class _Workers:
         return bool(self._processes)
 
     def collect(self) -> bool:
-        """Wait for a second at most, show progress, and settle trials whose process has ended; whether one had."""
+        """Wait a second at most, show progress, settle trials whose process has ended; returns whether one had."""
         wait([process.sentinel for _, process in self._processes.values()], timeout=1.0)
         ended = {slot: number for slot, (number, process) in self._processes.items() if not process.is_alive()}
         for slot, number in ended.items():
@@ -111,7 +111,7 @@ class _Workers:
         return bool(ended)
 
     def _settle(self, record: TrialRecord) -> None:
-        """Raises UserError where trial after trial fails."""
+        """Record the outcome of a trial. Raises UserError where trial after trial fails."""
         if record.outcome == "running":
             self.bar.message(f"trial {record.number}: its process was killed; it is tried again")
             self.search.kill(record.number)
@@ -145,7 +145,7 @@ def trial_name(number: int) -> str:
 
 
 def _environment(slot: int, num_jobs: int) -> dict[str, str]:
-    """Processors, and devices where there are several, are shared out between the trials of a time."""
+    """Processors, and devices if there are several, are divided among concurrent trials."""
     if num_jobs == 1:
         return {}
     import torch
@@ -185,7 +185,7 @@ def _against_runner_up(search: Search, splits: Splits, observer: Observer) -> di
 
 
 def _write(search: Search, num_planned: int, num_validation: int, against: dict[str, Any] | None) -> dict[str, Any]:
-    """The figures of a search as it stands, its files and the best configuration."""
+    """Write the current figures of a search, its files and the best configuration."""
     records = [record for record in search.trials() if record.outcome not in ("waiting", "running")]
     order = ("finished", "pruned", "failed", "killed")
     records.sort(key=standing, reverse=True)

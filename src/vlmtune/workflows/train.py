@@ -91,7 +91,7 @@ def train_stages(
 ) -> dict[str, RunResult]:
     """Train the stages one after the other; finished ones are left as they are when resuming.
 
-    Returns stage -> result. Raises RunFolderError for a run in the way, before anything is trained.
+    Returns stage -> result. Raises RunFolderError if a run already exists, before anything is trained.
     """
     folders = {stage: Path(experiment.output_dir) / str(experiment.name) for stage, experiment in stages.items()}
     for stage, folder in folders.items():
@@ -103,9 +103,9 @@ def train_stages(
     results = {}
     for number, (stage, experiment) in enumerate(stages.items(), start=1):
         observer.message(f"stage {number} of {len(stages)}: {stage}")
-        # The first has to be there when resuming; a later one may not have been reached.
+        # The first must exist when resuming; a later one may not have been reached.
         is_resumed = resume and (number == 1 or RunLayout(folders[stage]).is_run)
-        # The base is what the last stage is compared with.
+        # The last stage is compared with the base.
         results[stage] = train(experiment, resume=is_resumed, with_base=number == len(stages), observer=observer)
     return results
 
@@ -125,7 +125,7 @@ def run_preflight(trainer: Trainer, observer: Observer) -> Preflight:
 
 
 def can_resume(run: Path) -> bool:
-    """Whether a run was begun and has a checkpoint to resume from; one without is removed and begins again."""
+    """Whether a run was begun and has a checkpoint to resume from; one without is removed and starts over."""
     layout = RunLayout(run)
     if layout.is_run and not layout.list_checkpoints():
         shutil.rmtree(run)
@@ -133,7 +133,7 @@ def can_resume(run: Path) -> bool:
 
 
 def _learn(trainer: Trainer, folder: RunFolder, observer: Observer, *, resume: bool, on_step: OnStep | None) -> None:
-    """All steps that are left."""
+    """Run all remaining steps."""
     with observer.progress(f"train {trainer.experiment.name}", trainer.num_steps, "steps") as progress:
 
         def advance(event: StepEvent) -> None:
@@ -146,7 +146,7 @@ def _learn(trainer: Trainer, folder: RunFolder, observer: Observer, *, resume: b
 
 
 def _result(trainer: Trainer, folder: RunFolder) -> RunResult:
-    """What training reached; the test is still to be measured."""
+    """The result of training; the test split is not measured yet."""
     progress = trainer.progress
     return RunResult(
         run=str(folder.path),

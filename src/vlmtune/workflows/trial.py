@@ -28,7 +28,7 @@ class TrialTask:
 
     Attributes:
         search: the folder of the search. number: of the trial. pruner: its name in the experiment file.
-        experiment: plain values of the trial's own experiment.
+        experiment: the trial's experiment as plain values.
         environment: changes to the process's environment.
         log: receives what the trial prints.
     """
@@ -63,7 +63,7 @@ def run_trial(task: TrialTask) -> None:
 
 
 def train_trial(handle: TrialHandle, values: Mapping[str, Any]) -> None:
-    """Train the experiment with these values, and end early where the search says so."""
+    """Train the experiment with these values, and end early if the search prunes it."""
     from vlmtune.config.schema import Experiment
     from vlmtune.workflows.train import train
 

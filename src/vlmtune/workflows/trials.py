@@ -1,8 +1,8 @@
-"""The trials of a search on disk: what to try next, which trial falls behind, what decides accuracy.
+"""The trials of a search on disk: what to try next, what to prune, and which keys matter.
 
 In: an experiment and its space. Out: points to try, and records of all trials. Optuna proposes, prunes and stores: a
-journal file in the search's folder, which the search and the process of each trial open side by side. A trial reports
-to the journal by itself (`TrialHandle`); the search only asks, reads, and repeats what was killed.
+journal file in the search's folder, which the search and each trial's process open concurrently. A trial reports
+to the journal by itself (`TrialHandle`); the search only proposes, reads, and repeats killed trials.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class TrialRecord:
     Attributes:
         outcome: `killed` is repeated as another trial; `failed` (a loss that is not finite) is not.
         point: what it varies.
-        accuracy: best validation accuracy; of a pruned trial until it was ended.
+        accuracy: best validation accuracy; for a pruned trial, until it was ended.
         history: validation accuracies so far.
-        details: `loss`, `steps`, `seconds`, `error`, `repeat_of`, `num_validations`, as far as there are any.
+        details: `loss`, `steps`, `seconds`, `error`, `repeat_of`, `num_validations`, where present.
     """
 
     number: int
@@ -65,14 +65,14 @@ class Search:
     """One search, new or continued.
 
     Args:
-        folder: of the search; made if it is not there.
-        experiment: as loaded, nothing decided; what a point leaves alone stays to be decided for each trial.
+        folder: of the search; created if missing.
+        experiment: as loaded, not resolved; keys that a point does not set are decided for each trial.
         resolved: with every decision made.
 
     Attributes:
-        space: what is varied, whole.
+        space: everything that is varied.
 
-    Raises MissingExtraError without Optuna, RunFolderError where the folder holds another search or one at work.
+    Raises MissingExtraError without Optuna, RunFolderError where the folder holds another search or a running one.
     """
 
     def __init__(self, folder: Path, experiment: Experiment, resolved: Experiment) -> None:
@@ -103,7 +103,7 @@ class Search:
         self._settle(resolved)
 
     def _check_same(self) -> None:
-        """Write what is searched, or compare it with what was."""
+        """Write the description of the search, or compare it with the stored one."""
         path = self.folder / "config.yaml"
         if not path.exists():
             path.write_text(dump(self.experiment), encoding="utf-8")
@@ -141,7 +141,7 @@ class Search:
         self._study.enqueue_trial(trial.params, user_attrs={"repeat_of": number})
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """The next trial's number and point. What it proposes depends on the seed and the trials before it alone."""
+        """The next trial's number and point. Proposals depend only on the seed and the earlier trials."""
         from optuna.samplers import RandomSampler, TPESampler
 
         is_random = self._settings.sampler == "random"
@@ -151,7 +151,7 @@ class Search:
         return trial.number, self._point(trial.params)
 
     def kill(self, number: int) -> None:
-        """A trial's process died without a word: tried again, and given up when it keeps dying."""
+        """Record that a trial's process died without a result: retried, and given up if it keeps dying."""
         records = self.trials()
         ends = [record for record in records if record.number == number or record.outcome == "killed"]
         same = [record for record in ends if record.point == records[number].point]
@@ -208,7 +208,7 @@ class Search:
 
 
 class TrialHandle:
-    """One trial, in the hands of the process that trains it."""
+    """One trial, as seen by the process that trains it."""
 
     def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
         self._study, self._trial = study, trial
@@ -228,13 +228,13 @@ class TrialHandle:
         self._trial.set_user_attr("num_validations", num_validations)
 
     def report(self, accuracy: float) -> bool:
-        """Add a validation; whether the trial should end here."""
+        """Record a validation; returns whether the trial should end here."""
         self._num_reported += 1
         self._trial.report(accuracy, self._num_reported)
         return bool(self._trial.should_prune())
 
     def finish(self, accuracy: float, details: Mapping[str, Any], *, is_pruned: bool) -> None:
-        """The trial came to its end, or was ended."""
+        """Record that the trial finished or was pruned."""
         from optuna.trial import TrialState
 
         for key, value in details.items():
@@ -245,7 +245,7 @@ class TrialHandle:
             self._study.tell(self._trial, accuracy)
 
     def fail(self, error: str) -> None:
-        """The trial cannot be trained as configured: its loss is not finite, it does not fit."""
+        """Record that the trial cannot be trained as configured: its loss is not finite, or it does not fit."""
         from optuna.trial import TrialState
 
         self._trial.set_user_attr("error", error)
@@ -253,7 +253,7 @@ class TrialHandle:
 
 
 def standing(record: TrialRecord) -> tuple[float, float, int]:
-    """What trials are ranked by: accuracy, of equal ones the lower loss, then the earlier."""
+    """The ranking key of trials: accuracy, then the lower loss, then the earlier trial."""
     loss = record.details.get("loss")
     return record.accuracy or 0.0, -(loss if loss is not None else float("inf")), -record.number
 
@@ -266,7 +266,7 @@ def _claim_search(folder: Path) -> IO[bytes]:
 
 
 def _storage(folder: Path) -> optuna.storages.BaseStorage:
-    """The journal; its lock is a file that is opened exclusively, for not every drive has links."""
+    """The journal; its lock is a file opened exclusively, since not every drive supports links."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
