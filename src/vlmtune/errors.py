@@ -1,4 +1,4 @@
-"""What the command line prints bare: errors a person can act on, each saying what was found and what to do."""
+"""Errors the user can act on, each saying what was found and what to do. Printed without a traceback."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data source that cannot be used as asked: a missing column, an empty class folder, an unknown label."""
+    """A data source that cannot be used as configured: a missing column, an empty class folder, an unknown label."""
 
 
 class UnreadableImageError(DataError):
-    """One image that cannot be decoded. Callers count and list these; they never drop them in silence."""
+    """One image that cannot be decoded. Callers count and list these; they never drop them silently."""
 
     def __init__(self, source: str | Path, reason: str) -> None:
         super().__init__(f"{source}: cannot read this image ({reason}). Replace or remove the file.")
@@ -41,7 +41,7 @@ class AdapterError(UserError):
 
 
 class RunFolderError(UserError):
-    """A run folder that exists, cannot be written, or lacks what is asked of it."""
+    """A run folder that exists, cannot be written, or lacks something required."""
 
 
 class MissingExtraError(UserError):

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and JSON that is read with a message that helps.
+"""Files and folders that are written whole or not at all, and JSON with helpful errors.
 
 In: paths and values. Out: files. Called by whatever writes into a run folder, an export or a cache; no torch.
 
@@ -57,7 +57,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def temporary_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``, for the caller to rename; it is removed if it was not.
 
-    Raises UserError if it cannot be made. What fails inside the block is not explained: it need not be the writing.
+    Raises UserError if it cannot be made. Errors inside the block are not translated: they need not come from writing.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with explain_write_errors(path):
@@ -124,8 +124,8 @@ def read_json(
     """Read a JSON file that holds an object.
 
     Args:
-        error: what is raised for a file that is missing, unreadable, not JSON or no object.
-        advice: what the user should do about it, a sentence.
+        error: raised for a file that is missing, unreadable, not JSON or not an object.
+        advice: a sentence on what the user should do.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from vlmtune.errors import DataError, UnreadableImageError
 class ImageSource:
     """An image that is opened when it is needed: a file, or encoded bytes (a parquet cell, an upload).
 
-    Exactly one of ``path`` and ``data`` is set; ``name`` says in messages which image it is.
+    Exactly one of ``path`` and ``data`` is set; ``name`` identifies the image in messages.
     """
 
     path: Path | None = None
@@ -84,7 +84,7 @@ class Example:
     """One image with its accepted answers, and with a question where the task asks one.
 
     ``answers`` holds the stored label (classification: exactly one) or every annotator's answer (VQA: up to ten, and
-    none where a test set keeps them to itself).
+    none where a test set withholds them).
     ``id`` is unique and stable within a data set: a path relative to the source, or ``split/row``.
     """
 
@@ -120,14 +120,14 @@ def clean_label(text: str) -> str:
 
 
 def usable_answers(answers: Iterable[str], closed: Container[str] | None = None) -> list[str]:
-    """The answers that can be learned, cleaned: those that are not empty, and in the closed set if there is one."""
+    """The answers to learn from, cleaned: nonempty ones, in the closed set if there is one."""
     cleaned = map(clean_label, answers)
     return [answer for answer in cleaned if answer and (closed is None or answer in closed)]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """The closed set of answers: stored names in a fixed order, and the text the model is shown and scored on.
+    """The closed set of answers: stored names in a fixed order, and the surface forms the model is shown and scored on.
 
     ``shown[i]`` are the surface forms of ``stored[i]``: the first is listed in prompts and trained on, all are scored.
     """
@@ -137,11 +137,11 @@ class LabelSet:
 
     @classmethod
     def build(cls, stored: Iterable[str], names: Mapping[str, str | Sequence[str]] | None = None) -> LabelSet:
-        """Clean labels and names, and drop surface forms of a label that are then equal.
+        """Clean labels and names, and drop duplicate surface forms of a label.
 
         Args:
             stored: the labels in their order.
-            names: stored label -> what the model is shown for it; a label without a name is shown as it is.
+            names: stored label -> what the model is shown for it; a label without a name is shown unchanged.
 
         Raises:
             DataError: a label twice, an empty label or name, or two labels that share a surface form.

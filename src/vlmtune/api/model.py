@@ -100,7 +100,7 @@ class Model:
 
     @cached_property
     def _open_answers(self) -> Predictor:
-        """The same model, asked for text."""
+        """The same model, generating text."""
         return Predictor(self._predictor.opened, TaskSection(type="text"), None, self._predictor.batch_size)
 
     def _run(self, predictor: Predictor, images: ImageLike, question: str | None) -> Prediction | Predictions:
@@ -117,10 +117,10 @@ def load(source: str | PathLike[str], *, labels: Sequence[str] | None = None, ba
     """Open a model with its task.
 
     Args:
-        source: a run folder (its best checkpoint is meant), a checkpoint, an exported or model folder, a hub id, or
+        source: a run folder (stands for its best checkpoint), a checkpoint, an exported or model folder, a hub id, or
             `builtin:tiny`.
-        labels: the closed set to choose among; default: the one the model was trained with, and open answers where
-            nothing says which there are.
+        labels: the closed set to choose among; default: the one the model was trained with, or open answers if it
+            has none.
         batch_size: images at once; default: from the length of the prompt.
 
     Raises UserError: source not found, files that do not fit.
@@ -133,7 +133,7 @@ def load(source: str | PathLike[str], *, labels: Sequence[str] | None = None, ba
 
 
 def predict_each(predictor: Predictor, images: Iterable[ImageSource], question: str | None) -> Iterator[Prediction]:
-    """A prediction for every image, as they come: images are read ahead and computed in batches."""
+    """A prediction for every image, lazily: images are read ahead and computed in batches."""
     waiting: deque[ImageSource] = deque()
 
     def queries() -> Iterator[Query]:
@@ -159,7 +159,7 @@ def predict_each(predictor: Predictor, images: Iterable[ImageSource], question: 
 
 
 def image_sources(images: ImageLike) -> tuple[list[ImageSource], bool]:
-    """Images of any accepted kind, and whether a single one was meant. Raises UserError for anything else."""
+    """The images as sources, and whether a single one was given. Raises UserError for anything else."""
     if isinstance(images, str | PathLike):
         path = str(images)
         return list(image_inputs([path], allow_urls=False)), Path(path).expanduser().is_file()
@@ -204,7 +204,7 @@ def _source(image: object, name: str) -> ImageSource:
 
 
 def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
-    """Raises UserError: floats are not accepted, since nothing says whether white is 1 or 255."""
+    """Raises UserError: floats are not accepted, since white could be 1 or 255."""
     if array.dtype != np.uint8:
         raise UserError(
             f"{name}: found an array of {array.dtype}; expected uint8, 0 to 255. Of floats from 0 to 1: "

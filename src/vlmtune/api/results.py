@@ -1,4 +1,4 @@
-"""What a model says about images, to read, to print, to show in a notebook and to put into a table. No torch."""
+"""A model's predictions for images: attributes, text, notebook display and tables. No torch."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about one image.
+    """A model's prediction for one image.
 
     Attributes:
-        image: the image's name: its path, or its place in what was given.
+        image: the image's name: its path, or its position in the input.
         answer: the most probable label of a closed set, or the generated text; None if the image cannot be read.
         probabilities: label -> probability, the most probable first; they sum to 1. Empty for generated text.
-        question: what was asked, where the task does not say so itself.
+        question: the question, if the task has no fixed one.
         error: why the image cannot be read.
     """
 
@@ -108,7 +108,7 @@ class Predictions(Sequence[Prediction]):
         return "\n".join(["Predictions([", *lines, "])"])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row an image: image, answer, probability, error, question if there is one, and a column a label.
+        """One row per image: image, answer, probability, error, question if there is one, and a column per label.
 
         Raises UserError if pandas is not installed.
         """

@@ -44,7 +44,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Run:
-    """A run folder. Made by `train`, or from its path."""
+    """A run folder, as returned by `train` or opened from its path."""
 
     def __init__(self, path: PathOrName) -> None:
         self.path = Path(path)
@@ -56,12 +56,12 @@ class Run:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """What was trained, with every key decided."""
+        """The resolved experiment."""
         return load_experiment(self.path, must_exist=False)
 
     @property
     def figures(self) -> RunResult:
-        """What the run reached. Raises RunFolderError while it is unfinished."""
+        """The run's results. Raises RunFolderError while it is unfinished."""
         result = read_record(self.path).result
         if result is None:
             raise RunFolderError(f"{self.path}: this run is unfinished. Continue it: train(experiment, resume=True).")
@@ -121,7 +121,7 @@ class Figures:
 
 
 class Evaluation:
-    """An evaluation folder. Made by `evaluate`, or from its path."""
+    """An evaluation folder, as returned by `evaluate` or opened from its path."""
 
     def __init__(self, folder: PathOrName) -> None:
         self.folder = evaluation_folder(Path(folder))
@@ -134,7 +134,7 @@ class Evaluation:
 
     @property
     def figures(self) -> Figures:
-        """Accuracy and whatever else the task has."""
+        """Accuracy and the task's other metrics."""
         values = {**self.facts["metrics"], "seconds": self.facts.get("seconds", 0.0)}
         known: dict[str, Any] = {item.name: values.get(item.name) for item in fields(Figures)}
         if known["accuracy_interval"] is not None:
@@ -142,7 +142,7 @@ class Evaluation:
         return Figures(**known)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row an example: id, truth, prediction and what else was stored. Raises UserError without pandas."""
+        """One row per example: id, truth, prediction and what else was stored. Raises UserError without pandas."""
         import_pandas()
         return read_parquet(self.folder / PREDICTIONS_FILE, ()).to_pandas()
 
@@ -168,7 +168,7 @@ class Comparison:
         first, second: names.
         difference: accuracy of the second minus that of the first, with its 95 % ``interval``.
         p_value: of the paired test.
-        figures: everything that `vlmtune compare --json` gives.
+        figures: the output of `vlmtune compare --json`.
     """
 
     first: str
@@ -228,13 +228,13 @@ def evaluate(
     """Measure a model on a whole split and write an evaluation folder into the run's folder.
 
     Args:
-        model: a run or its path (the best checkpoint is meant), a checkpoint's folder, a `Model` opened from one of
-            these; or an experiment, whose base model is meant.
+        model: a run or its path (its best checkpoint), a checkpoint's folder, a `Model` opened from one of
+            these; or an experiment, for its base model.
         split: train, validation or test.
         limit: at most this many examples, stratified by label.
-        experiment: whose data are used; default: those of the run.
+        experiment: provides the data; default: the run's.
 
-    Raises UserError: no such run; or the model has learned from images that it would be measured on.
+    Raises UserError: no such run; or the model was trained on images of this split.
     """
     checkpoint: Path | None = None
     if isinstance(model, Experiment | Mapping):
@@ -289,7 +289,7 @@ def export(
 ) -> Export:
     """Ship a run as `peft`, `merged` or `gguf`, judged by the export gate; arguments as of `vlmtune export`.
 
-    Raises UserError: the export answers otherwise than the trained model, or the folder is taken.
+    Raises UserError: the export's answers differ from the trained model's, or the folder is taken.
     """
     made = export_run(
         _path(run),
@@ -316,8 +316,8 @@ def serve(
 
     Args:
         model: a run, or whatever `load` opens.
-        labels: instead of those that the model was trained with.
-        port: 0 takes a free one.
+        labels: replace those that the model was trained with.
+        port: 0 picks a free one.
         background: return at once, with a server to `stop`; otherwise serve until interrupted.
 
     Raises UserError: the address cannot be listened on. MissingExtraError: a package of the extra `serve` is missing.

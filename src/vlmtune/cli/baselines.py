@@ -1,4 +1,4 @@
-"""`vlmtune baselines`: what needs no image, and what the frozen vision features alone would give."""
+"""`vlmtune baselines`: without the image, and from the frozen vision features alone."""
 
 from __future__ import annotations
 

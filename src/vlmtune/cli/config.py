@@ -1,4 +1,4 @@
-"""`vlmtune config`: an experiment's file as vlmtune reads it, and everything that is wrong with it."""
+"""`vlmtune config`: an experiment's file as vlmtune reads it, and all its errors."""
 
 from __future__ import annotations
 

@@ -29,12 +29,12 @@ LINE_EVERY_S = 10.0
 
 
 def stderr_console() -> Console:
-    """Where progress, notes and warnings go."""
+    """The console for progress, notes and warnings."""
     return Console(stderr=True, highlight=False)
 
 
 def stdout_console() -> Console:
-    """Where results go. Without a terminal a table is as wide as its content, not cut at 80 columns."""
+    """The console for results. Without a terminal a table is as wide as its content, not cut at 80 columns."""
     return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 
@@ -79,7 +79,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
 
 
 def print_figures(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table of texts; where the terminal is too narrow for it, on its side, or row by row under its first cell."""
+    """Print a table of texts; if the terminal is too narrow, transposed, or row by row under its first cell."""
     cells, width = [list(row) for row in rows], stdout_console().width
     turned = [list(line) for line in zip(columns, *cells, strict=True)]
     if _table_width([list(columns), *cells]) <= width:
@@ -97,9 +97,9 @@ def _table_width(lines: Sequence[Sequence[str]]) -> int:
 
 
 class ProgressBar:
-    """Progress with samples a second and time left: a bar in a terminal, elsewhere a line every ten seconds.
+    """Progress with samples a second and time left: a bar in a terminal, otherwise a line every ten seconds.
 
-    Use as a context manager; `advance` or `update` as work is done, `note` for what stands beside the figures.
+    Use as a context manager; `advance` or `update` as work is done, `note` for text beside the figures.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class ProgressBar:
         self.update(self._done + num, note)
 
     def update(self, done: float, note: str | None = None) -> None:
-        """Say how much is done in all, and what to show beside it, such as "loss 0.31"."""
+        """Set the total done so far, and a note to show beside it, such as "loss 0.31"."""
         self._done = done
         if note is not None:
             self._note = note
@@ -168,7 +168,7 @@ class ProgressBar:
         self._console.print(text, markup=False, highlight=False)
 
     def rate(self) -> float:
-        """Units a second since the start of this session; 0 before the first."""
+        """Units per second since the start of this session; 0 before the first."""
         elapsed = self._clock() - self._started
         return (self._done - self._first) / elapsed if elapsed > 0 else 0.0
 
@@ -187,7 +187,7 @@ class ProgressBar:
 
 
 class _RateColumn(ProgressColumn):
-    """Units a second over the whole session, which is what the time left is judged by."""
+    """Units per second over the whole session, from which the remaining time is estimated."""
 
     def __init__(self, unit: str, rate: Callable[[], float]) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class _RateColumn(ProgressColumn):
 
 
 def _rate(rate: float, unit: str) -> str:
-    """A second, or a minute where a second would show nothing."""
+    """A rate per second, or per minute where it would round to zero."""
     return f"{60 * rate:.1f} {unit}/min" if 0 < rate < 0.1 else f"{rate:.1f} {unit}/s"
 
 
@@ -213,7 +213,7 @@ def _duration(seconds: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Anything a command hands over as JSON's own types."""
+    """A value in JSON's types."""
     if hasattr(value, "model_dump"):
         value = value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -1,4 +1,4 @@
-"""`vlmtune data check CONFIG`: every image and label looked at. `vlmtune data show CONFIG`: what training shows."""
+"""`vlmtune data check CONFIG`: checks every image and label. `vlmtune data show CONFIG`: what training shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlmtune demo`: baseline, fine-tuning on 10 % and on 100 %, comparison and report, on what the package holds."""
+"""`vlmtune demo`: baseline, fine-tuning on 10 % and on 100 %, comparison and report, on built-in model and data."""
 
 from __future__ import annotations
 

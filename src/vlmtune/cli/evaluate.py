@@ -54,7 +54,7 @@ def evaluate(
 
 
 def _print(facts: dict[str, Any]) -> None:
-    """The figures of one evaluation; by type of answer, the choice of scoring and the calibration where it has them."""
+    """The figures of one evaluation; with answer types, the choice of scoring and calibration if present."""
     from vlmtune.report import numbers as w
 
     metrics, limit = facts["metrics"], facts["data"].get("limit")
@@ -83,7 +83,7 @@ def _print(facts: dict[str, Any]) -> None:
 
 
 def _closed_rows(metrics: dict[str, Any]) -> list[list[str]]:
-    """Figures of a closed set of answers that apply to this evaluation."""
+    """The figures for closed answers that apply to this evaluation."""
     from vlmtune.report import numbers as w
 
     rows = [

@@ -1,4 +1,4 @@
-"""The `vlmtune` command: finds the command that was named, loads its module and no other, turns errors into messages.
+"""The `vlmtune` command: loads the module of the named command and no other, and turns errors into messages.
 
 A command's module imports what it needs (torch, datasets…); `vlmtune --help` loads none of them and answers at once.
 """
@@ -22,7 +22,7 @@ from vlmtune.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One row of the help: where the command lives, and what `vlmtune --help` says about it."""
+    """One row of the help: the command's module, and its line in `vlmtune --help`."""
 
     name: str
     target: str
@@ -75,14 +75,14 @@ def build_app(named: str | None) -> typer.Typer:
     """The typer app in which one command is real and the others are lines of the help.
 
     Args:
-        named: the command on the command line; its module is imported. None for none.
+        named: the command on the command line; its module is imported. None imports none.
     """
     app = typer.Typer(
         name="vlmtune",
         help="Make a small vision-language model an expert on your own images, and prove it.",
         no_args_is_help=True,
         add_completion=False,
-        pretty_exceptions_enable=False,  # main() words what a user can act on; the rest keeps its plain traceback
+        pretty_exceptions_enable=False,  # main() explains what users can act on; the rest keep a plain traceback
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
@@ -100,7 +100,7 @@ def build_app(named: str | None) -> typer.Typer:
             app.add_typer(loaded, name=command.name, help=command.help)
         else:
             assert callable(loaded)
-            # The function's docstring is the long help; this line stands in the list.
+            # The function's docstring is the long help; this line is for the list.
             app.command(command.name, short_help=command.help, help=None if loaded.__doc__ else command.help)(loaded)
     return app
 
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(message)
     except Exception as error:
-        # Writers in other languages (safetensors) wrap the system's error in one of their own.
+        # Native writers (safetensors) wrap the system's error in one of their own.
         if "No space left on device" not in str(error):
             raise
         _fail(f"the disk is full ({error}). {_MAKE_ROOM}")
@@ -147,7 +147,7 @@ _STORAGE_ERRORS = {
 
 
 def _explain(error: OSError) -> str | None:
-    """A storage error in words, or None where an OSError is a fault of the program."""
+    """A storage error in words, or None where an OSError is a bug."""
     if error.errno not in _STORAGE_ERRORS:
         return None
     what, advice = _STORAGE_ERRORS[error.errno]

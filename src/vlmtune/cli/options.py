@@ -1,4 +1,4 @@
-"""Arguments and options that several commands take, worded once. No command of its own."""
+"""Arguments and options shared by several commands. Not a command itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LabelsOption = Annotated[
 def open_experiment(
     config: Path, overrides: Sequence[str] | None = None, *, faithful: bool = False, must_exist: bool = True
 ) -> Experiment:
-    """`load_experiment`; of an older repo's file, what became of it is told on stderr."""
+    """`load_experiment`; notes on an older repo's file go to stderr."""
     from vlmtune.config.load import load_experiment
 
     notes: list[str] = []
@@ -47,7 +47,7 @@ def open_experiment(
 
 
 def read_labels(labels: str | None) -> list[str] | None:
-    """The value of `--labels`. Raises UserError: no readable file, no label, or one that is there twice."""
+    """The value of `--labels`. Raises UserError: no readable file, no label, or a repeated one."""
     if labels is None:
         return None
     if labels.startswith("@"):

@@ -1,4 +1,4 @@
-"""`vlmtune predict`: labels with probabilities, or answers, for a person's own images."""
+"""`vlmtune predict`: labels with probabilities, or answers, for the user's images."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def predict(
 
 
 def _as_result(prediction: Prediction, is_closed: bool, top: int | None, abstain_below: float | None) -> Result:
-    """What is printed of one image."""
+    """The printed result of one image."""
     if prediction.error is not None:
         return {"image": prediction.image, "error": prediction.error}
     if not is_closed:
@@ -111,7 +111,7 @@ def _as_result(prediction: Prediction, is_closed: bool, top: int | None, abstain
 
 
 def _print_lines(results: Iterable[Result], width: int) -> Iterator[Result]:
-    """One line an image, names padded to ``width``."""
+    """One line per image, names padded to ``width``."""
     for result in results:
         if "error" in result:
             text = f"error: {result['error']}"
@@ -125,7 +125,7 @@ def _print_lines(results: Iterable[Result], width: int) -> Iterator[Result]:
 
 
 def _print_json(results: Iterable[Result]) -> Iterator[Result]:
-    """A JSON list, an image a line."""
+    """A JSON list, one image per line."""
     before = "[\n"
     for result in results:
         print(before + json.dumps(result, ensure_ascii=False), end="", flush=True)
@@ -135,7 +135,7 @@ def _print_json(results: Iterable[Result]) -> Iterator[Result]:
 
 
 def _print_csv(results: Iterable[Result], labels: Sequence[str] | None) -> Iterator[Result]:
-    """image, label, probability, error and a column a label; for questions image, answer, error."""
+    """image, label, probability, error and a column per label; for questions image, answer, error."""
     fixed = ["image", "answer", "error"] if labels is None else ["image", "label", "probability", "error"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*fixed, *(labels or ())])

@@ -1,4 +1,4 @@
-"""`vlmtune push`: an exported folder to a repository of the hub, after saying what would go."""
+"""`vlmtune push`: an exported folder to a repository of the hub, after listing what to upload."""
 
 from __future__ import annotations
 

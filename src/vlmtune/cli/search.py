@@ -1,4 +1,4 @@
-"""`vlmtune search`: many short trainings of one experiment, each with other settings, for the best on validation."""
+"""`vlmtune search`: many short trainings of one experiment to find the settings that validate best."""
 
 from __future__ import annotations
 

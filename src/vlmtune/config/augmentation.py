@@ -1,7 +1,7 @@
-"""What `train.augment` may say: names of random changes with their settings, and the chains that older names stand for.
+"""The values of `train.augment`: names of random changes with settings, and the chains that older names stand for.
 
 In: text, or a list of names and `{name: {setting: value}}`. Out: the same as one list of steps, chains spelled out.
-`data/augment.py` makes images of it.
+`data/augment/` applies them to images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vlmtune.errors import unknown_name
 
 
 class Setting(NamedTuple):
-    """A number that a change can be given, with its default and its bounds."""
+    """A numeric setting of a change, with its default and bounds."""
 
     default: float
     low: float
@@ -43,7 +43,7 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
 
 
 def _spell_out(value: Any) -> Any:
-    """One text as a list, chains as their changes; what is not of this form is left for pydantic to refuse."""
+    """One text as a list, chains as their changes; anything else is left for pydantic to reject."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
@@ -62,7 +62,7 @@ def settings_of(step: AugmentStep) -> tuple[str, dict[str, float]]:
 
 
 def find_mistakes(steps: Sequence[AugmentStep]) -> Iterator[tuple[int, str]]:
-    """(number of the step, what is wrong with it) for names and settings that do not exist or are out of bounds."""
+    """(number of the step, its error) for names and settings that do not exist or are out of bounds."""
     for index, step in enumerate(steps):
         if isinstance(step, dict) and len(step) != 1:
             yield index, f"found {len(step)} names in one step, expected one: - randaugment: {{magnitude: 9}}."

@@ -1,6 +1,6 @@
-"""Checks across the values of one experiment that types alone cannot express. Called by `load`, free of files.
+"""Checks across the values of one experiment that types alone cannot express. Called by `load`; reads no files.
 
-In: a typed `Experiment`. Out: (path of the key, what was found and expected) for everything that is wrong.
+In: a typed `Experiment`. Out: (path of the key, what was found and expected) for every error.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _connector(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _without_effect(experiment: Experiment) -> Iterator[Finding]:
-    """Keys that were set to something and would do nothing in this task."""
+    """Keys that are set but have no effect in this task."""
     for key, (has_effect, needs) in HAS_EFFECT.items():
         section_name, name = key.split(".")
         section = getattr(experiment, section_name)
@@ -136,7 +136,7 @@ def _without_effect(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _task(experiment: Experiment) -> Iterator[Finding]:
-    """Keys of another type than the task's."""
+    """Keys that belong to another task type."""
     task = experiment.task
     if task.labels is not None and task.type != "choice":
         instead = {"bool": "The labels of a bool are no and yes.", "score": "Name the levels in task.levels."}

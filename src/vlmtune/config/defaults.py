@@ -1,4 +1,4 @@
-"""What is decided when an experiment leaves a key out: one table, by base model and number of training images.
+"""The defaults of keys that an experiment leaves out: one table, by base model and number of training images.
 
 In: an `Experiment` with `None`s and the counts of its data. Out: the same experiment with every decision in place,
 which is what a run folder's config.yaml records. A value that the file sets is never changed. Called by `train`,
@@ -101,7 +101,7 @@ VALIDATIONS_PER_RUN = 10
 
 
 def kind_of(base: str) -> Kind:
-    """Which column of the table a base model reads."""
+    """The table's column for a base model."""
     return "tiny" if base.startswith("builtin:") else "lora"
 
 
@@ -112,7 +112,7 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
         experiment: as loaded; not changed.
         num_train: training images after `data.fraction` and `data.limit`.
         num_labels: size of the label set; 0 for open answers.
-        kind: the column of the table. Default: from `model.base`; a fine-tuned tiny model's folder needs it said.
+        kind: the column of the table. Default: from `model.base`; a fine-tuned tiny model's folder must set it.
 
     Returns a new experiment. Applying it again changes nothing.
     """
@@ -122,7 +122,7 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
     if decided.adapter.targets is None and decided.adapter.parts:
         decided.adapter.targets = []  # `parts: [connector]` means the connector alone
     if decided.adapter.parts is None and decided.adapter.targets is not None:
-        # And `targets: [q_proj]` means LoRA alone, but for a connector that the base does not have: that has to learn.
+        # And `targets: [q_proj]` means LoRA alone, except for a connector that the base lacks, which must be trained.
         decided.adapter.parts = [] if decided.model.connector is None else ["connector"]
     is_open = decided.adapter.targets is None
     for choice in WHAT_LEARNS:
@@ -138,7 +138,7 @@ def apply(experiment: Experiment, *, num_train: int, num_labels: int, kind: Kind
     assert decided.adapter.rank is not None
     _fill(decided, "adapter.alpha", float(ALPHA_PER_RANK * decided.adapter.rank))
     if experiment.train.epochs is None and decided.train.max_steps is not None:
-        # Given in steps: as many passes as those take.
+        # Given in steps: as many passes as they take.
         decided.train.epochs = float(math.ceil(decided.train.max_steps / steps_per_epoch(decided, num_train)))
     every = min(max(1, num_steps(decided, num_train) // VALIDATIONS_PER_RUN), steps_per_epoch(decided, num_train))
     _fill(decided, "train.eval_every", every)
@@ -157,8 +157,8 @@ def _let_connector_learn(decided: Experiment) -> None:
 def _is_aligned(connector: ConnectorSection | None) -> bool:
     """Whether a connector starts from weights that fit the decoder: the base's, or those of a run.
 
-    `linear` and `mlp` count as random where the file does not say what they start from: in a base that has the other
-    kind they are.
+    `linear` and `mlp` without a given start count as random, which they are in a base of the other
+    kind.
     """
     if connector is None:
         return True
@@ -176,7 +176,7 @@ def steps_per_epoch(experiment: Experiment, num_train: int) -> int:
 def num_steps(experiment: Experiment, num_train: int) -> int:
     """Optimizer steps of the whole run: `train.epochs` passes, cut at `train.max_steps`. Both must be decided."""
     assert experiment.train.epochs is not None, "apply() first"
-    # Rounded before the ceiling: 3 × 0.1 epochs are not a step more than 0.3.
+    # Rounded before the ceiling: 3 × 0.1 epochs must not be a step more than 0.3.
     steps = max(1, math.ceil(round(experiment.train.epochs * steps_per_epoch(experiment, num_train), 6)))
     return min(steps, experiment.train.max_steps or steps)
 

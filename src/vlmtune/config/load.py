@@ -1,6 +1,6 @@
 """An experiment file and its overrides as a checked `Experiment`, and back to YAML. Called by every command.
 
-Everything that is wrong with a file is reported at once, each with its line (or the override), the key, what was found
+All errors in a file are reported at once, each with its line (or the override), the key, what was found
 and what was expected.
 """
 
@@ -56,11 +56,11 @@ def load_experiment(
 
     Args:
         path: a YAML file, or a run folder, which stands for its `CONFIG_FILE`. Also a file of the older repos.
-        overrides: `key=value` texts such as `train.learning_rate=1e-3`; the value is YAML. For an older file keys of
-            ours, which come last, and keys of its own.
-        must_exist: whether a data source or base model that is a local path has to be there.
-        faithful: of an older file, keep what was a fault there.
-        note: called with every sentence about what became of an older file.
+        overrides: `key=value` texts such as `train.learning_rate=1e-3`; the value is YAML. For an older file, its keys
+            or ours, which are applied last.
+        must_exist: whether a local data source or base model must exist.
+        faithful: keep the faults of an older file.
+        note: called with each note on the conversion of an older file.
 
     Raises ConfigError (InvalidExperimentError for wrong values, all of them at once).
     """
@@ -80,7 +80,7 @@ def load_experiment(
 
 
 def parse_experiment(values: Mapping[str, Any], *, must_exist: bool = True) -> Experiment:
-    """Check an experiment that is given as nested values, in the words and with the shorthands of a file.
+    """Check an experiment given as nested values, with the keys and shorthands of a file.
 
     Raises ConfigError (InvalidExperimentError for wrong values, all of them at once).
     """
@@ -128,7 +128,7 @@ def dump(experiment: Section, *, brief: bool = False) -> str:
     """YAML that `load_experiment` reads back as the same experiment: the schema's order, unset (None) keys left out.
 
     Args:
-        brief: leave out what the file left out, though it has a default.
+        brief: leave out keys that the file left out.
     """
     values = experiment.model_dump(mode="json", exclude_none=True, exclude_unset=brief)
     yaml = YAML(pure=True)
@@ -139,7 +139,7 @@ def dump(experiment: Section, *, brief: bool = False) -> str:
 
 
 def _with_blocks(value: Any) -> Any:
-    """Texts of several lines as `|` blocks, which people can read and edit."""
+    """Multi-line texts as `|` blocks, which are easy to read and edit."""
     if isinstance(value, dict):
         return {key: _with_blocks(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -151,7 +151,7 @@ def _with_blocks(value: Any) -> Any:
 def _settle(
     experiment: Experiment, reader: Reader, folder: Path, must_exist: bool = True, stage: str | None = None
 ) -> None:
-    """Report what is wrong between keys, and make local paths absolute, in place.
+    """Report contradictions between keys, and make local paths absolute, in place.
 
     Args:
         stage: of a two-stage file, in which some sections stand.
@@ -161,7 +161,7 @@ def _settle(
         return (stage, *path) if stage is not None and path[0] in Stage.model_fields else path
 
     reader.report_new((written(path), message) for path, message in find_contradictions(experiment))
-    # Each with the words that stand for something else than a place.
+    # Each with the words that are not paths.
     for owner, path, words in (
         (experiment.data, ("data", "source"), ()),
         (experiment.model, ("model", "base"), ()),
@@ -169,7 +169,7 @@ def _settle(
         (experiment.evaluate, ("evaluate", "checkpoint"), ("base",)),
     ):
         value = None if owner is None else getattr(owner, path[-1])
-        # What the file does not say so was decided here: the folder of a first stage that has yet to run.
+        # A start that the file does not set was decided here: the folder of a first stage that has yet to run.
         if value is None or value in words or reader.written.get(written(path)) != value:
             continue
         try:
@@ -188,9 +188,9 @@ def _translate(
     faithful: bool,
     note: Callable[[str], None],
 ) -> tuple[MappingNode, list[str]]:
-    """An older file as ours would say it, every value at the line of the key it came from; and overrides of our keys.
+    """An older file in our keys, every value at the line of its source; and overrides of our keys.
 
-    Raises InvalidExperimentError for what is wrong with the file in its own terms.
+    Raises InvalidExperimentError for errors in the older file itself.
     """
     names = set(kind.model_fields) - set(Experiment.model_fields)
     own = [override for override in overrides if override.partition("=")[0].strip() in names]
@@ -235,7 +235,7 @@ def _raise_problems(file: Path, reader: Reader) -> None:
 
 
 def _in_order(reader: Reader) -> list[tuple[KeyPath, Problem]]:
-    """By line; what came by override after the file."""
+    """Problems by line; those of overrides after the file's."""
 
     def line(item: tuple[KeyPath, Problem]) -> tuple[bool, int]:
         name, _, number = item[1].place.rpartition(":")
@@ -248,9 +248,9 @@ def _in_order(reader: Reader) -> list[tuple[KeyPath, Problem]]:
 def locate(source: str, folder: Path, must_exist: bool = True) -> str:
     """A local path as an absolute one, looked for in the current directory, then in the experiment file's folder.
 
-    `builtin:…` and names that can be on the hub (`owner/name`) are left as they are when nothing local has that name.
+    `builtin:…` and names that can be on the hub (`owner/name`) are unchanged when nothing local has that name.
 
-    Raises ConfigError for what can only be a local path and is in neither place.
+    Raises ConfigError for a local path that is in neither place.
     """
     if source.startswith("builtin:"):
         return source
@@ -278,7 +278,7 @@ _DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".yaml", ".yml"
 
 
 def _remove(values: Any, path: KeyPath) -> None:
-    """Take a wrong value out, so that its default stands in; a list loses the whole list, as a part would mislead."""
+    """Remove a wrong value, so that its default applies; in a list, the whole list, as a part would mislead."""
     whole = next((depth for depth, part in enumerate(path) if isinstance(part, int)), len(path))
     *parents, last = path[:whole]
     for part in parents:

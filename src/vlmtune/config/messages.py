@@ -1,4 +1,4 @@
-"""The sentences of a wrong experiment file: pydantic's errors and unknown keys in words a person can act on."""
+"""Messages about errors in an experiment file: pydantic's errors and unknown keys in words the user can act on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KeyPath = tuple[str | int, ...]
 
 
 def dotted(path: KeyPath) -> str:
-    """`("task", "labels", 2)` as people write it: task.labels[2]."""
+    """`("task", "labels", 2)` in dotted form: task.labels[2]."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part

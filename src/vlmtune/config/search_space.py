@@ -1,6 +1,6 @@
-"""What a search may vary: keys of an experiment with lists of values or ranges, and how a draw becomes an experiment.
+"""What a search may vary: keys of an experiment with lists of values or ranges, and how a point becomes an experiment.
 
-In: an `Experiment`, `search.space`. Out: the whole space, and an experiment a trial. Called by `load` (for mistakes)
+In: an `Experiment`, `search.space`. Out: the whole space, and one experiment per trial. Called by `load` (for mistakes)
 and `vlmtune search`. No Optuna here: a point of the space is a plain {key: value}.
 """
 
@@ -54,7 +54,7 @@ def section_type(name: str) -> type[Section]:
 
 
 def default_space(resolved: Experiment) -> Space:
-    """Rank, alpha, learning rate, targets, dropout and augmentation, around what the experiment would do by itself.
+    """Rank, alpha, learning rate, targets, dropout and augmentation, around the experiment's own values.
 
     Args:
         resolved: with every decision made; its own values are in the space, so that a search can begin with it.
@@ -89,7 +89,7 @@ def whole_space(resolved: Experiment) -> Space:
 
 
 def own_value(resolved: Experiment, key: str) -> Any:
-    """What the experiment itself has under a key."""
+    """The experiment's own value of a key."""
     if key == ALPHA_PER_RANK:
         alpha, rank = resolved.adapter.alpha, resolved.adapter.rank
         return alpha / rank if alpha and rank else None
@@ -99,7 +99,7 @@ def own_value(resolved: Experiment, key: str) -> Any:
 
 
 def with_point(experiment: Experiment, point: Point) -> Experiment:
-    """The experiment that a trial trains: the point's values in place, and no search of its own.
+    """The experiment of a trial: the point's values in place, without the search section.
 
     Raises pydantic's ValidationError for a value that the key cannot have.
     """
@@ -137,7 +137,7 @@ def find_mistakes(
     """(path of the key, what is wrong) for unknown keys, values that a key cannot have, and empty or reversed ranges.
 
     Args:
-        check: finds contradictions in an experiment, for those that one value makes.
+        check: finds contradictions in an experiment, applied to each value.
     """
     assert experiment.search is not None
     already = set(check(experiment.model_copy(update={"search": None})))
@@ -172,7 +172,7 @@ def _wrong(
     check: Callable[[Experiment], Iterable[tuple[tuple[str | int, ...], str]]],
     already: set[tuple[tuple[str | int, ...], str]],
 ) -> Iterator[str]:
-    """What is wrong with one value of a key."""
+    """The error in one value of a key."""
     if key == ALPHA_PER_RANK:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             yield f"found '{value}', expected a number above 0."
@@ -192,12 +192,12 @@ def _whole(value: float) -> int | float:
 
 
 def _with(values: list[Any], own: Any) -> list[Any]:
-    """The values, with the experiment's own among them and none twice; numbers in order."""
+    """The values including the experiment's own, without duplicates; numbers in order."""
     every = values if own is None or own in values else [*values, own]
     unique = [value for index, value in enumerate(every) if value not in every[:index]]
     return sorted(unique) if all(isinstance(value, int | float) for value in unique) else unique
 
 
 def _rounded(value: float) -> float:
-    """Two figures, which a table can show."""
+    """A number rounded to two significant figures, for tables."""
     return float(f"{value:.2g}")

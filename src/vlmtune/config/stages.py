@@ -28,7 +28,7 @@ INSTRUCT_TARGETS = ("attention", "mlp", "conv")
 
 
 class Stage(Section):
-    """What one stage learns from, and how. Keys left out are decided as for `vlmtune train`."""
+    """Data and settings of one stage. Keys left out are decided as for `vlmtune train`."""
 
     data: DataSection = Field(default_factory=DataSection)
     task: TaskSection = Field(default_factory=lambda: TaskSection(type="text"))
@@ -51,7 +51,7 @@ class Stages(Section):
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
 
     def experiments(self) -> dict[str, Experiment]:
-        """Stage -> the experiment it stands for, in their order. The file's name must be decided."""
+        """Stage -> the experiment it stands for, in their order. `name` must be set."""
         found = {}
         if self.align is not None:
             found["align"] = self._experiment(self._aligning(self.align), self.model, f"{self.name}-align")
@@ -72,7 +72,7 @@ class Stages(Section):
         if stage.train.learning_rate is None:
             stage.train.learning_rate = ALIGN_LEARNING_RATE
         if stage.train.augment is None:
-            stage.train.augment = []  # a caption says where things are, and the tower's features can be kept
+            stage.train.augment = []  # captions name positions, and unchanged images keep features cacheable
         return stage
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""A YAML file, and overrides laid over it, as plain values with the place of each. Called by `load`.
+"""A YAML file and its overrides as plain values, each with its place. Called by `load`.
 
-In: a file or a `--set key=value` text, and the schema it is read for. Out: what pydantic checks. ruamel.yaml reads
+In: a file or a `--set key=value` text, and its schema. Out: values for pydantic to check. ruamel.yaml reads
 YAML 1.2 into nodes whose marks say where each was written, so that every later error names `file:line` or the override;
 the schema, not the way a value is written, decides whether `010` or `off` is text, a number or a choice.
 """
@@ -28,7 +28,7 @@ SHORTHANDS = {"data": "source", "model": "base", "scoring": "reduce", "connector
 _TAG = "tag:yaml.org,2002:"
 _NULL, _STR, _MERGE, _MAP, _SEQ = (_TAG + kind for kind in ("null", "str", "merge", "map", "seq"))
 _PLAIN_TAGS = {_NULL, _STR, _MERGE, _MAP, _SEQ} | {_TAG + kind for kind in ("bool", "int", "float", "timestamp")}
-# An experiment is a page long. Aliases that unfold to more than this are a mistake or an attack.
+# An experiment is a page long. Aliases that expand to more than this are a mistake or an attack.
 _MAX_NODES = 100_000
 _OVERRIDE_MARK = "--set "
 UNWRITTEN = StringMark("experiment", 0, 0, 0, "", 0)
@@ -81,7 +81,7 @@ def parse_override(text: str, schema: type[Section]) -> tuple[tuple[str, ...], N
 
     Args:
         text: what stood after `--set`.
-        schema: of the file. The value of a key that holds text is taken as typed: a prompt may hold `: {labels}`.
+        schema: of the file. The value of a text key is taken as typed: a prompt may hold `: {labels}`.
 
     Raises ConfigError for a text without a key or `=`, and for a value that is not YAML.
     """
@@ -111,7 +111,7 @@ def represent(value: Any, mark: StringMark) -> Node:
 
 
 def lay_over(top: MappingNode, path: tuple[str, ...], value: Node) -> None:
-    """Set `path` in `top`, in place. Raises ConfigError where a part of the path holds a value and not keys."""
+    """Set `path` in `top`, in place. Raises ConfigError where a part of the path is a value instead of keys."""
     keys = [ScalarNode(_STR, part, value.start_mark) for part in path]
     node = top
     for depth, key in enumerate(keys[:-1]):
@@ -135,7 +135,7 @@ def lay_over(top: MappingNode, path: tuple[str, ...], value: Node) -> None:
 
 
 def entries(node: MappingNode) -> list[tuple[ScalarNode, Node]]:
-    """The keys and values of a mapping, `<<` merges unfolded; of a duplicate key the last. Raises ConfigError."""
+    """The keys and values of a mapping, `<<` merges unfolded; the last of duplicate keys. Raises ConfigError."""
     direct: dict[str, tuple[ScalarNode, Node]] = {}
     merged: dict[str, tuple[ScalarNode, Node]] = {}
     for key, value in node.value:
@@ -154,7 +154,7 @@ def entries(node: MappingNode) -> list[tuple[ScalarNode, Node]]:
 
 @dataclass
 class Reader:
-    """Turns nodes into what pydantic checks, and keeps the place of every key and the problems met on the way."""
+    """Turns nodes into values for pydantic, and records the place of every key and the problems on the way."""
 
     schema: type[Section]
     places: dict[KeyPath, str] = field(default_factory=dict)
@@ -180,7 +180,7 @@ class Reader:
         return self.places[path]
 
     def value(self, node: Node, annotation: Any, path: KeyPath = ()) -> Any:
-        """The plain value of a node, as the schema's annotation wants it."""
+        """The plain value of a node, as the schema's annotation requires."""
         if isinstance(node, MappingNode):
             return self._mapping(node, annotation, path)
         if isinstance(node, SequenceNode):
@@ -280,7 +280,7 @@ def _holds_list(section: type[Section], key: str) -> bool:
 
 
 def _number_or_boolean(node: ScalarNode) -> Any:
-    """What YAML 1.2 makes of a plain scalar; text where it is neither (or is no number after all: `1e999_`)."""
+    """A plain scalar by YAML 1.2: number or boolean; text where it is neither (or is no number after all: `1e999_`)."""
     text = str(node.value)
     try:
         if node.tag == _TAG + "bool":

@@ -40,7 +40,7 @@ class Progress(Protocol):
 
 @dataclass(slots=True)
 class _Look:
-    """What one image shows."""
+    """Findings about one image."""
 
     width: int = 0
     height: int = 0
@@ -64,10 +64,10 @@ def check_data(
     """Read and decode every image of every split, before limits.
 
     Args:
-        progress: opens a bar for so many images.
+        progress: opens a bar for a number of images.
         num_threads: decoders at work; Pillow leaves the interpreter free while it decodes.
 
-    Raises DataError for what stops loading (see `load_splits`). Unreadable images are listed, not raised.
+    Raises DataError if loading fails (see `load_splits`). Unreadable images are listed, not raised.
     """
     limits = {
         "data.fraction": data.fraction if data.fraction < 1 else None,
@@ -121,7 +121,7 @@ def check_data(
 
 
 def _distinct_images(splits: Splits) -> list[tuple[Role, Example]]:
-    """One example for each image, by split: it is decoded once, and is no duplicate of itself."""
+    """One example for each image, by split: it is decoded once, and not a duplicate of itself."""
     first = {(role, e.image_id or e.id): (role, e) for role in ROLES for e in reversed(splits.split(role))}
     members: list[tuple[Role, Example]] = list(first.values())[::-1]
     return sorted(members, key=lambda member: ROLES.index(member[0]))
@@ -134,7 +134,7 @@ def _counts_per_label(described: dict[str, Any], key: str) -> dict[str, dict[str
 
 
 def _label(example: Example) -> str:
-    """What two copies of an image may disagree in; questions about it have nothing of the kind."""
+    """The label, in which copies of an image may disagree; empty for questions."""
     return example.label if example.question is None else ""
 
 
@@ -202,7 +202,7 @@ def _exact_duplicates(
 def _near_duplicates(
     members: Sequence[tuple[Role, Example]], looks: Sequence[_Look], readable: Sequence[int]
 ) -> tuple[list[NearPair], dict[str, Any]]:
-    """Pairs of images whose pixels differ. Of exact copies within a split and label, one stands for all."""
+    """Pairs of images whose pixels differ. One of several exact copies within a split and label represents all."""
     firsts: dict[tuple[str, Role, str], int] = {}
     for i in readable:
         role, example = members[i]

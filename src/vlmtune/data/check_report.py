@@ -61,7 +61,7 @@ class NearPair:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Least, middle and greatest of one measure."""
+    """Minimum, median and maximum of one measure."""
 
     min: float
     median: float
@@ -70,7 +70,7 @@ class Spread:
 
 @dataclass(slots=True)
 class DuplicateCounts:
-    """How many duplicates there are in all; the lists beside them are cut at `check.MAX_LISTED`."""
+    """Total numbers of duplicates; the lists beside them are cut at `check.MAX_LISTED`."""
 
     groups: int = 0
     images: int = 0
@@ -100,7 +100,7 @@ class CheckReport:
     height: Spread | None
     modes: dict[str, int]
     formats: dict[str, int]
-    peculiarities: dict[str, int]  # what reading evens out: rotation, transparency, frames after the first
+    peculiarities: dict[str, int]  # what reading normalizes: rotation, transparency, frames after the first
     unreadable: list[Unreadable]
     duplicates: list[DuplicateGroup]
     near_duplicates: list[NearPair]
@@ -108,7 +108,7 @@ class CheckReport:
     left_out: list[dict[str, Any]]
     notes: list[str]
     limits: dict[str, float] = field(default_factory=dict)
-    num_questions: int = 0  # of a question task; counts are then of images, and labels are answer types
+    num_questions: int = 0  # for questions; counts are then of images, and labels are answer types
 
 
 class Table(NamedTuple):
@@ -146,7 +146,7 @@ def tables(report: CheckReport) -> Iterator[Table | str]:
 
 
 def first_rows(title: str, num: int) -> str:
-    """A table's title, which says so where only the first of ``num`` rows are listed."""
+    """A table's title, with a note if only the first of ``num`` rows are listed."""
     return f"{title} (first {MAX_ROWS} of {num:,}; more with --json)" if num > MAX_ROWS else title
 
 

@@ -23,7 +23,7 @@ MAX_CANDIDATES = 20_000_000
 """Pairs compared by thumbnail before the search gives up (a set of blank images has them by the square)."""
 
 # Measured on CIFAR photos: 99.7 % of copies saved again as JPEG of quality 70 are pairs, 99 % of copies scaled by 1.5,
-# 95 % of copies 5 % brighter, and 1 pair among 6,000 photos that is no copy of ours.
+# 95 % of copies 5 % brighter, and 1 false pair among 6,000 photos.
 
 METHOD = (
     f"64-bit difference hash, every pair compared, at most {MAX_DISTANCE} bits apart; then mean absolute difference "
@@ -35,7 +35,7 @@ def group_identical_files(images: Sequence[ImageSource]) -> list[int]:
     """For each image the position of the first with the same encoded bytes (its own if there is none before).
 
     Only images of equal length are read, so that a folder of large photos costs little more than its listing.
-    An image that cannot be read is the same as no other.
+    An unreadable image matches no other.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for position, image in enumerate(images):
@@ -73,7 +73,7 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8[16, 16, 3] of an RGB image, for the closer look at pairs whose hashes agree."""
+    """uint8[16, 16, 3] of an RGB image, for a closer look at pairs whose hashes agree."""
     side = THUMBNAIL_SIDE
     small = image.convert("RGB").resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.uint8)

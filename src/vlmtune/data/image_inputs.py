@@ -1,4 +1,4 @@
-"""What `vlmtune predict` is given as images: files, folders, globs, a list on stdin, web addresses."""
+"""The image arguments of `vlmtune predict`: files, folders, globs, a list on stdin, web addresses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def image_inputs(names: Iterable[str], *, allow_urls: bool) -> Iterator[ImageSou
             addresses that begin with http:// or https://.
 
     Raises:
-        UserError: for a name that stands for nothing, or an address where those are not allowed.
+        UserError: for a name that matches nothing, or an address where those are not allowed.
     """
     for name in names:
         if name == STDIN:
@@ -51,9 +51,9 @@ def image_inputs(names: Iterable[str], *, allow_urls: bool) -> Iterator[ImageSou
 
 
 def measure(names: Sequence[str], *, allow_urls: bool) -> tuple[int | None, int]:
-    """How many images there are (None if some come from stdin) and how long the longest of their names is.
+    """The number of images (None if some come from stdin) and the length of the longest name.
 
-    Raises the UserError that `images` would, of all names at once: before a model is loaded.
+    Raises the UserError of `image_inputs` for all names at once, before a model is loaded.
     """
     total, longest, faults = 0, 0, []
     for name in names:
@@ -100,6 +100,6 @@ def _in_folder(folder: Path) -> Iterator[Path]:
 def _matches(pattern: str) -> list[str]:
     if not glob.has_magic(pattern):
         return []
-    # Path.glob wants the fixed part of a pattern apart, and knows no pattern that begins at the root.
+    # Path.glob needs the fixed part of a pattern separately, and rejects patterns from the root.
     files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
     return [path for path in files if Path(path).is_file()]

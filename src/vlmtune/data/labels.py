@@ -1,4 +1,4 @@
-"""The closed set of answers: which labels there are, in which order, and the words the model is shown for each."""
+"""The closed set of answers: the labels, their order, and their surface forms."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vlmtune.records import Example, LabelSet, clean_label
 def build_label_set(
     task: TaskSection, examples: Sequence[Example], class_names: Sequence[str] | None, where: str
 ) -> tuple[LabelSet, str]:
-    """The label set of a closed task, and where it comes from.
+    """The label set of a closed task, and its source.
 
     The task's own labels (`TaskSection.fixed_labels`) decide, in their order; else the source's ClassLabel names, in
     theirs; else, where the data hold numbers and `task.label_names` names them, its keys; else the labels found in the
     data, sorted. With ClassLabel names, a number in `task.labels`, `task.levels` or `task.label_names` means the class
     of that index.
 
-    Where examples have questions of their own, annotators may give answers outside the set; those teach nothing.
+    Where examples have questions of their own, answers outside the set are ignored.
 
-    Raises DataError: a row whose label is not in the set (with file and row), a name for a label that is not there,
-    two labels that share a surface form, fewer than two labels, levels that are not numbers and that nobody has put in
+    Raises DataError: a row whose label is not in the set (with file and row), a name for an unknown label,
+    two labels that share a surface form, fewer than two labels, levels that are neither numbers nor put in
     order.
     """
     key = "task.levels" if task.is_ordered else "task.labels"
@@ -78,7 +78,7 @@ _TRUE, _FALSE = frozenset(("1", "true", "yes", "y", "t")), frozenset(("0", "fals
 
 
 def normalize_bool(text: str) -> str:
-    """ "no" or "yes" for the usual ways to write them (0/1, true/false, y/n, any case); other text as it is."""
+    """ "no" or "yes" for the usual ways to write them (0/1, true/false, y/n, any case); other text is unchanged."""
     word = text.strip().casefold()
     return "yes" if word in _TRUE else "no" if word in _FALSE else text
 
@@ -107,7 +107,7 @@ def _is_number(label: str) -> bool:
 def _indices_to_names(
     values: dict[str, tuple[str, ...]], class_names: Sequence[str], key: str
 ) -> dict[str, tuple[str, ...]]:
-    """Replace class indices by class names, unless the names are themselves what is written."""
+    """Replace class indices by class names, unless the values already are names."""
     if not values or any(value in class_names for value in values):
         return values
     if not all(value.isdecimal() for value in values):

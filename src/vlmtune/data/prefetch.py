@@ -1,4 +1,4 @@
-"""Images read ahead of their use by a few threads, in order; an unreadable one stands as its error."""
+"""Images read ahead of their use by a few threads, in order; an unreadable one yields its error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlmtune.errors import UnreadableImageError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# What is loaded and not yet taken, about: images of many tiles take 30 MiB each, and 64 of them would be 2 GiB.
+# Approximate limit on results not yet taken: images of many tiles take 30 MiB each, and 64 of them would be 2 GiB.
 _MAX_BYTES = 256 * 2**20
 
 
@@ -30,8 +30,8 @@ def read_ahead(
 
     Args:
         size_of: bytes of a result; by default only ``ahead`` bounds the memory.
-        max_bytes: no item is begun early while results of so many bytes wait to be taken. Each thread may go over
-            it by the one result that it is at.
+        max_bytes: no item is started early while this many bytes of results wait. Each thread may exceed
+            it by its current result.
 
     Yields:
         Each item in order, with its result or with the UnreadableImageError that ``load`` raised. Any other
@@ -72,7 +72,7 @@ def read_ahead(
 
 
 class _Window:
-    """How many bytes of results wait to be taken, and who has to wait for that."""
+    """The bytes of results waiting to be taken; threads wait for room in it."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -82,7 +82,7 @@ class _Window:
         self._changed = Condition()
 
     def wait_for_room(self, number: int) -> None:
-        """Wait until item ``number`` may be begun. The one that is to be taken next never waits."""
+        """Wait until item ``number`` may start. The next one to be taken never waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_open or number <= self._next or self._num_bytes < self._max_bytes)
 
@@ -91,14 +91,14 @@ class _Window:
             self._num_bytes += size
 
     def release(self, size: int) -> None:
-        """A result was taken: the next one may be read."""
+        """Make room: a result was taken."""
         with self._changed:
             self._num_bytes -= size
             self._next += 1
             self._changed.notify_all()
 
     def open(self) -> None:
-        """No result will be taken any more: let all threads go."""
+        """Release all threads: no more results will be taken."""
         with self._changed:
             self._is_open = True
             self._changed.notify_all()

@@ -1,8 +1,8 @@
-"""Images from web addresses, where that was allowed: public hosts only, a bounded size, a bounded time.
+"""Images from web addresses, where allowed: public hosts only, with bounds on size and time.
 
-`predict --allow-urls` and `serve --allow-urls` come here. A server that fetches what strangers name must not become
-their way into its network (SSRF): the address that was checked is the one that is connected to, redirects are checked
-like first addresses, and proxies of the environment are not used.
+`predict --allow-urls` and `serve --allow-urls` come here. A server that fetches addresses from clients must not give
+them access to its network (SSRF): it connects to the very address that was checked, checks redirects
+like first addresses, and ignores proxies of the environment.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from vlmtune.errors import UserError
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/32")  # a gateway there turns the rest into an IPv4 address of its own network
+_NAT64 = ipaddress.ip_network("64:ff9b::/32")  # a gateway maps the rest to an IPv4 address of its network
 _PORTS = {"http": 80, "https": 443}
 _MAX_REDIRECTS = 3
 _CHUNK = 65_536
 
 
 class RemoteError(UserError):
-    """An address that is not fetched, or whose answer is no image."""
+    """An address that is not fetched, or whose response is not an image."""
 
 
 def is_public(address: IpAddress) -> bool:
@@ -51,13 +51,13 @@ def fetch_image(
         is_allowed: which addresses may be connected to.
 
     Raises:
-        RemoteError: for an address that is not allowed, a failure, a status but 200, or what is not sent as an image.
+        RemoteError: for a forbidden address, a failure, a status other than 200, or a response that is not an image.
     """
     deadline = time.monotonic() + timeout_s
     for _ in range(_MAX_REDIRECTS + 1):
         parts = _check(url)
         connection = _connect(parts, deadline, is_allowed)
-        # A server that sends a byte now and then never runs into the socket's own timeout.
+        # A server that sends a byte now and then never triggers the socket's timeout.
         watch = threading.Timer(_left(deadline, url), _shut, [connection.sock])
         watch.start()
         try:
@@ -98,7 +98,7 @@ def _check(url: str) -> SplitResult:
 def _connect(
     parts: SplitResult, deadline: float, is_allowed: Callable[[IpAddress], bool]
 ) -> http.client.HTTPConnection:
-    """A connection to an address that was checked, not to the name, which could resolve otherwise a moment later."""
+    """A connection to the checked address, not to the name, which could resolve differently a moment later."""
     host, port = parts.hostname, _PORTS[parts.scheme]
     assert host is not None
     try:
@@ -139,7 +139,7 @@ def _read(answer: http.client.HTTPResponse, url: str, max_bytes: int, deadline: 
         if len(data) > max_bytes:
             raise RemoteError(f"{url}: larger than {max_bytes:,} bytes.")
         _left(deadline, url)
-    _left(deadline, url)  # the watch may have cut it short
+    _left(deadline, url)  # the watchdog may have cut it short
     return bytes(data)
 
 

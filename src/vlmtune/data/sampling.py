@@ -1,6 +1,6 @@
-"""Choices among examples that depend on ids and seed alone: held-out parts, subsets, orders.
+"""Selections of examples that depend only on ids and seed: held-out parts, subsets, orders.
 
-What belongs together stays on one side: the questions about one image, and files equal byte for byte. Labels are
+Related examples stay on one side: questions about one image, and files equal byte for byte. Labels are
 stratified. Called by `splits`, and by evaluation for smaller test sets.
 """
 
@@ -19,7 +19,7 @@ def subset(examples: Sequence[Example], num: int, seed: int, purpose: str = "sub
     """A choice of at most ``num`` examples, in their order. A smaller choice is part of a larger one.
 
     It is stratified by label. Questions are chosen with all others about their image, so that these share its
-    encoding; of the last image only as many as are left to take.
+    encoding; the last image may contribute only some.
     """
     if num >= len(examples):
         return list(examples)
@@ -37,7 +37,7 @@ def subset(examples: Sequence[Example], num: int, seed: int, purpose: str = "sub
 def hold_out(
     examples: Sequence[Example], share: float, seed: int, purpose: str
 ) -> tuple[list[Example], list[Example], int]:
-    """Cut off a share (rounded up), stratified by label, or of questions by image.
+    """Split off a share (rounded up), stratified by label, or for questions by image.
 
     Files equal byte for byte stay on one side, and every label keeps an image on the first side. Questions about one
     image stay together, and at least one image stays on the first side.
@@ -70,7 +70,7 @@ def _hold_out_labels(examples: Sequence[Example], target: int, seed: int, purpos
     groups: dict[int, list[int]] = defaultdict(list)
     for position, first in enumerate(group_identical_files([example.image for example in examples])):
         groups[first].append(position)
-    # The least id stands for its group, so that the order of the input does not matter.
+    # The smallest id represents its group, so that the order of the input does not matter.
     leaders = {min(group, key=lambda position: examples[position].id): group for group in groups.values()}
     positions = list(leaders)
     ids, labels = [examples[p].id for p in positions], [examples[p].label for p in positions]
@@ -89,10 +89,10 @@ def _hold_out_labels(examples: Sequence[Example], target: int, seed: int, purpos
 def stratified_order(
     ids: Sequence[str], strata: Sequence[str], seed: int, purpose: str, *, each_first: bool = False
 ) -> list[int]:
-    """Positions in an order of which every beginning is a stratified sample.
+    """Positions in an order of which every prefix is a stratified sample.
 
     Within a stratum the order is by SHA-256 of seed, purpose and id: it does not depend on the order of the input,
-    and one more image moves no other across a cut by more than one position. The r-th of n members stands at
+    and adding one image moves others by at most one position. The r-th of n members stands at
     (r + 1/2) / n, which is the Webster (Sainte-Laguë) apportionment of a sample of any size.
 
     Args:

@@ -1,4 +1,4 @@
-"""The usual names of splits and the part each plays; slices of splits, as in `train+validation[:-10240]`."""
+"""The usual names of splits and their roles; slices of splits, as in `train+validation[:-10240]`."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class SplitPart:
 
 
 def parse_split(text: str, names: Iterable[str] = ()) -> list[SplitPart]:
-    """What a split's name in an experiment file means: `NAME`, `NAME[a:b]`, or several joined by `+`.
+    """Parse a split's name in an experiment file: `NAME`, `NAME[a:b]`, or several joined by `+`.
 
-    A split that is really called so, among ``names``, is meant as it stands. Raises DataError for an empty part.
+    A split among ``names`` with exactly this name takes precedence. Raises DataError for an empty part.
     """
     if text in names:
         return [SplitPart(text)]
@@ -64,13 +64,13 @@ def split_names(data: DataSection) -> set[str]:
 
 
 def assign_roles(data: DataSection, names: Iterable[str], where: str) -> dict[Role, str]:
-    """Which split of a source is trained on, validated on and tested on, in the words of `parse_split`.
+    """The training, validation and test splits of a source, in the syntax of `parse_split`.
 
     Splits named in the experiment file come first; the others are recognized by their usual names. A source with
-    one split of any other name is all training images. A role that no split plays is missing from the result.
+    one split of any other name is all training images. A role without a split is missing from the result.
 
     Raises DataError on an unknown name, on one whole split in two roles, and when no split is clearly the training one.
-    (That slices of one split do not overlap shows when they are read.)
+    (Overlap of slices of one split is checked when they are read.)
     """
     names = list(names)
     given: dict[Role, str | None] = {

@@ -33,7 +33,7 @@ class Splits:
     - ``splits[role]``: ``from`` (in words), ``found`` (before limits), ``used``, ``per_label`` (of those used; empty
       for questions, which have ``images`` and ``per_answer_type`` instead), ``fingerprint`` (SHA-256 over the used
       ids and answers: equal for the same examples);
-    - ``left_out``: a list of ``reason``, ``count``, ``examples``; ``notes``: sentences for a person.
+    - ``left_out``: a list of ``reason``, ``count``, ``examples``; ``notes``: sentences for the user.
     """
 
     train: list[Example]
@@ -52,9 +52,9 @@ def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
 
     Splits that the source has are used as they are; a missing validation or test split is held out of the training
     images, stratified by label. The choice depends on ids and seed only, never on the order of a file system, and
-    files equal byte for byte are held out together. Images are not opened; a damaged one shows when it is read.
+    files equal byte for byte are held out together. Images are not opened; a damaged one is detected when read.
 
-    Raises DataError, naming file and row or key, for anything in the source or the label set that cannot be used.
+    Raises DataError, naming file and row or key, for any error in the source or the label set.
     """
     source = open_source(data, task.asks_from_data)
     roles = assign_roles(data, source.splits, source.name)
@@ -175,7 +175,7 @@ def _hold_out_missing(
 
 
 def _limited(examples: list[Example], role: Role, data: DataSection, seed: int) -> tuple[list[Example], str]:
-    """A split after data.fraction and data.limit…, and in words what shortened it."""
+    """A split after data.fraction and data.limit…, and a description of the limits."""
     limit = {"train": data.limit, "validation": data.limit_validation, "test": data.limit_test}[role]
     num, reasons = len(examples), []
     if role == "train" and data.fraction < 1 and num:
@@ -184,22 +184,22 @@ def _limited(examples: list[Example], role: Role, data: DataSection, seed: int) 
     if limit is not None and limit < num:
         num = limit
         reasons.append(f"data.limit{'' if role == 'train' else '_' + role} {limit}")
-    # A limited test is the same for every seed, as the test split itself is.
+    # A limited test is the same for every seed, like the test split itself.
     return subset(examples, num, TEST_SEED if role == "test" else seed), " and ".join(reasons)
 
 
 def _of_task(example: Example, task: TaskSection) -> Example:
-    """The example with the answers of a bool as no and yes; one with an open answer has no label to stratify by."""
+    """The example, with bool answers as no and yes; with an open answer, it has no label to stratify by."""
     if task.is_bool:
         return replace(example, answers=tuple(map(normalize_bool, example.answers)))
     return example if task.is_closed or example.image_id is not None else replace(example, image_id=example.id)
 
 
 def _leave_out_unlearnable(examples: dict[Role, list[Example]], closed: LabelSet | None, where: str) -> list[LeftOut]:
-    """Take out of the training questions what cannot be learned from, and of validation what cannot be measured.
+    """Remove training questions that cannot be learned from, and validation questions that cannot be measured.
 
-    That is a question whose image is missing, one without answers, and, with a closed list, a training question
-    none of whose answers is in it. Test questions stay: there a missing image counts as a wrong answer.
+    These are questions without an image or without answers, and, with closed answers, training questions
+    none of whose answers is in the set. Test questions stay: there a missing image counts as a wrong answer.
 
     Raises DataError if no training question is left.
     """
@@ -235,7 +235,7 @@ def _leave_out_unlearnable(examples: dict[Role, list[Example]], closed: LabelSet
 
 
 def _counts(examples: Sequence[Example], labels: LabelSet | None, task: TaskSection) -> dict[str, Any]:
-    """What a split's description counts: its labels, or of questions their images and types of answer."""
+    """The counts in a split's description: labels, or for questions images and answer types."""
     if labels is None or task.asks_from_data:
         types = Counter(example.answer_type or "" for example in examples)
         images = len({example.image_id for example in examples})

@@ -1,6 +1,6 @@
 """Stanford Cars with columns for make, model and year, made from the hub's copy with 196 full names.
 
-A class there is called "Acura RL Sedan 2012". Made of it: make "Acura", model "RL Sedan", year 2012; and
+A class there is called "Acura RL Sedan 2012", which becomes make "Acura", model "RL Sedan", year 2012; and
 "Aston Martin V8 Vantage Coupe 2012" is an Aston Martin, not an Aston. Called by `vlmtune data prepare stanford-cars`.
 """
 
@@ -39,7 +39,7 @@ class Car(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """What became of one split: images by file format, and those whose file cannot be told to be an image."""
+    """The outcome of one split: images by file format, and files that are not recognized as images."""
 
     images: int
     formats: dict[str, int]
@@ -49,7 +49,7 @@ class PreparedSplit:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The folder that was written, and an account of every row."""
+    """The written folder, and the outcome of every row."""
 
     folder: Path
     splits: dict[str, PreparedSplit]
@@ -58,7 +58,7 @@ class Prepared:
 
 
 def split_name(name: str) -> Car:
-    """Make, model and year of a full name. Raises DataError for a name of another form."""
+    """Make, model and year of a full name. Raises DataError for any other name."""
     words = name.split()
     make = next((two for two in MAKES_OF_TWO_WORDS if name.lower().startswith(two.lower() + " ")), None)
     num_make = 1 if make is None else 2
@@ -82,7 +82,7 @@ def prepare(
     Args:
         output: a new folder.
         source: the hub's copy, or a local folder in its layout.
-        jpeg_only: leave images of other formats out, as the older repo did.
+        jpeg_only: leave out images of other formats, as the older repo did.
         on_split: called with each split's name and its number of images.
 
     Raises DataError: no such source, columns or names of another kind, or the folder exists.
@@ -164,7 +164,7 @@ def _write(
 
 
 def _format_of(cell: dict[str, Any]) -> str | None:
-    """An image's format by its header; None where Pillow knows none."""
+    """An image's format by its header; None if Pillow does not recognize it."""
     try:
         with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as image:
             return image.format

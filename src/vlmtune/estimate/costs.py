@@ -1,6 +1,6 @@
 """Memory and operations of a training step, from the shapes of a model on the meta device.
 
-In: an adapted model without memory, and what a sample looks like. Out: bytes and FLOP. Called by `estimate.py`.
+In: an adapted model on the meta device, and the shape of a sample. Out: bytes and FLOP. Called by `estimate.py`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from vlmtune.models.registry import build_on_meta, choose_device, choose_dtype, 
 from vlmtune.models.vlm import VisionLanguageModel
 
 _ADAM_BYTES = 16  # a learning float32 parameter, its gradient and AdamW's two moments
-_WORKSPACE = 0.75 * 2**30  # the runtime's own, and buffers of single operations
+_WORKSPACE = 0.75 * 2**30  # the runtime's memory, and buffers of single operations
 
 
 @dataclass(frozen=True)
 class SampleShape:
-    """What one sample puts through the model.
+    """Token and patch counts of one sample.
 
     Attributes:
         prefix: prompt tokens that all samples share. own: the rest of a prompt, image tokens among them.
         answer: tokens of an answer, end token included.
         tiles: (rows, columns) of patches of each tile.
-        known_from: in words, for the assumptions.
+        known_from: source of the numbers, in words.
     """
 
     prefix: int
@@ -104,7 +104,7 @@ class Costs:
         return shared + batch * (self.shape.own + self.shape.answer - 1)
 
     def flops(self, batch: int) -> float:
-        """Floating-point operations of training on one sample, in a micro-batch of so many."""
+        """Floating-point operations of training on one sample, in a micro-batch of ``batch``."""
         shape = self.shape
         patches = shape.num_patches * batch
         tower = self._linear_flops("vision tower", patches, is_reached=self._learns["vision tower"])
@@ -125,7 +125,7 @@ class Costs:
         return float(tower + connector + decoder + head) / batch
 
     def _linear_flops(self, tower: str, rows: float, *, is_reached: bool) -> float:
-        """Forward; backward to the inputs where a gradient reaches; to the weights that learn whole; LoRA's own."""
+        """FLOP of linear layers: forward, gradients of inputs, of weights trained in full, and LoRA's."""
         total = 2 * self._linear[tower] * rows * (2 if is_reached else 1)
         return total + 2 * self._learning_linear[tower] * rows + 3 * 2 * self._lora[tower] * rows
 
@@ -134,7 +134,7 @@ class Costs:
         return grid[0] * grid[1] / self.model.connector.num_tokens(grid)
 
     def memory(self, batch: int, *, is_float32: bool = False) -> float:
-        """Bytes at the peak of a step with a micro-batch of so many; ``is_float32``: whatever the experiment asks."""
+        """Peak bytes of a step with a micro-batch of ``batch``; ``is_float32`` overrides the experiment's type."""
         element_size = 4 if is_float32 else self.element_size
         total = sum(part.total for part in self.parts) * element_size
         learning = sum(part.trainable for part in self.parts) * _ADAM_BYTES

@@ -1,7 +1,7 @@
 """What an experiment would cost, before any weights are loaded: parameters, memory, operations, time and money.
 
-In: an experiment and what one sample of it looks like. Out: an `Estimate`. Sizes come from config.json alone; a slice
-of the model (a few layers at real width, random weights) is stepped for a moment to see what this machine makes of it.
+In: an experiment and the shape of one sample. Out: an `Estimate`. Sizes come from config.json alone; a slice
+of the model (a few layers at real width, random weights) is stepped briefly to measure this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlmtune.estimate.throughput import measure_throughput
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 UTILIZATION = 0.4
 """Share of a GPU's peak that a step is assumed to reach. `bench/train_step.py --device cuda` measures it."""
-_SHORTEST_STEP_S = 0.05  # of a micro-batch on a GPU, however little there is to compute: starting the kernels
+_SHORTEST_STEP_S = 0.05  # minimum for a micro-batch on a GPU: launching the kernels
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Estimate:
     Attributes:
         parts: parameters, by tower.
         memory_gib: micro-batch -> peak.
-        flops_per_sample: of training, at the micro-batch of the experiment.
+        flops_per_sample: for training, at the micro-batch of the experiment.
     """
 
     base: str
@@ -106,7 +106,7 @@ def estimate(
         config: config.json of the base.
         shape: of one sample.
         num_samples: training examples of an epoch.
-        measure: step a slice of the model here, a few seconds; without it this machine is left out.
+        measure: time a slice of the model here for a few seconds; otherwise this machine is left out.
 
     Raises as `apply_adapter` does for an adapter that reaches nothing.
     """

@@ -1,4 +1,4 @@
-"""What one sample of an experiment puts through its model, from the data and the small files of the base.
+"""The size of an experiment's samples in tokens and patches, from the data and the small files of the base.
 
 In: an experiment as loaded. Out: `EstimateInputs`. Called by `vlmtune estimate`, before any weights are loaded.
 """
@@ -29,7 +29,7 @@ from vlmtune.text.prompt import PromptBuilder
 from vlmtune.text.tokenizer import Tokenizer
 
 _NUM_READ = 32
-_CHARACTERS_PER_TOKEN = 3.5  # of English words with the large vocabularies of these models
+_CHARACTERS_PER_TOKEN = 3.5  # for English with the large vocabularies of these models
 _TEMPLATE_TOKENS = 12  # what a chat template adds
 _ANSWER_TOKENS = 3.0
 
@@ -47,15 +47,14 @@ class EstimateInputs:
 def estimate_inputs(
     experiment: Experiment, num_samples: int | None, image_size: tuple[int, int] | None
 ) -> EstimateInputs:
-    """Look at the data and at the base's small files; assume what cannot be looked at, and say so.
+    """Read the data and the base's small files; assume what is not available, and say so.
 
     Args:
         experiment: as loaded.
-        num_samples: training examples, where the data are not at hand; None is data.limit.
+        num_samples: training examples, if the data are not available; None is data.limit.
         image_size: width and height in pixels, likewise; None is 512 × 512.
 
-    Raises UserError where neither the data nor ``num_samples`` say how many examples there are, or the base is not
-    known.
+    Raises UserError where neither the data nor ``num_samples`` give the number of examples, or the base is unknown.
     """
     assumed = num_samples if num_samples is not None else experiment.data.limit
     splits = _splits(experiment, assumed)
@@ -93,7 +92,7 @@ def estimate_inputs(
 
 
 def _splits(experiment: Experiment, num_samples: int | None) -> Splits | None:
-    """The data, or None where they are out of reach and their number was given."""
+    """The data, or None if they are not available and their number was given."""
     try:
         return load_splits(experiment.data, experiment.task, experiment.seed)
     except (DataError, UserError) as error:
@@ -112,7 +111,7 @@ def _labels(experiment: Experiment) -> LabelSet | None:
 
 
 def _base(experiment: Experiment) -> tuple[dict[str, Any], Tokenizer | None, ImageProcessor, str]:
-    """config.json, tokenizer and image processor of the base; by its known shape where it is out of reach."""
+    """config.json, tokenizer and image processor of the base; by its known shape if it is not available."""
     source = experiment.model.base
     overrides = {key: value for key, value in image_overrides(experiment.model).items() if value is not None}
     try:

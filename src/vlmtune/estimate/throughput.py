@@ -1,4 +1,4 @@
-"""How fast this machine trains: a few layers of a model at their real width, stepped for a moment. `estimate` asks."""
+"""How fast this machine trains: a few layers of a model at their real width, stepped briefly. Called by `estimate`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SLICE_TOKENS = 1024  # that the decoder runs in the measured step
 def measure_throughput(
     experiment: Experiment, config: Mapping[str, Any], shape: SampleShape
 ) -> tuple[float, torch.device]:
-    """Operations per second of a training step here, seen on a few layers of the model's real width.
+    """Operations per second of a training step here, measured on a few layers of the model's real width.
 
     Returns:
-        FLOP/s by the same count that `estimate` makes, and the device. The random weights are thrown away.
+        FLOP/s, counted as in `estimate`, and the device. The random weights are thrown away.
     """
     full = build_on_meta(dict(config))
     device = choose_device(experiment.model.device)
@@ -46,7 +46,7 @@ def measure_throughput(
         install_connector(model, wanted_shape(experiment.model.connector, model))
     apply_adapter(model, experiment.adapter, family=family_of(sliced, "slice").name)
     batch = max(1, min(experiment.train.batch_size or 1, (_SLICE_TOKENS - shape.prefix) // max(1, shape.own)))
-    # One image of the sample's first tile: enough to have the tower's share in the mixture.
+    # One image of the sample's first tile: enough to include the tower's share.
     grid = shape.tiles[0]
     num_tokens = model.connector.num_tokens(grid)
     own = [model.image_token_id] * num_tokens + [5] * max(1, shape.own - num_tokens * len(shape.tiles))

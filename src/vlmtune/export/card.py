@@ -1,6 +1,6 @@
-"""The model card of an export: what it is, how it was measured and judged, how it is run. README.md, for the hub.
+"""The model card of an export: what it is, its evaluation and gate results, how to run it. README.md, for the hub.
 
-Evaluations stand in the card's metadata too (`model-index`), which the hub shows as a table.
+Evaluations are in the card's metadata too (`model-index`), which the hub shows as a table.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1", "vqa_accuracy": "VQA
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything a card says.
+    """Everything in a card.
 
     Attributes:
-        prompt: as the model reads it, with `<image>` in the image's place.
+        prompt: as the model reads it, with `<image>` in place of the image.
         system, user: the prompt's two parts, for commands.
         evaluations: evaluation.json of each of the run's evaluations.
-        sentences: what whoever runs the export must know.
+        sentences: notes for users of the export.
         load_options: what transformers' `from_pretrained` needs besides the folder.
     """
 
@@ -82,7 +82,7 @@ def _results(facts: CardFacts) -> list[EvalResult]:
         if evaluation.get("checkpoint") is None:
             continue
         data = evaluation["data"]
-        source = Path(str(data.get("source"))).name  # a folder's place on this machine concerns nobody
+        source = Path(str(data.get("source"))).name  # a local folder's path is private
         for key, figure in _figures(evaluation).items():
             results.append(
                 EvalResult(
@@ -99,7 +99,7 @@ def _results(facts: CardFacts) -> list[EvalResult]:
 
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """metric -> value, of those that a card shows and this evaluation has."""
+    """metric -> value, for the metrics that a card shows and this evaluation has."""
     metrics = evaluation.get("metrics", {})
     return {key: float(metrics[key]) for key in _METRICS if isinstance(metrics.get(key), int | float)}
 
@@ -193,7 +193,7 @@ def _python_usage(facts: CardFacts) -> str:
 
 
 def _llama_usage(facts: CardFacts) -> str:
-    # The projector's name sorts after the model's only by chance.
+    # That the projector's name sorts after the model's is a coincidence.
     model, projector = sorted((n for n in facts.manifest.files if n.endswith(".gguf")), key=lambda n: "mmproj-" in n)
     options = [f"-m {model}", f"--mmproj {projector}"]
     options += [f"--system-prompt {_quoted(facts.system)}"] if facts.system else []

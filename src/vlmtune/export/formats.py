@@ -1,4 +1,4 @@
-"""The three formats: how each is written, and in which runtime the gate opens it again.
+"""The three formats: how each is written, and the runtime in which the gate opens it.
 
 `export.run` picks one by name from `FORMATS`.
 """
@@ -40,19 +40,19 @@ class Format(Protocol):
     dtypes: tuple[str, ...]
 
     def write(self, run: TrainedRun, trained: AdaptedModel, folder: Path, dtype: str) -> list[str]:
-        """Fill an empty folder; returns what whoever runs the export must know.
+        """Fill an empty folder; returns notes for users of the export.
 
         Raises UserError for a model that the format cannot hold.
         """
         ...
 
     def runtime(self, run: TrainedRun, trained: AdaptedModel, folder: Path) -> Runtime:
-        """What opens the folder again."""
+        """The runtime that opens the folder."""
         ...
 
 
 class Peft:
-    """The adapter in PEFT's layout, beside the base model that everybody has."""
+    """The adapter in PEFT's layout, to be used with the public base model."""
 
     name = "peft"
     dtypes: tuple[str, ...] = (AS_TRAINED,)
@@ -77,7 +77,7 @@ class Peft:
 
 
 class Merged:
-    """The whole model as the hub holds it, the adapter in its weights."""
+    """The whole model in the hub's layout, the adapter merged into its weights."""
 
     name = "merged"
     dtypes: tuple[str, ...] = (AS_TRAINED, *_TORCH_DTYPES)
@@ -158,13 +158,13 @@ def choose_dtype(form: Format, dtype: str | None) -> str:
 
 
 def _refuse_connector(trained: AdaptedModel, form: str) -> None:
-    """Raise UserError if a connector of our own stands in the model, which no other program's code has."""
+    """Raise UserError if the model has one of our connectors, which other programs do not implement."""
     if reason := connector_is_exportable(trained.model):
         raise UserError(f"--format {form}: {reason} (--format peft holds it, for vlmtune.)")
 
 
 def lfm2_vl_parts(opened: OpenedModel) -> tuple[Lfm2Vl, Lfm2VlImageProcessor]:
-    """Network and processor under their own types."""
+    """Network and processor, cast to LFM2-VL's types."""
     assert isinstance(opened.model, Lfm2Vl) and isinstance(opened.processor, Lfm2VlImageProcessor)
     return opened.model, opened.processor
 
@@ -174,7 +174,7 @@ def _dtype_of(trained: AdaptedModel) -> torch.dtype:
 
 
 def _why_not_transformers(trained: AdaptedModel, *, with_peft: bool) -> str | None:
-    """Why the gate must open the export by itself; None if it need not."""
+    """Why the gate cannot use transformers and uses our runtime; None if it can."""
     if connector_is_exportable(trained.model):
         return "transformers has no code for this model's connector"
     if trained.family.name not in PIXELS:

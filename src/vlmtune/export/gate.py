@@ -23,7 +23,7 @@ from vlmtune.models.registry import OpenedModel
 from vlmtune.text.prompt import PromptBuilder
 
 MAX_NEW_TOKENS = 32
-# Where the image stands, while a prompt is cut in two. No prompt holds it: it is no text.
+# Marks the image's position while a prompt is cut in two. Not text, so no prompt contains it.
 _PLACE = "\x00"
 
 
@@ -32,8 +32,8 @@ class Bounds:
     """What the gate accepts.
 
     Attributes:
-        agreement: the least share of images on which both name the same label, or give the same answer.
-        difference: the largest difference in probability that any image may show. Labels alone would let a model
+        agreement: the minimum share of images on which both name the same label, or give the same answer.
+        difference: the largest difference in probability allowed for any image. Labels alone would let a model
             pass whose winners happen to stay (two weights swapped: every label the same, probabilities 0.49 apart).
             Four-bit weights differ by up to 0.15.
     """
@@ -57,15 +57,15 @@ class Verdict:
     """What the gate found.
 
     Attributes:
-        runtime: what computed the exported artifact's answers.
+        runtime: what ran the exported artifact.
         judged: "labels" or "answers".
-        num_images: compared. num_unreadable: held-out images that could not be opened, which neither answered.
+        num_images: compared. num_unreadable: held-out images that could not be opened, which count for neither.
         num_agree: images on which both name the same label, or give the same answer.
         max_probability_difference: the largest difference in probability, over all images and labels; for open
             answers in the probability of the trained model's whole answer.
-        bounds: what was accepted.
+        bounds: the limits that applied.
         differences: the images on which they disagree.
-        notes: what the runtime does otherwise.
+        notes: known deviations of the runtime.
     """
 
     runtime: str
@@ -91,7 +91,7 @@ class Verdict:
         return {**asdict(self), "agreement": self.agreement, "accepted": self.is_accepted}
 
     def sentence(self) -> str:
-        """Both numbers in words."""
+        """Agreement and difference in words."""
         return (
             f"{self.num_agree} of {self.num_images} {self.judged} agree ({100 * self.agreement:.2f} %), largest "
             f"probability difference {self.max_probability_difference:.2g}"
@@ -111,7 +111,7 @@ def judge(
     Args:
         trained: the reference. exported: the artifact in its own runtime.
         opened: whose tokenizer and image processor make the prompts.
-        bounds: what is accepted.
+        bounds: the limits to pass.
         on_image: called after each.
 
     Raises:

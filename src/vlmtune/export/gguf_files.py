@@ -1,7 +1,7 @@
 """LFM2-VL as GGUF: the language model's file and the projector's ("mmproj"), and back to tensors.
 
-In: a model with nothing adapted (adapters folded). Out: two files that llama.cpp runs together. The reader takes the
-files apart again, for the gate where llama.cpp is not installed and for tests.
+In: a model with nothing adapted (adapters folded). Out: two files that llama.cpp runs together. The reader loads
+them back, for the gate where llama.cpp is not installed and for tests.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DTYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 """What the `gguf` package can write, in llama.cpp's names."""
 # A tied embedding is the output head as well, and the projector file is small and sensitive: 4 bits are for the rest.
 _FINER = {"Q4_0": "Q8_0"}
-# Types that share a scale among so many neighbors in a row.
+# Types that share a scale among this many neighbors in a row.
 _BLOCK_TYPES, _BLOCK = ("Q8_0", "Q4_0"), 32
 _FLOAT16_MAX = 65504.0
 _PROJECTOR_PREFIX = "mmproj-"
@@ -134,7 +134,7 @@ def read_gguf(model_file: Path, projector_file: Path, model: Lfm2Vl) -> dict[str
 
 
 def _tensors(model: Lfm2Vl) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter; and zeros for biases of the connector that llama.cpp insists on and this model has not."""
+    """Every parameter; and zeros for biases of the connector that llama.cpp requires and this model lacks."""
     yield from model.named_parameters()
     if not model.config.projector_bias:
         for layer in ("linear_1", "linear_2"):
@@ -143,7 +143,7 @@ def _tensors(model: Lfm2Vl) -> Iterator[tuple[str, Tensor]]:
 
 
 def _arranged(place: Place, tensor: Tensor, model: Lfm2Vl) -> NDArray[np.float32]:
-    """The values as llama.cpp wants them laid out."""
+    """The values in llama.cpp's layout."""
     values = tensor.detach().to("cpu", torch.float32)
     if place.stem == PATCH_EMBEDDING and values.dim() > 1:
         side = model.config.vision_config.patch_size
@@ -154,7 +154,7 @@ def _arranged(place: Place, tensor: Tensor, model: Lfm2Vl) -> NDArray[np.float32
 
 
 def _kind(place: Place, array: NDArray[np.float32], dtype: str, finer: str) -> str:
-    """What a tensor is stored as."""
+    """The type in which a tensor is stored."""
     name = finer if place.is_projector or place.stem == TOKEN_EMBEDDING else dtype
     if array.ndim == 1 or place.stem in ALWAYS_FLOAT32:
         return "F32"
@@ -180,7 +180,7 @@ def _describe_model(writer: gguf.GGUFWriter, model: Lfm2Vl, tokenizer: Tokenizer
     writer.add_embedding_length(text.hidden_size)
     writer.add_feed_forward_length(text.feed_forward_size)
     writer.add_head_count(text.num_attention_heads)
-    # No key heads at all is how a layer is known to be a short convolution.
+    # Zero key heads mark a layer as a short convolution.
     writer.add_head_count_kv([text.num_key_value_heads if k == "full_attention" else 0 for k in text.layer_types])
     writer.add_layer_norm_rms_eps(text.norm_eps)
     writer.add_rope_freq_base(text.rope_theta)
@@ -218,7 +218,7 @@ def _describe_projector(writer: gguf.GGUFWriter, model: Lfm2Vl, processor: Lfm2V
     writer.add_vision_attention_layernorm_eps(vision.layer_norm_eps)
     writer.add_vision_use_gelu(True)
     writer.add_vision_patch_size(vision.patch_size)
-    # Asked for by the loader and not used by this projector, whose images have any size.
+    # Required by the loader, unused by this projector, whose images have any size.
     writer.add_vision_image_size(round(vision.num_patches**0.5) * vision.patch_size)
     writer.add_vision_projector_scale_factor(model.config.downsample_factor)
     writer.add_vision_image_mean(list(settings.image_mean))

@@ -1,6 +1,6 @@
 """How GGUF spells LFM2-VL: the names of its tensors, and its tokenizer as metadata.
 
-In: our parameters' names, a tokenizer. Out: theirs, which the writer follows one way and the reader the other.
+In: our parameters' names, a tokenizer. Out: theirs, which the writer and the reader use in opposite directions.
 llama.cpp takes two files: the language model (architecture `lfm2`) and the projector file "mmproj" (architecture
 `clip`, projector `lfm2`) with vision tower and connector. The names are those that its loader asks for
 (`src/llama-arch.cpp`, `tools/mtmd/clip-impl.h`).
@@ -95,7 +95,7 @@ def gguf_place(name: str) -> Place:
 # GGUF's token types (llama.h, enum llama_token_attr's older numbering).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
-# llama.cpp knows splitting rules by name, not by expression. The digits are what sets these two apart: in groups of up
+# llama.cpp knows splitting rules by name, not by expression. The two differ in digits: in groups of up
 # to three (Llama 3, LFM2), or one by one (Qwen 2, builtin:tiny).
 _THREES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
@@ -113,7 +113,7 @@ PRE_TOKENIZERS: Mapping[tuple[str, bool], str] = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What goes into the file, in GGUF's words."""
+    """A tokenizer's vocabulary in GGUF's terms."""
 
     tokens: list[str]
     types: list[int]
@@ -128,7 +128,7 @@ def read_vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:
     """The vocabulary of a tokenizer, padded to the model's ``size``.
 
     Raises:
-        UserError: a tokenizer that llama.cpp has no word for (not byte-level BPE, an unknown splitting rule), or
+        UserError: a tokenizer that llama.cpp cannot express (not byte-level BPE, an unknown splitting rule), or
             one with more tokens than the model.
     """
     description = json.loads(tokenizer.backend.to_str())

@@ -1,6 +1,6 @@
-"""An exported folder to a repository of the hub: what would go, and sending it in one commit.
+"""An exported folder to a repository of the hub: what to upload, and uploading it in one commit.
 
-Only files that the gate judged, the card and the manifest go; whatever else lies in the folder stays, and is named.
+Only files that the gate judged, the card and the manifest are uploaded; other files are listed as left out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Upload:
-    """What would go where.
+    """A planned upload.
 
     Attributes:
-        files: (name, bytes) of everything that goes.
-        left: names of what lies in the folder and stays.
+        files: (name, bytes) of every file to upload.
+        left: names of the files that are not uploaded.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Upload:
 
 
 def plan_upload(folder: Path, repo: str, *, is_private: bool = True, revision: str | None = None) -> Upload:
-    """Check an exported folder and list what would go.
+    """Check an exported folder and list what to upload.
 
     Raises:
         UserError: not an export, refused by the gate, or changed since the gate judged it; not a repository's name.
@@ -67,7 +67,7 @@ def plan_upload(folder: Path, repo: str, *, is_private: bool = True, revision: s
 
 
 def push(upload: Upload, message: str, api: Any = None) -> str:
-    """Send everything in one commit; the repository is made if it is not there. Returns the commit's address.
+    """Send everything in one commit; the repository is created if missing. Returns the commit's address.
 
     Args:
         api: a `huggingface_hub.HfApi`.
@@ -100,7 +100,7 @@ def push(upload: Upload, message: str, api: Any = None) -> str:
 
 
 def _content(upload: Upload, name: str) -> str | bytes:
-    """A file's path; of the card its text, with the repository's name in its commands."""
+    """A file's path; for the card its text, with the repository's name in its commands."""
     path = upload.folder / name
     if name == CARD_FILE:
         return path.read_text(encoding="utf-8").replace(PLACE, upload.repo).encode()

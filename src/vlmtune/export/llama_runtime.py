@@ -1,11 +1,11 @@
 """llama.cpp as a runtime of the export gate, through `llama-cpp-python`: its tokenizer, its images, its arithmetic.
 
-The image goes in as pixels and the prompt as text; nothing that we computed is used. All answers of an image hang on
+The image goes in as pixels and the prompt as text; nothing that we computed is used. All answers about an image share
 one copy of its prompt's state, which is how llama.cpp itself forks a conversation.
 
 llama.cpp reads the network from the files, but its image preparation is code with LiquidAI's settings in it
 (`tools/mtmd/mtmd-image.h`, `clip.cpp`): tiles of 512 in grids of 2 to 10, a thumbnail, a tolerance of 2, bilinear.
-Only the least and the most image tokens can be set, by whoever runs it.
+Only the minimum and maximum number of image tokens can be set, by the user.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class LlamaCppRuntime:
         return item.image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
     def _compare_tokens(self, item: GateItem, chunks: Any) -> None:
-        """Note prompts that llama.cpp reads otherwise than the model was trained."""
+        """Note prompts that llama.cpp tokenizes differently from training."""
         ids: list[int] = []
         for index in range(self._mtmd.mtmd_input_chunks_size(chunks)):
             chunk = self._mtmd.mtmd_input_chunks_get(chunks, index)
@@ -225,7 +225,7 @@ class LlamaCppRuntime:
         return settings
 
     def _quieten(self) -> None:
-        """llama.cpp writes hundreds of lines to stderr. A reference keeps the callback alive."""
+        """Silence llama.cpp, which writes hundreds of lines to stderr. A reference keeps the callback alive."""
         self._silence = self._llama.llama_log_callback(lambda level, text, data: None)
         self._llama.llama_log_set(self._silence, ctypes.c_void_p(0))
         for name in ("mtmd_log_set", "mtmd_helper_log_set"):
@@ -274,7 +274,7 @@ class ImageRules:
 
     @property
     def max_pixels(self) -> int:
-        """Of an image that is one tile, in whole image tokens."""
+        """Most pixels of a one-tile image, in whole image tokens."""
         return self.max_tokens * self._token_side**2
 
     @property
@@ -291,10 +291,10 @@ class ImageRules:
         return smart_resize(self.settings, height, width)
 
     def is_letterboxed(self, height: int, width: int, text: str) -> bool:
-        """Whether llama.cpp fills an image's tiles up with black, where the model was trained on it stretched.
+        """Whether llama.cpp pads an image's tiles with black where training stretched them.
 
         Args:
-            text: the placeholder text of our own preparation, in which the tiles' names tell the grid.
+            text: the placeholder text of our own preparation, whose tile names give the grid.
         """
         places = [(int(row), int(column)) for row, column in _TILE.findall(text)]
         if not places:
@@ -304,7 +304,7 @@ class ImageRules:
         return [min(ceil(height * scale), sides[0]), min(ceil(width * scale), sides[1])] != sides
 
     def sentences(self) -> list[str]:
-        """What whoever runs the files must do."""
+        """Instructions for users of the files."""
         said = []
         if (self.min_tokens, self.max_tokens) != _IMAGE_TOKENS:
             said.append(

@@ -1,6 +1,6 @@
-"""An export from beginning to end: write, open again, judge, describe, and only then give it its name.
+"""An export from beginning to end: write, reopen, judge, describe, and only then rename into place.
 
-Called by `vlmtune export`. What the gate refuses keeps its files, for a person to look at, in a folder named
+Called by `vlmtune export`. A refused export keeps its files, for inspection, in a folder named
 NAME.rejected with a file REJECTED in it, which `push` will not touch.
 """
 
@@ -33,7 +33,7 @@ _REJECTED_SUFFIX = ".rejected"
 
 @dataclass(frozen=True)
 class Export:
-    """What became of an export: where it is, what the gate found, what its reader must know."""
+    """The outcome of an export: its folder, the gate's verdict, and notes for users."""
 
     folder: Path
     verdict: Verdict
@@ -55,10 +55,10 @@ def export(
         run: the trained run. form, dtype: see `formats`.
         output: the folder to make.
         bounds: what the gate accepts.
-        on_image: called as the gate goes on.
+        on_image: called after each image that the gate judges.
 
     Returns:
-        Also what was refused; see `Verdict.is_accepted`.
+        The export, also a refused one; see `Verdict.is_accepted`.
 
     Raises:
         UserError: the folder is taken, the format cannot hold the model, a full disk.
@@ -91,7 +91,7 @@ def export(
 
 
 def sha256(path: Path) -> str:
-    """Of a file, read in pieces."""
+    """SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -146,7 +146,7 @@ def _origin(run: TrainedRun, trained: AdaptedModel, dtype: str) -> dict[str, obj
 
 
 def _public_name(source: str) -> str:
-    """Of a folder or file its own name: where it lies on this machine concerns nobody who reads the card."""
+    """The name of a folder or file without its path, which is private."""
     return Path(source).name if Path(source).exists() else source
 
 

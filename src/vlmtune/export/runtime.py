@@ -1,4 +1,4 @@
-"""What the export gate asks of a runtime, and our own runtime: the trained model's, and the fallback for an export.
+"""What the export gate needs from a runtime, and our own runtime: the trained model's, and the fallback for an export.
 
 In: a held-out image with its prompt. Out: log-probabilities of given answers, or a greedy answer. The other runtimes
 are in `transformers_runtime.py` and `llama_runtime.py`.
@@ -31,7 +31,7 @@ class GateItem:
         image: RGB, upright.
         processed: the image as the network takes it.
         ids: the prompt's tokens, one for every image feature.
-        before, after: the prompt's text around the place of the image.
+        before, after: the prompt's text around the image.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Runtime(Protocol):
 
     Attributes:
         name: what computes, with its version; for the card.
-        notes: what it does otherwise than the trained model, in sentences; complete once the images are through.
+        notes: its deviations from the trained model, in sentences; complete after the last image.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Runtime(Protocol):
         ...
 
     def greedy(self, item: GateItem, end: int, max_new_tokens: int) -> list[int]:
-        """The most probable token again and again, up to the end token, which is left out."""
+        """A greedy answer, up to the end token, which is left out."""
         ...
 
     def close(self) -> None:
-        """Give back what Python's own memory management does not."""
+        """Release what Python's memory management does not."""
         ...
 
 
@@ -73,7 +73,7 @@ class OwnRuntime:
 
     Args:
         opened: the model.
-        origin: what is opened, for the name: "the trained model", "the exported folder".
+        origin: what it is, for the name: "the trained model", "the exported folder".
     """
 
     def __init__(self, opened: OpenedModel, origin: str) -> None:

@@ -61,9 +61,9 @@ def open_trained_run(run: Path, num_images: int, overrides: Sequence[str] = ()) 
     """Read a run, or one checkpoint of it, and choose the images for the gate.
 
     Args:
-        run: a run folder (its best checkpoint is meant) or a checkpoint's folder.
-        num_images: how many held-out images at most.
-        overrides: KEY=VALUE for the run's configuration, such as another place of the data.
+        run: a run folder (stands for its best checkpoint) or a checkpoint's folder.
+        num_images: maximum number of held-out images.
+        overrides: KEY=VALUE for the run's configuration, such as another location of the data.
 
     Raises:
         RunFolderError: not a run, or without a checkpoint. DataError: no held-out images.
@@ -98,7 +98,7 @@ def _held_out(splits: Splits) -> tuple[str, list[Example]]:
 
 
 def _evaluations(run: Path) -> list[dict[str, Any]]:
-    """What the run's evaluations found. Raises for one that cannot be read: a card leaves none out in silence."""
+    """The facts of the run's evaluations. Raises for an unreadable one: a card leaves none out silently."""
     paths = sorted(RunLayout(run).evaluations.glob(f"*/{FACTS_FILE}"))
     evaluations = [read_json(path, advice="Run `vlmtune evaluate` again.") for path in paths]
     return sorted(evaluations, key=lambda facts: str(facts.get("created", "")))

@@ -2,7 +2,7 @@
 
 Deliberately plain: the whole prompt and the answer in one sequence, teacher-forced, nothing shared and nothing cached,
 so that a fault of the prefix tree or of the scorer cannot hide. Images are prepared by our image processors, since
-transformers' need torchvision; `tests/parity` holds the two equal bit for bit.
+transformers' need torchvision; `tests/parity` shows that both are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor
 from vlmtune.export.runtime import GateItem
 from vlmtune.models.images import ProcessedImage
 
-# Sequences in one forward: as many as keep a small model busy without a large one's logits filling the memory.
+# Sequences per forward: enough for a small model, without a large one's logits filling the memory.
 _ROWS = 16
 
 
 class TransformersRuntime:
-    """A transformers model, with a PEFT adapter on it or not.
+    """A transformers model, with or without a PEFT adapter.
 
     Args:
-        model: of an Auto class. family: which keyword arguments carry an image.
-        name: what computes, with versions.
+        model: of an Auto class. family: decides the keyword arguments for an image.
+        name: library and versions.
     """
 
     def __init__(self, model: Any, family: str, name: str) -> None:
@@ -65,7 +65,7 @@ class TransformersRuntime:
     def _score_rows(self, item: GateItem, answers: Sequence[Sequence[int]]) -> list[float]:
         prompt = len(item.ids)
         width = prompt + max(map(len, answers))
-        # Padded on the right, with the last token of each: masked, and after everything that is read.
+        # Padded on the right, with the last token of each: masked, and after every token that is read.
         rows = [[*item.ids, *answer, *[answer[-1]] * (width - prompt - len(answer))] for answer in answers]
         mask = [[1] * (prompt + len(answer)) + [0] * (width - prompt - len(answer)) for answer in answers]
         ids = torch.tensor(rows, device=self.model.device)

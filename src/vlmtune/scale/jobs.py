@@ -1,7 +1,7 @@
-"""One command of ours as a job on a rented machine, which may be taken away at any moment: described here, run there.
+"""One vlmtune command as a job on a rented machine that may be preempted at any time: described here, run there.
 
-In: an experiment. Out: a `Job`, plain data that travels. There it is an ordinary command line in another process; a run
-that is already in the folder of runs is gone on with. Knows nothing of who rents the machine out.
+In: an experiment. Out: a `Job`, plain data that travels. There it is an ordinary command line in another process; an
+existing run is resumed. Independent of the provider.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ USER_ERRORS = (1, 2)
 
 @dataclass(frozen=True)
 class Job:
-    """Attributes:
-    command: of `vlmtune`. config: the experiment as YAML, all of it. arguments: further ones of the command line.
+    """A command to run on a rented machine.
+
+    Attributes:
+        command: of `vlmtune`. config: the experiment as YAML, all of it. arguments: further ones of the command line.
     """
 
     command: Literal["train", "evaluate"]
@@ -39,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job.
+    """The outcome of a job.
 
     Attributes:
         exit_code: of the command. result: what it printed with `--json`. links: link in the run folder -> its target.
@@ -56,10 +58,10 @@ def make_job(
     """Describe a job.
 
     Args:
-        experiment: as loaded here; overrides are laid over already.
-        data_folder: where data that are not on the hub are found there.
+        experiment: as loaded here, overrides included.
+        data_folder: location there of data that are not on the hub.
 
-    Raises UserError for data, a base or a checkpoint that only this machine has.
+    Raises UserError for data, a base or a checkpoint that exist only on this machine.
     """
     connector = experiment.model.connector
     for key, value in (
@@ -81,12 +83,12 @@ def make_job(
 def run_job(job: Job, runs: Path) -> Outcome:
     """Run a job's command in a process of its own; progress goes to this one's stderr.
 
-    A run that was cut off is resumed from its last checkpoint; one cut off before its first is begun anew.
+    A run that was cut off is resumed from its last checkpoint; one cut off before its first starts over.
 
     Args:
         runs: the folder of run folders, which outlasts the machine.
 
-    Raises RuntimeError if the process was killed or failed for another reason than what was asked: to be tried again.
+    Raises RuntimeError, to be retried, if the process was killed or failed for an unrelated reason.
     """
     config = runs / ".configs" / f"{job.name}.yaml"
     write_text(config, job.config)

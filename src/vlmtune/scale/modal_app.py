@@ -1,7 +1,7 @@
 """Training and evaluation on a GPU rented from Modal: `modal run -m vlmtune.scale.modal_app::train --config FILE`.
 
-The file's section `modal:` says which GPU, for how long at most, with which volumes and secrets. A container that is
-taken away, or runs out of time, is followed by another that resumes from the last checkpoint in the volume of runs.
+The file's section `modal:` sets GPU, time limit, volumes and secrets. A container that is
+preempted, or runs out of time, is followed by another that resumes from the last checkpoint in the volume of runs.
 Finished, the run folder is copied here. Needs `pip install 'vlmtune[modal]'` and, once, `modal setup`.
 """
 
@@ -39,8 +39,8 @@ class RunsVolume(Protocol):
 
 
 def build_image() -> modal.Image:
-    """Linux with the dependencies of our own project file, and this very code on top."""
-    # A container imports this module too, where the image is what it runs in and the project file is not at hand.
+    """Linux with the dependencies of our own project file, and this code on top."""
+    # A container imports this module too, inside the built image, where the project file is not available.
     project = Path(__file__).parents[3] / "pyproject.toml"
     image = modal.Image.debian_slim(python_version=PYTHON)
     if modal.is_local():
@@ -53,13 +53,13 @@ def build_image() -> modal.Image:
 
 
 def volumes_of(section: ModalSection) -> dict[str, modal.Volume]:
-    """Place in the container -> volume, which is made if there is none of that name."""
+    """Mount point -> volume, created if there is none of that name."""
     names = {MODELS: section.models_volume, RUNS: section.runs_volume, DATA: DATA_VOLUME}
     return {place: modal.Volume.from_name(name, create_if_missing=True) for place, name in names.items()}
 
 
 def options_of(section: ModalSection) -> dict[str, Any]:
-    """What a file asks of Modal, as the options of a function."""
+    """The `modal` section as the options of a Modal function."""
     return {
         "gpu": section.gpu,
         "timeout": round(section.timeout_hours * 3600),
@@ -140,7 +140,7 @@ def run_remotely(
 
     Args:
         output: the folder of run folders. Default: `output_dir`.
-        call: what runs the job; for tests.
+        call: runs the job; for tests.
 
     Raises UserError if the command in the container ended with one.
     """
@@ -161,10 +161,10 @@ def _call(section: ModalSection, job: Job) -> Outcome:
 
 
 def download(volume: RunsVolume, name: str, output: Path, links: dict[str, str]) -> Path:
-    """Copy a run folder out of the volume, but for the optimizer's state; files that are here already are kept.
+    """Copy a run folder out of the volume, except the optimizer's state; existing files are kept.
 
     Args:
-        links: those of the run folder, which the volume does not tell: name -> target.
+        links: those of the run folder, which the volume does not list: name -> target.
     """
     folder = output / name
     for entry in volume.listdir(name, recursive=True):

@@ -1,4 +1,4 @@
-"""The HTTP application: the route table, and what stands around it.
+"""The HTTP application: the route table and what surrounds it.
 
 `create_app` is what `vlmtune serve` runs under uvicorn, and what tests call without a network. A request passes
 `limits.Limits`, Starlette's router, one method of `endpoints.Endpoints`, and `Service`.
@@ -62,7 +62,7 @@ def create_app(service: Service, examples: Sequence[str] = ()) -> Starlette:
 
 
 def _operations(endpoints: Endpoints) -> tuple[Operation, ...]:
-    """The route table, as it is documented."""
+    """The route table, with its documentation."""
     text = {"text/plain": None}
     return (
         Operation(

@@ -15,7 +15,7 @@ In: jobs (an image, its tokens, its prompt). Out: label probabilities or tokens,
     the future or queue is set
 
 While one tree is computed the next one fills up, so a busy server runs large trees and an idle one never waits. Open
-answers are written a token at a time between the trees of classifications, which so do not wait for a long answer.
+answers are written a token at a time between the trees of classifications, which thus never wait for a long answer.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Job(Generic[Result]):
     """One request's work.
 
     Attributes:
-        prompt: what it shares with others.
+        prompt: the part shared with other jobs.
         ids: its own part of the prompt, image placeholders included.
         images: as many as there are placeholders for.
-        deliver, fail: take results, or what went wrong. The model's thread calls them; they must not block or raise.
-        canceled: set when nobody waits for it any more.
+        deliver, fail: receive the result, or the error. The model's thread calls them; they must not block or raise.
+        canceled: set when the client is gone.
     """
 
     prompt: PromptState
@@ -65,7 +65,7 @@ class Job(Generic[Result]):
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Of the whole prompt, images included."""
+        """Tokens of the whole prompt, images included."""
         return len(self.prompt.prefix) + len(self.ids)
 
     @property
@@ -99,7 +99,7 @@ class Token:
 
 @dataclass(eq=False, kw_only=True)
 class AnswerJob(Job[Token]):
-    """Asks for an open answer, every token as it is chosen.
+    """Asks for an open answer, delivered token by token.
 
     Attributes:
         sampling, stop: see `Generation`.
@@ -139,7 +139,7 @@ class ModelThread:
         self._thread.start()
 
     def expect(self) -> None:
-        """A job is being prepared: a batch that has begun to fill may wait a moment for it."""
+        """A job is being prepared: a batch that is filling may wait a moment for it."""
         with self._ready:
             self._num_coming += 1
 
@@ -151,7 +151,7 @@ class ModelThread:
             self._ready.notify()
 
     def withdraw(self) -> None:
-        """An expected job will not come."""
+        """Cancel an expected job."""
         with self._ready:
             self._num_coming -= 1
             self._ready.notify()
@@ -197,7 +197,7 @@ class ModelThread:
             return batch
 
     def _take(self, batch: Sequence[Job[Any]] = ()) -> list[Job[Any]]:
-        """Move jobs that go with the batch (or with the first one that can start) out of the queue."""
+        """Move jobs that fit the batch (or the first job that can start) out of the queue."""
         taken, left = list(batch), deque[Job[Any]]()
         num_tokens = sum(job.num_tree_tokens for job in taken)
         can_begin = len(self._writing) < self._settings.max_generations
@@ -259,7 +259,7 @@ class ModelThread:
             self._writing.append((generation, jobs))
 
     def _write(self, generation: Generation, jobs: list[AnswerJob]) -> None:
-        """One more token of every answer of a batch."""
+        """Generate one more token for every answer of a batch."""
         for number in list(generation.running):
             if jobs[number].canceled.is_set():
                 generation.drop(number)

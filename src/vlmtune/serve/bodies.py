@@ -1,6 +1,6 @@
 """A request's body, checked: JSON or a form as one of the models of `schema.py`.
 
-In: requests whose bodies are within the limits already. Out: models, or a `RefusedError` that names what is wrong.
+In: requests whose bodies are already within the limits. Out: models, or a `RefusedError` that names what is wrong.
 Called by `endpoints.py`.
 """
 
@@ -31,7 +31,7 @@ def media_type(request: Request) -> str:
 
 
 async def read_json(request: Request, model: type[Model]) -> Model:
-    """A JSON body as ``model``. Raises RefusedError: 415 for another content type, 400 for what does not fit."""
+    """A JSON body as ``model``. Raises RefusedError: 415 for another content type, 400 for a body that does not fit."""
     if (found := media_type(request)) != JSON:
         raise RefusedError(415, "unsupported_media_type", f"Found '{found[:80]}', expected {JSON}.")
     try:
@@ -59,7 +59,7 @@ class _FormParser(MultiPartParser):
 
 
 async def read_form(request: Request) -> ClassifyForm:
-    """An image with options. Labels are a repeated field, or one with commas. Raises RefusedError (400, 415)."""
+    """An image with options. Labels: a repeated or comma-separated field. Raises RefusedError (400, 415)."""
     parser = _FormParser(
         request.headers,
         _once(await request.body()),
@@ -106,7 +106,7 @@ def _bad_form(reason: str, param: str | None = None) -> RefusedError:
 
 
 def _explain(error: ValidationError) -> RefusedError:
-    """Every field that is wrong, the first three in words."""
+    """A message about wrong fields, the first three in detail."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
     where = [".".join(map(str, fault["loc"])) or "body" for fault in faults]
     reasons = "; ".join(f"{field}: {fault['msg']}" for field, fault in zip(where[:3], faults, strict=False))

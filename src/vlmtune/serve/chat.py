@@ -21,19 +21,19 @@ from vlmtune.serve.service import Service
 from vlmtune.serve.text_stream import TextStream
 
 _DEFAULT_MAX_TOKENS = 128
-# Below this a temperature only overflows: the likeliest token has all the probability.
+# Smaller temperatures only overflow: the likeliest token has all the probability.
 _GREEDY_BELOW = 1e-3
 
 
 @dataclass(frozen=True)
 class Turns:
-    """What a conversation consists of.
+    """The parts of a conversation.
 
     Attributes:
         system: all system messages together; None without any.
-        question: the text of the one user message, None if the conversation is no single question.
+        question: the text of the one user message, None if the conversation is not a single question.
         urls: where the images are, in order.
-        messages: as the chat template takes them.
+        messages: in the chat template's format.
     """
 
     system: str | None
@@ -43,12 +43,12 @@ class Turns:
 
     @property
     def is_bare_image(self) -> bool:
-        """Whether the user sent one image and no text: what a classifier answers with one of its labels."""
+        """Whether the user sent one image and no text, which a classifier answers with a label."""
         return self.question == "" and len(self.urls) == 1
 
 
 def read_turns(messages: Sequence[Message]) -> Turns:
-    """Take a conversation apart."""
+    """Split a conversation into its parts."""
     system: list[str] = []
     urls: list[str] = []
     plain: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def read_turns(messages: Sequence[Message]) -> Turns:
 
 
 class Chat:
-    """One request on its way. Make it, then await `whole` or iterate over `chunks`."""
+    """One chat request. Create it, then await `whole` or iterate over `chunks`."""
 
     def __init__(self, service: Service, request: ChatRequest) -> None:
         self._service, self._request = service, request
@@ -108,7 +108,7 @@ class Chat:
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
 
     async def whole(self, is_gone: Callable[[], bool]) -> bytes:
-        """The whole answer as JSON. ``is_gone`` says whether the client has left, which ends the work."""
+        """The whole answer as JSON. ``is_gone``: whether the client has disconnected, which stops the work."""
         text, finish = "", "stop"
         entries: list[dict[str, Any]] = []
         usage: dict[str, int] = {}
@@ -160,7 +160,7 @@ class Chat:
                 yield piece
 
     async def _choose(self, image: bytes, closed: ClosedAnswer) -> _Piece:
-        """A closed set: the likeliest answer, scored like a label."""
+        """The likeliest answer of a closed set, scored like a label."""
         prompts, turns = self._service.prompts, self._turns
         question = turns.question or None
 
@@ -177,7 +177,7 @@ class Chat:
         return _Piece(closed.write(ranked[0][0]), entries, "stop", _usage(scores.num_prompt_tokens, 1))
 
     async def _write(self, images: Sequence[bytes]) -> AsyncIterator[_Piece]:
-        """Free text, a token at a time."""
+        """Generate free text, a token at a time."""
         request, tokenizer = self._request, self._service.opened.tokenizer
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
         stream = TextStream(tokenizer, stops)
@@ -201,7 +201,7 @@ class Chat:
                     return
                 yield _Piece(text, entries)
         finally:
-            await tokens.aclose()  # type: ignore[attr-defined]  # an async generator, which its type does not say
+            await tokens.aclose()  # type: ignore[attr-defined]  # an async generator, although its type does not say so
 
     def _prompt(self, images: list[ProcessedImage]) -> tuple[PromptState, list[int]]:
         turns = self._turns
@@ -248,7 +248,7 @@ class _Piece:
 
 
 def _entry(token: str, log_prob: float) -> dict[str, Any]:
-    # -inf is no JSON; OpenAI writes -9999 for what has no probability to speak of.
+    # -inf is not JSON; OpenAI writes -9999 for negligible probabilities.
     return {"token": token, "logprob": max(log_prob, -9999.0), "bytes": list(token.encode())}
 
 

@@ -114,7 +114,7 @@ class Endpoints:
             )
 
     def _check_text(self, texts: list[str], labels: list[str] | None) -> None:
-        """Bound the text and the number of labels, before a tokenizer sees them."""
+        """Limit the text and the number of labels, before a tokenizer sees them."""
         limits, total = self._service.settings, sum(map(len, texts))
         if total > limits.max_text_chars:
             raise RefusedError(400, "text_too_long", f"{total:,} characters; the limit is {limits.max_text_chars:,}.")
@@ -131,7 +131,7 @@ def _json(value: Any) -> Response:
 
 
 async def _stream(chunks: AsyncIterator[bytes]) -> Response:
-    """Server-sent events. The first one is awaited, so that a refusal still has its own status."""
+    """Server-sent events. The first one is awaited, so that a refusal still gets its own status."""
     first = await anext(chunks)
 
     async def all_of_them() -> AsyncIterator[bytes]:

@@ -13,10 +13,10 @@ _TYPES = {
 
 
 class RefusedError(Exception):
-    """A request that is not answered as it stands.
+    """A request that the server refuses.
 
     Args:
-        status: HTTP status; 4xx is for the client to fix, 503 and 504 are worth another try.
+        status: HTTP status; 4xx is for the client to fix, 503 and 504 can be retried.
         code: a short name that programs can compare.
         message: what was found, what was expected, what to do.
         param: the field of the request that it is about.
@@ -37,7 +37,7 @@ class RefusedError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` and `WWW-Authenticate` where they belong."""
+        """`Retry-After` and `WWW-Authenticate` where they apply."""
         headers = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(self.retry_after_s)

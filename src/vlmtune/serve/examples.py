@@ -21,8 +21,8 @@ def example_images(labels: Sequence[str] | None, folder: Path | None = None) -> 
     """Up to six data URIs.
 
     Args:
-        labels: what the model tells apart.
-        folder: images of a person's own, taken by name. Raises UserError if there is none in it.
+        labels: the model's labels.
+        folder: the user's images, in order of name. Raises UserError if it has none.
     """
     if folder is not None:
         return _from_folder(folder)

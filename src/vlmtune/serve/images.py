@@ -1,6 +1,6 @@
-"""Images from strangers: what a request holds becomes bytes whose format and size are known before any decoding.
+"""Untrusted images: a request's data become bytes whose format and size are known before any decoding.
 
-In: data URIs and uploads. Out: an `ImageSource` that `records` opens as it opens every other image.
+In: data URIs and uploads. Out: an `ImageSource` that `records` opens like any other image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check_image(data: bytes, max_pixels: int, name: str = "image") -> ImageSourc
     """Look at an image's header. Nothing is decoded.
 
     Raises:
-        RefusedError: 400 for what is no image in one of `FORMATS`, 413 for more than ``max_pixels``.
+        RefusedError: 400 for anything but an image in one of `FORMATS`, 413 for more than ``max_pixels``.
     """
     if not data:
         raise RefusedError(400, "invalid_image", f"{name}: the image is empty.", param=name)
@@ -60,7 +60,7 @@ def check_image(data: bytes, max_pixels: int, name: str = "image") -> ImageSourc
 def webp_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a WebP image from its first bytes, else None.
 
-    Pillow's reader makes the whole canvas when it opens the file, before its size could be asked.
+    Pillow's reader allocates the whole canvas when it opens the file, before its size is known.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
@@ -76,7 +76,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_web_address(text: str) -> bool:
-    """Whether an image is named by an address that would have to be fetched."""
+    """Whether an image is a web address that must be fetched."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
@@ -101,7 +101,7 @@ def read_data_uri(uri: str, name: str = "image") -> bytes:
 
 
 def check_media_type(media_type: str | None, name: str) -> None:
-    """Refuse (415) what does not even claim to be an image. Which image it is, its own bytes say."""
+    """Refuse (415) a media type that is not an image. The actual format is read from the bytes."""
     kind = (media_type or "application/octet-stream").partition(";")[0].strip().lower()
     if not kind.startswith("image/") and kind != "application/octet-stream":
         raise RefusedError(

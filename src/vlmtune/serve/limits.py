@@ -1,4 +1,4 @@
-"""The middleware in front of every route: API key, queue, and how large and how slow a body may be.
+"""The middleware in front of every route: API key, queue, and limits on a body's size and time.
 
 In: every request. A body is read here, within its limits, before the application sees the request. Out: the
 application's answer, or a refusal; both are counted in the metrics. Called by Starlette, see `app.py`.
@@ -30,10 +30,10 @@ class Limits:
     """ASGI middleware.
 
     Args:
-        app: what answers.
+        app: the wrapped application.
         settings, metrics: of the server.
         paths: every path of the application; others are counted together.
-        work: those that ask the model, by POST.
+        work: the paths that run the model, by POST.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Limits:
         started = time.perf_counter()
         status, has_started = 500, False
         is_work = scope["method"] == "POST" and scope["path"] in self._work
-        # A body that nobody reads ends with the connection.
+        # An unread body ends with the connection.
         has_body = _header(scope, b"transfer-encoding") or _header(scope, b"content-length") not in (b"", b"0")
         closing = [(b"connection", b"close")] if has_body and not is_work else []
 
@@ -68,7 +68,7 @@ class Limits:
         try:
             await self._pass(scope, receive, sending, is_work)
         except RefusedError as refusal:
-            if not has_started:  # of an answer that had begun, the connection's end says that it is not whole
+            if not has_started:  # otherwise the closed connection shows that the answer is incomplete
                 await _refuse(refusal, sending)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
@@ -116,7 +116,7 @@ class Limits:
             )
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
-        """Fill ``body``. Raises RefusedError: 413 too large, 408 too slow, 429 too many bytes in all."""
+        """Fill ``body``. Raises RefusedError: 413 too large, 408 too slow, 429 too many bytes in total."""
         limit = self._settings.max_body_bytes
         too_large = RefusedError(413, "request_too_large", f"The request's body may have up to {limit:,} bytes.")
         length = _header(scope, b"content-length") or b"0"
@@ -143,7 +143,7 @@ class Limits:
             ) from error
 
     def _retry_after_s(self) -> int:
-        """About when there is room again: a full queue at the rate of the last batches."""
+        """Estimated seconds until there is room: a full queue at the rate of the last batches."""
         return max(1, math.ceil(self._metrics.seconds_per_request() * self._in_flight))
 
 
@@ -171,7 +171,7 @@ def _after_body(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(refusal: RefusedError, send: Send) -> None:
-    """Answer and close: the rest of the body is not worth reading."""
+    """Send the refusal and close the connection, without reading the rest of the body."""
     body = orjson.dumps(refusal.body())
     headers = {
         "content-type": "application/json",

@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus. A registry of its own for each server: several may live in one process."""
+"""What `/metrics` reports to Prometheus. Each server has its own registry: several may run in one process."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Metrics:
         self._seconds_per_request += 0.05 * (seconds / num_requests - self._seconds_per_request)
 
     def seconds_per_request(self) -> float:
-        """What the model needs for one request at present."""
+        """The model's current time per request."""
         return self._seconds_per_request
 
     def render(self) -> bytes:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -49,7 +49,7 @@ class Operation:
         handler: the first line of its docstring is the summary.
         answers: media type -> model of the answer; None for text.
         bodies: media type -> model of the request's body, for routes that ask the model.
-        errors: the statuses it may answer with besides 200.
+        errors: the possible statuses besides 200.
     """
 
     method: str
@@ -60,7 +60,7 @@ class Operation:
     errors: Sequence[int] = ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, as an ASGI application: what Starlette wraps around a function costs more than the routing."""
+        """Answer as an ASGI application: Starlette's wrapper around a function costs more than the routing."""
         response = await self.handler(Request(scope, receive, send))
         await response(scope, receive, send)
 
@@ -116,7 +116,7 @@ def render_docs(document: Mapping[str, Any]) -> str:
 
 
 def _type_of(value: Mapping[str, Any]) -> str:
-    """A JSON schema in a few words: `array of Message`, `"low" | "high" | null`."""
+    """A short form of a JSON schema: `array of Message`, `"low" | "high" | null`."""
     if "$ref" in value:
         return str(value["$ref"]).removeprefix(_REFERENCE)
     if choices := value.get("anyOf", value.get("oneOf")):

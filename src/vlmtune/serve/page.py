@@ -1,4 +1,4 @@
-"""The web page at `/`: one self-contained HTML file, with what it must know of the model written into it."""
+"""The web page at `/`: one self-contained HTML file, with the model's facts embedded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Prompts that live across requests: what requests in the same words share is computed once, not once a request.
+"""Prompts that persist across requests: what requests with the same prompt share is computed once.
 
-In: which words a request asks in. Out: a `PromptState` with its tokens, its labels' trie, and the decoder's cache after
+In: the wording of a request. Out: a `PromptState` with its tokens, its labels' trie, and the decoder's cache after
 the shared prefix. Called by `service.py` and `chat.py`; the model's thread runs what belongs to the model.
 """
 
@@ -32,7 +32,7 @@ class PromptState:
 
     Attributes:
         prefix: the tokens that every prompt begins with.
-        num_label_tokens: tokens of the labels' trie, which every image runs.
+        num_label_tokens: tokens of the labels' trie, run for every image.
     """
 
     def __init__(self, opened: OpenedModel, prefix: list[int], num_label_tokens: int = 0) -> None:
@@ -70,7 +70,7 @@ class TaskPrompt(PromptState):
     def tokens(self, image: ProcessedImage, question: str | None) -> list[int]:
         """The prompt's tokens after the prefix. Safe to call from any thread.
 
-        Raises UserError for a question that cannot be asked.
+        Raises UserError for an invalid question.
         """
         with self._lock:
             return self._predictor.rest_of_prompt(image, question)
@@ -98,7 +98,7 @@ class ConversationPrompt(PromptState):
             images: prepared, in the order of the messages.
 
         Raises:
-            RefusedError: for a special token in somebody's text. UserError: if the chat template refuses the messages.
+            RefusedError: for a special token in a message. UserError: if the chat template refuses the messages.
         """
         for message in messages:
             content = message["content"]
@@ -128,9 +128,9 @@ class PromptCache:
 
     Args:
         opened: the model.
-        section, labels: what the model was trained to be asked; no labels where nothing says so.
+        section, labels: what the model was trained to be asked; labels None if it has none.
         base: the model under an adapter, which decides defaults.
-        size: how many prompts are kept.
+        size: number of prompts kept.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class PromptCache:
         self._lock = Lock()
 
     def classification(self, labels: Sequence[str] | None, system: str | None = None) -> TaskPrompt:
-        """As the model was trained to classify; other labels in the same prompt. Raises RefusedError without any."""
+        """The trained classification prompt, with these labels or its own. Raises RefusedError without labels."""
         labels = self.labels if labels is None else labels
         if labels is None:
             raise RefusedError(
@@ -162,7 +162,7 @@ class PromptCache:
         return self._find("closed", system, labels)
 
     def open_question(self, system: str | None) -> TaskPrompt:
-        """A question in the user's words, answered freely: as trained if it was trained on questions."""
+        """A question in the user's words, answered freely, in the trained prompt if there is one."""
         return self._find("open", system, None)
 
     def _find(self, kind: _Kind, system: str | None, labels: Sequence[str] | None) -> TaskPrompt:
@@ -179,7 +179,7 @@ class PromptCache:
             return self._prompts[key]
 
     def _section(self, kind: _Kind, system: str | None, labels: Sequence[str] | None) -> TaskSection:
-        # A model that was trained on questions is asked in its own words also where the answers are given.
+        # A model trained on questions keeps its prompt even if the request lists the answers.
         is_question = kind == "open" or (kind == "closed" and self.section.asks_from_data)
         other = TaskSection(type="text" if is_question else "choice")
         section = self.section if self.section.asks_from_data == is_question else other
@@ -189,6 +189,6 @@ class PromptCache:
             section = section.model_copy(update={"system_prompt": system})
         if labels is None:
             return section
-        # Whether a prompt lists the labels is decided as it is for training.
+        # Whether a prompt lists the labels is decided as for training.
         undecided = Experiment(model=ModelSection(base=self._base), task=section)
         return apply(undecided, num_train=1, num_labels=len(labels)).task

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with the two limits it lacks: how long headers may take, and how much they may hold.
+"""uvicorn's HTTP protocol with the two limits it lacks: how long headers may take, and how large they may be.
 
 A connection that never finishes its headers reaches no application, so no middleware can end it.
 """
@@ -33,7 +33,7 @@ def bounded_protocol(settings: ServeSettings) -> type[HttpToolsProtocol]:
             if self._is_in_headers:
                 if self._timer is None:
                     self._await_headers()
-                # One packet may hold the end of the headers and a good part of the body, so the last one is let in.
+                # One packet may hold the end of the headers and much of the body, so the last one is accepted.
                 if self._header_bytes > settings.max_header_bytes:
                     self._give_up("The headers of this request are too large.")
                     return

@@ -15,7 +15,7 @@ _NOTES = {"$schema", "$defs", "$id", "title", "description", "default", "example
 
 @dataclass(frozen=True)
 class ClosedAnswer:
-    """The answers there are, and how the chosen one is written.
+    """The possible answers, and how the chosen one is written.
 
     Attributes:
         answers: as the model is scored on them.
@@ -36,7 +36,7 @@ class ClosedAnswer:
 
 
 def closed_answer(request: ChatRequest) -> ClosedAnswer | None:
-    """The closed set a request asks for; None for free text. Raises RefusedError for a schema that leaves more open."""
+    """The closed set a request asks for; None for free text. Raises RefusedError for any other schema."""
     if request.choices is not None:
         if isinstance(request.response_format, SchemaFormat):
             raise RefusedError(400, "two_closed_sets", "Give `choices` or a JSON schema, not both.", param="choices")

@@ -19,7 +19,7 @@ from vlmtune.serve.service import Service
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does."""
+    """Reports its address once it listens."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -33,11 +33,11 @@ class _Server(uvicorn.Server):
 def run_server(
     service: Service, host: str, port: int, *, examples: Sequence[str] = (), on_ready: Callable[[str], None]
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then stop listening, answer what was accepted, and return.
+    """Serve until SIGTERM or SIGINT; then stop listening, answer accepted requests, and return.
 
     Args:
-        port: 0 takes a free one.
-        examples: for the page.
+        port: 0 picks a free one.
+        examples: images for the page.
         on_ready: called with the server's address.
 
     Raises:
@@ -45,14 +45,14 @@ def run_server(
     """
     listening, url = _listen(host, port)
     server = _Server(_config(service, examples), lambda: on_ready(url))
-    # uvicorn raises the signal again once it has stopped; a server that finished its work ends with 0.
+    # uvicorn raises the signal again once it has stopped; a server that finished its work exits with 0.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
 
 
 class RunningServer:
-    """A server on a thread of this process. A context manager, too: leaving it stops the server.
+    """A server on a thread of this process. Also a context manager: leaving it stops the server.
 
     Attributes:
         url: where it listens.
@@ -62,7 +62,7 @@ class RunningServer:
         self._server, self._thread, self.url = server, thread, url
 
     def stop(self) -> None:
-        """Stop listening and answer what was accepted."""
+        """Stop listening and answer accepted requests."""
         self._server.should_exit = True
         self._thread.join()
 
@@ -86,7 +86,7 @@ def start_server(service: Service, host: str, port: int, *, examples: Sequence[s
         try:
             server.run(sockets=[listening])
         finally:
-            is_ready.set()  # nobody waits for a server that failed to start
+            is_ready.set()  # do not wait for a server that failed to start
 
     thread = threading.Thread(target=run, name="vlmtune-serve", daemon=True)
     thread.start()

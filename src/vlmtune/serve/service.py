@@ -39,13 +39,13 @@ class Scores(NamedTuple):
 
 
 class Service:
-    """A model being asked by many at once.
+    """A model that serves concurrent requests.
 
     Args:
-        opened: the model; used by nobody else from now on.
+        opened: the model; used only by the service from now on.
         source: MODEL as the command line named it, for its task and labels.
-        labels: instead of those that ``source`` brings along.
-        name: what clients call the model.
+        labels: replace those of ``source``.
+        name: the model's name for clients.
         settings: limits.
     """
 
@@ -83,7 +83,7 @@ class Service:
         self._model.start()
 
     async def stop(self) -> None:
-        """Answer what was accepted, then stop the threads."""
+        """Answer accepted requests, then stop the threads."""
         self.is_stopping = True
         await asyncio.to_thread(self._decoders.shutdown)
         await asyncio.to_thread(self._model.close)
@@ -113,7 +113,7 @@ class Service:
 
         Args:
             image: encoded.
-            find_prompt: finds or makes the prompt; runs on a decoding thread.
+            find_prompt: finds or builds the prompt; runs on a decoding thread.
         """
         assert self._loop is not None
         result: asyncio.Future[Scores] = self._loop.create_future()
@@ -236,7 +236,7 @@ class Service:
 
     def _wake(self) -> None:
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits anymore
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no one is waiting
             self._loop.call_soon_threadsafe(self._empty_outbox)
 
     def _empty_outbox(self) -> None:
@@ -256,5 +256,5 @@ def _set_error(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 def refusal_for(error: Exception) -> Exception:
-    """An error from another thread, as an answer: what the user can fix is 400, the rest stays what it is."""
+    """The refusal for an error from another thread: 400 for what the user can fix; other errors are unchanged."""
     return RefusedError(400, "invalid_request", str(error)) if isinstance(error, UserError) else error

@@ -1,4 +1,4 @@
-"""Tokens to text while they come: no half characters, and nothing of a stop sequence."""
+"""Tokens to text as they arrive: no half characters, and nothing of a stop sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TextStream:
 
     Args:
         tokenizer: the model's.
-        stops: texts that end the answer and are no part of it.
+        stops: texts that end the answer and are not part of it.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -25,7 +25,7 @@ class TextStream:
         self.is_stopped = False
 
     def push(self, token: int) -> str:
-        """What this token adds to the text that can be shown."""
+        """The text that can be sent after this token."""
         self._ids.append(token)
         text = self._text()
         places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
@@ -35,14 +35,14 @@ class TextStream:
         return self._give(text[: len(text) - self._held_back(text)])
 
     def finish(self) -> str:
-        """What was held back and turned out to belong to the text."""
+        """The text that was held back, at the end of the answer."""
         return "" if self.is_stopped else self._give(self._text().rstrip())
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True).lstrip()
 
     def _held_back(self, text: str) -> int:
-        """Characters at the end that the next tokens may change: half characters, white space, begun stops."""
+        """Trailing characters that the next tokens may change: half characters, white space, partial stops."""
         begun = (length for stop in self._stops for length in range(len(stop), 0, -1) if text.endswith(stop[:length]))
         shown = text[: len(text) - max(begun, default=0)].rstrip(_HALF).rstrip()
         return len(text) - len(shown)

@@ -17,15 +17,17 @@ from vlmtune.text.defaults import (
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """Attributes:
-    classify, vqa: the default (system prompt, user prompt) of each task.
-    template: jinja2, in the words of chat templates; None uses the checkpoint's own.
-    has_system: whether a system prompt has a turn of its own. Otherwise it is put on the lines above
-        the user prompt.
-    is_image_first: whether the image can only come first (`task.image_position: last` is refused).
-    has_turns: whether a conversation may continue after an answer.
-    is_answer_apart: whether the answer is tokenized independently of the prompt.
-    whole_tokens: texts that are one token each wherever they stand, if the vocabulary has them.
+    """How prompts of a model family are built.
+
+    Attributes:
+        classify, vqa: the default (system prompt, user prompt) of each task.
+        template: jinja2, in the words of chat templates; None uses the checkpoint's own.
+        has_system: whether a system prompt has a turn of its own. Otherwise it is put on the lines above
+            the user prompt.
+        is_image_first: whether the image can only come first (`task.image_position: last` is refused).
+        has_turns: whether a conversation may continue after an answer.
+        is_answer_apart: whether the answer is tokenized independently of the prompt.
+        whole_tokens: texts that are one token each wherever they stand, if the vocabulary has them.
     """
 
     classify: tuple[str, str]

@@ -1,9 +1,8 @@
 """A checkpoint's tokenizer and chat template.
 
 In: a folder in the hub's layout (`tokenizer.json`, `tokenizer_config.json`, a chat template unless the family has a
-format of its own), or the parts themselves.
-Out: text to tokens and back, and messages to text. Templates are untrusted code, so they run in a sandbox with the
-globals of `transformers.utils.chat_template_utils` and nothing else.
+format of its own), or the parts themselves. Out: text to tokens and back, and messages to text. Templates are untrusted
+code, so they run in a sandbox with the globals of `transformers.utils.chat_template_utils` and nothing else.
 """
 
 from __future__ import annotations

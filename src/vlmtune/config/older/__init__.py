@@ -1,1 +1,1 @@
-"""The two older repositories' experiment files: the one door by which they enter."""
+"""The two older repositories' experiment files, read only here."""

@@ -1,6 +1,6 @@
-"""Class lists that people wrote into a prompt by hand: found, and replaced by `{labels}`. Called by `legacy`.
+"""Class lists written into a prompt by hand: found, and replaced by `{labels}`. Called by `convert`.
 
-A list is a run of bulleted lines, or names joined by commas. It may spell a class otherwise than the answer does
+A list is a run of bulleted lines, or names joined by commas. It may spell a class differently than the answer does
 ("aquarium fish" for aquarium_fish, in the system prompt one way and in the user prompt another).
 """
 
@@ -22,9 +22,9 @@ class FoundList:
 
     Attributes:
         prompt: with the placeholder.
-        spellings: class -> how the list writes it, where that is another way.
+        spellings: class -> its spelling in the list, if different.
         num: items of the list.
-        unknown: items that are no class. missing: classes that are not in the list.
+        unknown: items that are not a class. missing: classes that are not in the list.
     """
 
     prompt: str
@@ -39,9 +39,9 @@ def find_list(prompt: str, names: Sequence[str] | None) -> FoundList | None:
 
     Args:
         prompt: system or user prompt.
-        names: the classes; None where only the data know them, when the longest bulleted list is taken.
+        names: the classes; None if only the data have them: then the longest bulleted list is taken.
 
-    Returns None where there is none.
+    Returns None if there is none.
     """
     found = _bulleted(prompt, names)
     return found if found is not None or names is None else _joined(prompt, names)
@@ -66,7 +66,7 @@ def _bulleted(prompt: str, names: Sequence[str] | None) -> FoundList | None:
 
 
 def _runs(lines: list[str]) -> list[tuple[int, int]]:
-    """From-to of every run of at least two bulleted lines."""
+    """Start and end of every run of at least two bulleted lines."""
     runs, start = [], 0
     for index in range(len(lines) + 1):
         match = _BULLET.fullmatch(lines[index]) if index < len(lines) else None

@@ -1,7 +1,7 @@
-"""The two older repos' YAML as experiments of ours: every key of theirs, and sentences about what became of it.
+"""The two older repos' YAML as experiments of ours: every key of theirs, and sentences about each change.
 
 In: an older file's typed values. Out: keys of ours with values, each with the older key that it came from, so that
-`load` can name the line for whatever is wrong. What was a fault there is put right, unless it is to be `faithful`: the
+`load` can name the line of an error. Faults of the older repos are corrected, unless `faithful` keeps them: the
 loss on the whole prompt, LoRA that reaches no MLP, the class list by hand, the measurement on a few images.
 """
 
@@ -34,9 +34,11 @@ _RUN_NAME = re.compile(r"(LFM2-VL-(?:450M|1\.6B|3B))-")
 
 @dataclass
 class Translated:
-    """Attributes:
-    entries: (dotted key of ours, value, key there or None where nothing was written).
-    notes: what a person should know about it.
+    """An older file in our keys.
+
+    Attributes:
+        entries: (dotted key of ours, value, older key or None for a default).
+        notes: sentences for the user.
     """
 
     entries: list[tuple[str, Any, str | None]] = field(default_factory=list)
@@ -53,7 +55,7 @@ def translate(older: OlderFile, *, faithful: bool) -> Translated:
 
     Args:
         older: its values.
-        faithful: keep what was a fault there, for comparison.
+        faithful: keep faults of the older repos, for comparison.
     """
     out = Translated()
     out.put("seed", older.seed, "seed")
@@ -68,7 +70,7 @@ def _fine_tuning(older: OlderFineTuning, faithful: bool, out: Translated) -> Non
     out.put("output_dir", older.output_dir, "output_dir")
     out.put("model.base", older.model_name, "model_name")
     if older.wandb_experiment_name is not None:
-        # A run's name is a folder's; the older repos wrote slashes so too.
+        # A run's name is a folder name; the older repos replaced slashes in the same way.
         out.put("name", re.sub(r"[/\\]", "--", older.wandb_experiment_name), "wandb_experiment_name")
     _data(older, out)
     _task(older, "dataset_label_colum", faithful, out)
@@ -87,7 +89,7 @@ def _fine_tuning(older: OlderFineTuning, faithful: bool, out: Translated) -> Non
 
 
 def _data(older: OlderFineTuning, out: Translated) -> None:
-    """Some samples are drawn there, of which a share is learned; here validation is held out first, then limited."""
+    """The older repos drew samples, then trained on a share; here validation is held out first, then limited."""
     out.put("data.source", older.dataset_name, "dataset_name")
     out.put("data.image_column", older.dataset_image_column, "dataset_image_column")
     out.put("data.label_column", older.dataset_label_colum, "dataset_label_colum")
@@ -238,11 +240,11 @@ def _base_and_checkpoint(older: OlderEvaluation, model: str, out: Translated) ->
     if named is not None:
         out.notes.append(f"base_model: is left out; by the checkpoint's name it is LiquidAI/{named[1]}.")
         return f"LiquidAI/{named[1]}", older.model
-    return model, older.model  # neither is there; `load` says so at this line
+    return model, older.model  # neither exists; `load` reports it at this line
 
 
 def _task(older: OlderFile, label_key: str, faithful: bool, out: Translated) -> None:
-    """Prompts, and what the labels are: those of the mapping, else the column's text or class names."""
+    """Prompts and labels: those of the mapping, else the column's text or class names."""
     mapping = older.label_mapping
     names = None if mapping is None else list(dict.fromkeys(mapping.values()))
     prompts = {"system_prompt": older.system_prompt, "user_prompt": older.user_prompt}
@@ -264,7 +266,7 @@ def _task(older: OlderFile, label_key: str, faithful: bool, out: Translated) -> 
 
 
 def _forms(name: str, lists: dict[str, FoundList]) -> str | list[str]:
-    """The name that is answered, and other spellings of it that a prompt shows: they count as the same label."""
+    """The name used as the answer, and other spellings in a prompt, which count as the same label."""
     forms = dict.fromkeys([name, *(entry.spellings[name] for entry in lists.values() if name in entry.spellings)])
     return name if len(forms) == 1 else list(forms)
 

@@ -1,6 +1,6 @@
-"""The keys of the two older repos' YAML files, with the defaults they had there. Read by `legacy`.
+"""The keys of the two older repos' YAML files, with the defaults they had there. Used by `load` and `convert`.
 
-Keys without a default were required there; what such a file leaves out is decided here as in a file of our own.
+Keys without a default were required there; other missing keys are decided as in a file of our own.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ REQUIRED = ("dataset_name", "dataset", "model")
 
 
 def kind_of(keys: set[str], own: type[Section]) -> type[OlderFineTuning] | type[OlderEvaluation] | None:
-    """Which older kind of file has such keys at its top; None for a file of ours.
+    """The older kind of file that has these top-level keys; None for a file of ours.
 
-    A key that is nested here and stood at the top there (`batch_size`) does not make a file an older one: it may as
-    well be one of ours with a section forgotten, which is told so.
+    A key that is nested here and stood at the top there (`batch_size`) does not make a file an older one: it may
+    also be one of ours without its section, which is an error.
     """
     ours = set(own.model_fields)
     if keys & (ours - set(OlderFineTuning.model_fields) - set(OlderEvaluation.model_fields)):

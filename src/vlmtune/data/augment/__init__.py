@@ -1,1 +1,1 @@
-"""Random changes of training images, and what they must leave alone."""
+"""Random changes of training images, and the labels they must not falsify."""

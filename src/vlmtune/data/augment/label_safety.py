@@ -1,6 +1,6 @@
-"""Which random changes would make an answer false: those of images whose answer depends on a side, writing or a color.
+"""Random changes that would make an answer false, where it depends on a side, writing or a color.
 
-Called by training where `train.augment` mirrors, turns far or changes colors, and by preflight, which reports it.
+Called by training where `train.augment` mirrors, rotates far or changes colors, and by preflight, which reports it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def refuse_flips(steps: Sequence[AugmentStep], labels: LabelSet | None) -> None:
 def colored_labels(labels: LabelSet) -> str | None:
     """Why colors in images of these labels must stay, in words; None if they may change."""
     colored = [forms[0] for forms in labels.shown if _words(forms[0]) & _COLORS]
-    if len(colored) * 2 <= len(labels):  # one 'red panda' among many animals is no matter of color
+    if len(colored) * 2 <= len(labels):  # one 'red panda' among many animals does not depend on color
         return None
     return f"{len(colored)} of {len(labels)} labels name a color, such as '{colored[0]}'"
 

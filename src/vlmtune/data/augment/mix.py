@@ -21,7 +21,7 @@ class Mixing:
     Attributes:
         mixup: α of MixUp's Beta(α, α); 0 is off (arXiv 1710.09412).
         cutmix: α of CutMix's; 0 is off (arXiv 1905.04899).
-        probability: of an image to be mixed at all.
+        probability: of an image to be mixed.
     """
 
     mixup: float = 0.0
@@ -50,7 +50,7 @@ def cut_mix(first: Image.Image, second: Image.Image, share: float, draw: Draw) -
     """``first`` with a rectangle of about 1 - ``share`` of the area from ``second``, in the same place.
 
     The rectangle's center is anywhere in the image, so that it may be cut off at the border; the share that is
-    returned is that of the pixels which stayed.
+    returned is that of the remaining pixels.
     """
     side = np.sqrt(1 - share)
     width, height = first.size

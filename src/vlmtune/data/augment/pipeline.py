@@ -45,7 +45,7 @@ class Augmentation:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """For an image that may be changed in every way."""
+        """The changes for an image without restrictions."""
         return self._chains[False, False]
 
     def __call__(
@@ -54,7 +54,7 @@ class Augmentation:
         """The changed image, in the size of the original.
 
         Args:
-            keep_sides: the answer depends on left and right or on writing: no flips, no far turns.
+            keep_sides: the answer depends on left and right or on writing: no flips, no large rotations.
             keep_colors: the answer names a color: none is changed.
         """
         for change in self._chains[keep_sides, keep_colors]:

@@ -3,7 +3,7 @@
 RandAugment (arXiv 1909.13719) applies several at one strength, TrivialAugment (arXiv 2103.10158) a single one at a
 strength of its own, over wider ranges. Ranges and the scale of 31 strengths are those of torchvision's
 `RandAugment` and `TrivialAugmentWide`, which draw from torch's global generator: here each image has a generator of its
-own, so that neither threads nor a resumed run change what it becomes.
+own, so that neither threads nor a resumed run change the result.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The scenes of the built-in question and caption sets, with everything that is true of them. No torch."""
+"""The scenes of the built-in question and caption sets, with all facts about them. No torch."""

@@ -1,7 +1,7 @@
 """Questions about plain scenes (color, shape, count, left or right, letter, yes or no), and their captions.
 
-Mostly what a tiny model can see at once (how many, which letter, what is on the left), and of two or three shapes what
-it learns late: which color belongs to which, and on which side of the other one is.
+Mostly what a tiny model sees at once (how many, which letter, what is on the left); for two or three shapes also what
+it learns late: which color belongs to which, and how they are arranged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CLEARLY_APART = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`type` says what is questions about: `color`, `count`, `yes/no`…"""
+    """A question about a scene, of `type` `color`, `count`, `yes/no`…"""
 
     question: str
     answer: str
@@ -73,7 +73,7 @@ def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
 
 
 def _where(first: Thing, second: Thing, rng: Random) -> list[Question]:
-    """Of two things: what is on which side, and on which side of the other one is."""
+    """Questions about two things: what is on a side, and on which side of the other a thing is."""
     questions = []
     if abs(first.x - second.x) > _CLEARLY_APART:
         side, thing = rng.choice((("left", min(first, second, key=_x)), ("right", max(first, second, key=_x))))
@@ -104,7 +104,7 @@ def with_article(word: str) -> str:
 
 
 def _guess(pool: tuple[str, ...], true: list[str], rng: Random) -> str:
-    """What a yes/no question asks about: something true half of the time."""
+    """The claim of a yes/no question, true half of the time."""
     others = [word for word in pool if word not in true]
     return rng.choice(true) if rng.random() < 0.5 or not others else rng.choice(others)
 

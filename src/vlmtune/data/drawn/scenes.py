@@ -52,7 +52,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`label` names the image in one word; an image of several objects has none.
+    """Facts about a scene. `label` names the image in one word; an image of several objects has none.
 
     ``writing`` is "printed" or "handwritten" for a character, else empty. ``background`` is one word: a place or a
     color.
@@ -68,7 +68,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is true of the scene, and the seed of everything else: sizes, turns, shades, pen strokes."""
+    """A scene's facts, and the seed of everything else: sizes, turns, shades, pen strokes."""
 
     facts: Facts
     seed: int

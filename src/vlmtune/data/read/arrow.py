@@ -76,7 +76,7 @@ def read_hub(name: str, mapper: ColumnMapper) -> Source:
 def load_data_set(name: str, revision: str | None = None) -> dict[str, Any]:
     """The splits of a hub data set, or of a local folder in the hub's layout, as `datasets` has them.
 
-    For recipes that make another set of one. Raises DataError.
+    For conversions into another data set. Raises DataError.
     """
     folder = Path(name).expanduser()
     data = DataSection(source=name, revision=revision)
@@ -90,7 +90,7 @@ def _load(load: Callable[[Any], Any], data: DataSection, name: str, kind: str) -
 
     try:
         loaded = load(datasets)
-    # datasets raises ValueError, OSError, Arrow's, pandas' and the hub's errors, by what is wrong with the files.
+    # datasets raises ValueError, OSError, Arrow's, pandas' and the hub's errors, depending on the fault in the files.
     except Exception as error:
         raise DataError(_why(error, data, name, kind)) from error
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "all"): loaded}
@@ -156,7 +156,7 @@ def _rows(
 
 
 def _values(column: Any) -> list[Any]:
-    """A column as Python values. Of annotators' records only the answers are made: VQAv2 has four million of them."""
+    """A column as Python values. Annotators' records are reduced to answers: VQAv2 has four million."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -171,7 +171,7 @@ def _values(column: Any) -> list[Any]:
         and pa.types.is_struct(kind.value_type)
         and kind.value_type.get_field_index("answer") >= 0
     ):
-        # `flatten` honors a sliced array's offsets, and leaves out what null lists may hide.
+        # `flatten` honors a sliced array's offsets, and skips values hidden under null lists.
         answers = pc.struct_field(column.flatten(), "answer").to_pylist()
         ends = pc.fill_null(column.value_lengths(), 0).to_numpy(zero_copy_only=False).cumsum().tolist()
         return [answers[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -179,7 +179,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def _same_images(images: Sequence[ImageSource], split: str, written: list[Any] | None) -> list[str]:
-    """For each row the id of its image: as written if rows of one id hold equally long files, else by content."""
+    """For each row the id of its image: as given if rows of one id hold files of equal length, else by content."""
     if written is not None and all(value is not None for value in written):
         ids = [str(value) for value in written]
         lengths: dict[str, int | None] = {}
@@ -192,9 +192,9 @@ def _same_images(images: Sequence[ImageSource], split: str, written: list[Any] |
 def _images(
     column: Any, column_name: str, where: str, folder: Path | None, may_lack: bool
 ) -> tuple[list[ImageSource | None], dict[int, str]]:
-    """One source a row, from struct{bytes, path}, plain bytes, or text that names a file.
+    """One source per row, from struct{bytes, path}, plain bytes, or text that names a file.
 
-    Returns the sources, None where there is none, and by row why it cannot be used.
+    Returns the sources (None if missing) and, by row, the problems.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

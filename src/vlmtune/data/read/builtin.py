@@ -1,8 +1,8 @@
 """The built-in sets: scikit-learn's handwritten digits, and drawn scenes with questions or captions.
 
 The splits of the scenes are drawn from seeds of their own, so they are the same on every machine and share no image.
-Nothing is read from disk or network; an image is drawn when it is opened. The one true answer stands for all ten
-annotators, so the official accuracy is whether it was met to the letter. The captions are for the first stage of
+Nothing is read from disk or network; an image is drawn when it is opened. The one true answer is repeated for all ten
+annotators, so the official accuracy is an exact match. The captions are for the first stage of
 `vlmtune pretrain`, which teaches a connector before anything is asked.
 """
 
@@ -31,7 +31,7 @@ MAX_QUESTIONS = 8
 """Questions about one image."""
 _ANSWER_TYPES = {"yes/no": "yes/no", "count": "number"}
 """VQA's third is "other"."""
-_DIGIT_SIDE = 64  # pixels a side after upscaling
+_DIGIT_SIDE = 64  # pixels per side after upscaling
 _NUMBERING = {"train": 1_000_000, "validation": 2_000_000, "test": 3_000_000}
 
 
@@ -92,7 +92,7 @@ class DrawnImageSource(ImageSource):
 
 
 def read_drawn_vqa() -> Source:
-    """The built-in question set, ids as COCO numbers them: a question's id is its image's, and two more digits."""
+    """The built-in question set with COCO's numbering: a question's id is its image's plus two digits."""
     splits: dict[str, Callable[[], list[Example]]] = {
         split: partial(_questions, split, num) for split, num in NUM_VQA_IMAGES.items()
     }

@@ -1,7 +1,7 @@
-"""The one column mapper: what the columns of any table hold.
+"""The one column mapper: the meaning of a table's columns.
 
-In: an experiment's `data` section, and a table's column names. Out: a `RowMapping`, which makes examples of the rows.
-A column is the one that the experiment names, or is recognized by its type or its usual name. Called once a table by
+In: an experiment's `data` section, and a table's column names. Out: a `RowMapping`, which turns rows into examples.
+A column is the one that the experiment names, or is recognized by its type or its usual name. Called per table by
 the readers of text tables and of Arrow tables, which only differ in where cells and images come from.
 """
 
@@ -42,7 +42,7 @@ def find_column(role: str, name: str | None, columns: Sequence[str], where: str,
         name: as the experiment names it, or None to recognize the column.
         columns: all column names.
         where: the file or data set, for messages.
-        typed: columns whose type says that they play the role (Image, ClassLabel).
+        typed: columns whose type fits the role (Image, ClassLabel).
 
     Raises DataError, listing the columns, if the column is missing or the choice is not clear.
     """
@@ -78,7 +78,7 @@ class ColumnMapper:
 
     Attributes:
         data: the experiment's section, which may name columns.
-        has_questions: whether examples have questions of their own, or a label each.
+        has_questions: whether examples have their own questions instead of labels.
     """
 
     data: DataSection
@@ -91,12 +91,12 @@ class ColumnMapper:
     def choose(
         self, columns: Sequence[str], where: str, class_names: Mapping[str, tuple[str, ...]] | None = None
     ) -> RowMapping:
-        """What a table's rows are: labels, conversations, questions with answers, or captions.
+        """The mapping of a table's rows: labels, conversations, questions with answers, or captions.
 
         The experiment decides by naming a column, else the usual names do.
 
         Args:
-            columns: all but the image's.
+            columns: all except the image's.
             where: the file or data set, for messages.
             class_names: of columns whose type is ClassLabel.
 

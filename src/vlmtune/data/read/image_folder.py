@@ -24,12 +24,12 @@ LAYOUT = (
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has an image's suffix, in any case. Hidden files (`._1.jpg` of macOS) are no images."""
+    """Whether a file name has an image's suffix, in any case. Hidden files (`._1.jpg` of macOS) are not images."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(path: Path) -> bool:
-    """Names that tools leave behind: `.ipynb_checkpoints`, `.DS_Store`, `__MACOSX`."""
+    """Whether a name is one that tools leave behind: `.ipynb_checkpoints`, `.DS_Store`, `__MACOSX`."""
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
@@ -44,7 +44,7 @@ def class_folders(root: Path) -> list[Path]:
 
 
 def read_image_folder(root: Path, split_names: Collection[str] = ()) -> Source:
-    """Open a folder of class folders, in split folders if these have usual names or those of ``split_names``.
+    """Open a folder of class folders, inside split folders if they have usual names or those of ``split_names``.
 
     Raises DataError on an empty class folder or another layout.
     """
@@ -136,5 +136,5 @@ def _files(folder: Path) -> Iterator[Path]:
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = [name for name in sorted(folders) if not is_hidden(Path(name))]
         paths.extend(Path(parent) / name for name in files)
-    # A broken link has an image's name and stays: it is counted as unreadable, not passed over.
+    # A broken link has an image's name and stays: it is counted as unreadable, not skipped.
     yield from sorted(paths, key=lambda path: path.relative_to(folder).as_posix())

@@ -1,4 +1,4 @@
-"""From `data.source` to an opened `Source`: which reader understands it."""
+"""From `data.source` to an opened `Source`, by the right reader."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def open_source(data: DataSection, has_questions: bool = False) -> Source:
 
     Args:
         data: the experiment's section.
-        has_questions: whether images come with questions of their own, or with a label each.
+        has_questions: whether images have their own questions instead of labels.
 
-    Raises DataError: nothing there, a kind of file that no reader knows, or what the reader found wrong.
+    Raises DataError: nothing there, an unknown kind of file, or an error in the data.
     """
     name = data.source.strip()
     mapper = ColumnMapper(data, has_questions)
@@ -120,7 +120,7 @@ def _tables(folder: Path, names: set[str]) -> dict[str, Path]:
                 _add(tables, split.name, path)
     if tables:
         return tables
-    # One table beside `images/` describes it; beside two class folders it is a by-product of somebody's work.
+    # One table beside `images/` describes it; beside class folders it is unrelated.
     named = [path for path in files if path.stem.lower() in ("metadata", "labels")]
     if len(named) == 1:
         return {"all": named[0]}

@@ -1,4 +1,4 @@
-"""What the rows of a table become: labels, questions with answers, captions or conversations, as examples.
+"""The rows of a table as examples: labels, questions with answers, captions or conversations.
 
 In: `TableRow`s, whose cells a reader took from a file. Out: `Example`s. `columns.ColumnMapper` chooses the mapping.
 """
@@ -27,12 +27,12 @@ class TableRow:
 
     Attributes:
         id: the example's, where the table numbers no questions.
-        origin: where a person finds the row: "labels.csv, line 12".
+        origin: where the row is: "labels.csv, line 12".
         cells: by column.
         image: shared by the questions about one image; None in a row without one.
         image_id: equal for the rows about one image.
         has_image: false where the image's file is known to be missing.
-        problem: why the row cannot be used, as far as the reader knows.
+        problem: why the row cannot be used, if the reader knows of a reason.
     """
 
     id: str
@@ -46,11 +46,11 @@ class TableRow:
 
 @dataclass(slots=True)
 class RowMapping:
-    """What a table's rows become. One subclass for each kind of table.
+    """How a table's rows become examples. One subclass for each kind of table.
 
     Attributes:
-        columns: role -> column, the image's aside; only roles that the table has a column for.
-        left_out: reason -> how many, of everything that no example holds.
+        columns: role -> column, except the image's; only roles with a column.
+        left_out: reason -> number of items left out.
     """
 
     columns: dict[str, str]
@@ -70,14 +70,14 @@ class RowMapping:
         raise NotImplementedError
 
     def check(self, examples: Sequence[Example], source: Source, where: str) -> None:
-        """Refuse what is wrong with a table as a whole; note what a reader should know about it."""
+        """Check a table as a whole: raise for errors, add notes for the user."""
 
     def map_rows(self, rows: Iterable[TableRow], source: Source, where: str, counts: Counter[str]) -> list[Example]:
         """All rows of one table as examples.
 
         Args:
             rows: see `TableRow`.
-            source: receives notes, and what is left out.
+            source: receives notes and items left out.
             where: the table, for messages.
             counts: id -> how often it was given; updated. One counter serves all tables whose ids must differ.
 
@@ -187,15 +187,14 @@ class Captions(RowMapping):
 class Conversations(RowMapping):
     """An image with a list of turns, `{"from": "human", "value": …}` or `{"role": "user", "content": …}`.
 
-    One question a turn, with all turns before it as its history: each answer is then learned exactly as it would be
-    given.
+    One question per turn, with all earlier turns as its history: each answer is learned exactly as it would be given.
 
     Attributes:
         turns: ``all`` learns every answer, ``first`` the first one only (for families that take one question).
     """
 
     turns: str = "all"
-    # Lists of instructions hold conversations about nothing to be seen.
+    # Instruction data also contain conversations without an image.
     may_lack_image = True
 
     def examples(self, row: TableRow, image: ImageSource) -> list[Example]:
@@ -231,7 +230,7 @@ class Conversations(RowMapping):
                 Example(
                     id=f"{name}#{first // 2 + 1}" if name else "",
                     image=image,
-                    # One answer, as by ten annotators: the official accuracy of a single one would be 0.
+                    # One answer, repeated as if by ten annotators: the official accuracy of a single one would be 0.
                     answers=(answer,) * NUM_ANNOTATORS,
                     question=question,
                     answer_type="turn",
@@ -286,7 +285,7 @@ def read_label(value: Any, column: str, class_names: Sequence[str] | None = None
 
 
 def read_answers(value: Any, column: str) -> tuple[str, ...]:
-    """A cell's answers: text, a list of texts, or of records with an `answer`; one alone is repeated ten times.
+    """A cell's answers: text, a list of texts, or of records with an `answer`; a single one is repeated ten times.
 
     None and an empty list are no answers, as in a test set. Raises ValueError for anything else.
     """
@@ -307,7 +306,7 @@ def read_answers(value: Any, column: str) -> tuple[str, ...]:
             )
         answers.append(text)
     if not any(answer.strip() for answer in answers):
-        # An empty cell is a question without answers; an annotator's empty answer among others stays what it is.
+        # An empty cell is a question without answers; an annotator's empty answer among others is kept.
         return ()
     return tuple(answers * NUM_ANNOTATORS if len(answers) == 1 else answers)
 

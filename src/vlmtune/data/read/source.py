@@ -1,6 +1,6 @@
 """What every reader returns: a `Source` with named splits of examples, each with its origin for messages.
 
-A new layout is one more function that returns a `Source`; `data.splits` makes an experiment's data of it.
+A new layout is one more function that returns a `Source`; `data.splits` turns it into an experiment's data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_PROBLEMS = 5
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Something the source holds that no split uses, and why. ``examples`` are the first few names."""
+    """Items of the source that no split uses, and why. ``examples`` are the first few names."""
 
     reason: str
     count: int
@@ -27,7 +27,7 @@ class LeftOut:
 
 @dataclass(slots=True)
 class Source:
-    """An opened source. A split is read when it is needed, so a split nobody uses costs nothing and cannot fail.
+    """An opened source. Splits are read on demand, so an unused one costs nothing and cannot fail.
 
     ``class_names`` is set when the source itself declares its classes and their order (ClassLabel).
     """

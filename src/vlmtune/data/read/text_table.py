@@ -1,6 +1,6 @@
 """CSV, TSV, JSONL and JSON files whose rows name an image file, with a label, a question, a caption or a conversation.
 
-Image paths are relative to the file. What the columns hold is decided by `columns`.
+Image paths are relative to the file. Columns are mapped by `columns`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Table:
 
 
 def read_text_tables(files: dict[str, Path], mapper: ColumnMapper, name: str) -> Source:
-    """Open one table a split. A table alone may have a column `split` that says each row's split.
+    """Open one table per split. A single table may have a column `split`.
 
     Raises DataError naming file and line for a row that cannot be used, up to five at once.
     """
@@ -128,7 +128,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises DataError, with the line of what is no JSON."""
+    """The value in a JSON file. Raises DataError, with the line, for invalid JSON."""
     try:
         return json.loads(_read_text(path))
     except json.JSONDecodeError as error:
@@ -145,7 +145,7 @@ def _read_table(path: Path) -> _Table:
 def _read_csv(path: Path) -> _Table:
     text = _read_text(path)
     header = text.split("\n", 1)[0]
-    # Spreadsheets in many countries write ';' where the name says comma.
+    # In many locales, spreadsheets write ';' into CSV files.
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []

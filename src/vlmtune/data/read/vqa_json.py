@@ -62,7 +62,7 @@ def read_official_files(files: list[Path], mapper: ColumnMapper) -> Source:
 def _read_split(
     path: Path, annotations_name: str, image_set: str, root: Path, data: DataSection, source: Source
 ) -> list[Example]:
-    """The questions in the file's order, which is what slices of the split count on."""
+    """The questions in the file's order, on which slices of the split rely."""
     annotations_path = _beside(path, annotations_name, root)
     annotations = None if annotations_path is None else _by_question(annotations_path)
     if annotations is None:
@@ -102,7 +102,7 @@ def _row(
 
 
 def _check_annotation(annotation: dict[str, Any], question_id: int, image_id: int, path: Path | None) -> None:
-    """Raise ValueError for an annotation of another image, without answers, or with one annotator twice."""
+    """Raise ValueError for an annotation of another image, without answers, or with a repeated annotator."""
     if annotation.get("image_id", image_id) != image_id:
         raise ValueError(
             f"question {question_id} is about image {image_id}, and its annotation in {path} about image "
@@ -113,7 +113,7 @@ def _check_annotation(annotation: dict[str, Any], question_id: int, image_id: in
         raise ValueError(f"the annotation of question {question_id} in {path} has no list 'answers'.")
     ids = [answer.get("answer_id", number) for number, answer in enumerate(answers, 1) if isinstance(answer, dict)]
     if len(set(ids)) < len(ids):
-        # The official accuracy tells annotators apart by it, and would leave both out together.
+        # The official accuracy identifies annotators by it, and would leave out both.
         twice = next(id_ for id_ in ids if ids.count(id_) > 1)
         raise ValueError(f"question {question_id} in {path} has two answers with the answer_id {twice}.")
 
