@@ -1,7 +1,6 @@
 """Every checkpoint of a run: the best point to stop, in words, as a section of the report and as files.
 
-In: the figures of `evaluate.curves`. Called by `vlmtune checkpoints`, and by the report of a run that has
-them.
+In: the figures of `evaluate.curves`. Called by `vlmtune checkpoints`, and by the report of a run that has them.
 """
 
 from __future__ import annotations

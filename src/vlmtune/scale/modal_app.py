@@ -1,7 +1,7 @@
 """Training and evaluation on a GPU rented from Modal: `modal run -m vlmtune.scale.modal_app::train --config FILE`.
 
 The file's section `modal:` sets GPU, time limit, volumes and secrets. A container that is
-preempted, or runs out of time, is followed by another that resumes from the last checkpoint in the volume of runs.
+preempted, or times out, is followed by another that resumes from the last checkpoint in the volume of runs.
 Finished, the run folder is copied here. Needs `pip install 'vlmtune[modal]'` and, once, `modal setup`.
 """
 

@@ -22,8 +22,7 @@ class PromptFormat:
     Attributes:
         classify, vqa: the default (system prompt, user prompt) of each task.
         template: jinja2, in the words of chat templates; None uses the checkpoint's own.
-        has_system: whether a system prompt has a turn of its own. Otherwise it is put on the lines above
-            the user prompt.
+        has_system: whether a system prompt has a turn of its own. Otherwise it precedes the user prompt's lines.
         is_image_first: whether the image can only come first (`task.image_position: last` is refused).
         has_turns: whether a conversation may continue after an answer.
         is_answer_apart: whether the answer is tokenized independently of the prompt.

@@ -308,8 +308,7 @@ def _cost(trainer: Trainer) -> list[Finding]:
 def _trial_step(trainer: Trainer) -> float:
     """Seconds of one step's work, without its effect.
 
-    Reading is excluded, since a run reads ahead on other threads; a short step is timed again, since the first call
-    allocates.
+    Reading is excluded, since a run reads ahead on other threads; short steps are timed twice: the first allocates.
     """
     micro_batches = next(trainer.steps())
     for _ in range(2):
