@@ -29,8 +29,8 @@ def baselines(config: ConfigArgument, set_: SetOption = None, json_: JsonOption 
         print_json({"folder": str(run), **result})
         return
     tuned = [evaluation for evaluation in read_evaluations(run)[0] if not is_baseline(evaluation)]
-    shown = against(result, run, tuned[-1] if tuned else None)
-    rows = baselines_table(shown)
+    comparison = against(result, run, tuned[-1] if tuned else None)
+    rows = baselines_table(comparison)
     print_figures(rows.head(), rows.texts())
-    print("\n".join(shown["summary"]))
+    print("\n".join(comparison["summary"]))
     print(f"written to {run}: baselines.json, baselines/")

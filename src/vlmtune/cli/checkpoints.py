@@ -30,7 +30,7 @@ def checkpoints(
     if json_:
         print_json({**figures, "advice": advice(figures), "page": page})
         return
-    shown = curve_table(figures)
-    print_figures(shown.head(), shown.texts())
+    table = curve_table(figures)
+    print_figures(table.head(), table.texts())
     print("\n".join(advice(figures)))
     print(f"page: {page}")

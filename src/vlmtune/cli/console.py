@@ -88,8 +88,8 @@ def print_figures(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None
         print_table(turned[0], turned[1:])
     else:
         for row in cells:
-            told = [f"{name}: {text}" for name, text in zip(columns[1:], row[1:], strict=True) if text not in ("", "–")]
-            stdout_console().print("\n".join([row[0], *(f"  {line}" for line in told)]), markup=False, soft_wrap=True)
+            body = [f"{name}: {text}" for name, text in zip(columns[1:], row[1:], strict=True) if text not in ("", "–")]
+            stdout_console().print("\n".join([row[0], *(f"  {line}" for line in body)]), markup=False, soft_wrap=True)
 
 
 def _table_width(lines: Sequence[Sequence[str]]) -> int:

@@ -184,12 +184,12 @@ def _print_calibration(figures: dict[str, Any]) -> None:
                 f"{w.number(sets['mean_size'])} labels on average",
             ]
         )
-    wanted = f"answers wanted right in {w.percent(abstention['wanted_precision'])}"
+    label = f"answers wanted right in {w.percent(abstention['wanted_precision'])}"
     if abstention["threshold"] is None:
-        rows.append([wanted, "no threshold reached that on validation"])
+        rows.append([label, "no threshold reached that on validation"])
     else:
         right = f"right in {w.percent(abstention['precision'])}" if abstention["num_answered"] else "none to judge"
         answered = f"{w.percent(abstention['answered_share'])} answered, from {w.percent(abstention['threshold'])} on"
-        rows.append([wanted, f"{right}: {answered}"])
+        rows.append([label, f"{right}: {answered}"])
     fitted = f"fitted on {w.count(figures['num_validation'])} validation images"
     print_table([fitted, "measured on these images"], rows, title="calibration")

@@ -43,8 +43,8 @@ def learning_curve(
     if json_:
         print_json({**result, "findings": findings(result), "page": page})
         return
-    for shown in (point_table(result), step_table(result)):
-        print_figures(shown.head(), shown.texts())
+    for table in (point_table(result), step_table(result)):
+        print_figures(table.head(), table.texts())
     print("\n".join(findings(result)))
     print(f"page: {page}")
 

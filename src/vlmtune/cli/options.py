@@ -59,9 +59,9 @@ def read_labels(labels: str | None) -> list[str] | None:
             ) from error
     else:
         lines = labels.split(",")
-    found = [line.strip() for line in lines if line.strip()]
-    twice = sorted({label for label in found if found.count(label) > 1})
-    if not found or twice:
+    entries = [line.strip() for line in lines if line.strip()]
+    twice = sorted({label for label in entries if entries.count(label) > 1})
+    if not entries or twice:
         problem = f"{', '.join(twice)} more than once" if twice else "no label"
         raise UserError(f"--labels {labels}: found {problem}. Name each label once: --labels cat,dog")
-    return found
+    return entries

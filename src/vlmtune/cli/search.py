@@ -29,13 +29,13 @@ def search(
     from vlmtune.workflows.search import run_search, trial_name
 
     experiment = load_experiment(config, set_ or ())
-    found, folder = run_search(experiment, num_trials=trials, num_jobs=jobs, observer=ConsoleObserver())
+    figures, folder = run_search(experiment, num_trials=trials, num_jobs=jobs, observer=ConsoleObserver())
     if json_:
-        print_json({**found, "findings": findings(found), "folder": folder})
+        print_json({**figures, "findings": findings(figures), "folder": folder})
         return
-    shown = trial_table(found)
-    print_table(shown.head(), shown.texts())
-    print("\n".join(findings(found)))
-    if found["best"] is not None:
-        print(f"best: {folder / 'best.yaml'}, trained in {folder / trial_name(found['best'])}")
+    table = trial_table(figures)
+    print_table(table.head(), table.texts())
+    print("\n".join(findings(figures)))
+    if figures["best"] is not None:
+        print(f"best: {folder / 'best.yaml'}, trained in {folder / trial_name(figures['best'])}")
     print(f"page: {folder / 'search.html'}")

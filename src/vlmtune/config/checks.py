@@ -178,11 +178,11 @@ def _label_names(experiment: Experiment) -> Iterator[Finding]:
     given = task.fixed_labels
     labels = None if given is None else [clean_label(label) for label in given]
     owner: dict[str, str] = {}
-    for stored, shown in ((clean_label(stored), shown) for stored, shown in names.items()):
+    for stored, spelling in ((clean_label(stored), spelling) for stored, spelling in names.items()):
         path = ("task", "label_names", stored)
         if labels is not None and stored not in labels:
             yield path, f"not among {known}. " + unknown_name("label", stored, labels)
-        forms = [clean_label(form) for form in ([shown] if isinstance(shown, str) else shown)]
+        forms = [clean_label(form) for form in ([spelling] if isinstance(spelling, str) else spelling)]
         if not forms or not all(forms):
             yield path, "found an empty name, expected the text the model is shown."
         for form in forms:

@@ -193,8 +193,8 @@ def _translate(
     Raises InvalidExperimentError for errors in the older file itself.
     """
     names = set(kind.model_fields) - set(Experiment.model_fields)
-    own = [override for override in overrides if override.partition("=")[0].strip() in names]
-    older, reader = _check(file, top, kind, own)
+    older_overrides = [override for override in overrides if override.partition("=")[0].strip() in names]
+    older, reader = _check(file, top, kind, older_overrides)
     for key in (name for name in REQUIRED if getattr(older, name, "") is None):
         reader.report_new([((key,), "is missing, or has no value.")])
     _raise_problems(file, reader)
@@ -206,7 +206,7 @@ def _translate(
         yaml_loader.lay_over(ours, tuple(key.split(".")), node)
     for text in translated.notes:
         note(text)
-    return ours, [override for override in overrides if override not in own]
+    return ours, [override for override in overrides if override not in older_overrides]
 
 
 def _read(file: Path, schema: type[S], overrides: Sequence[str]) -> tuple[S, Reader]:

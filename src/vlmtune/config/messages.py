@@ -44,15 +44,15 @@ def type_errors(schema: type[Section], values: Any, written: dict[KeyPath, str])
         schema.model_validate(values)
     except ValidationError as error:
         expected: dict[KeyPath, list[str]] = {}
-        found: dict[KeyPath, Any] = {}
+        inputs: dict[KeyPath, Any] = {}
         for detail in error.errors(include_url=False):
             path = _real_path(detail["loc"], values)
             words = _expected(detail)
             if words not in expected.setdefault(path, []):
                 expected[path].append(words)
-            found.setdefault(path, detail["input"])
+            inputs.setdefault(path, detail["input"])
         return [
-            (path, f"found {_found(found[path], written.get(path))}, expected {' or '.join(words)}.")
+            (path, f"found {_found(inputs[path], written.get(path))}, expected {' or '.join(words)}.")
             for path, words in expected.items()
         ]
     return []

@@ -48,9 +48,9 @@ def searchable_keys() -> list[str]:
 
 def section_type(name: str) -> type[Section]:
     """The class of a section of the experiment."""
-    found = Experiment.model_fields[name].annotation
-    assert isinstance(found, type) and issubclass(found, Section)
-    return found
+    annotation = Experiment.model_fields[name].annotation
+    assert isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation
 
 
 def default_space(resolved: Experiment) -> Space:
@@ -103,15 +103,15 @@ def with_point(experiment: Experiment, point: Point) -> Experiment:
 
     Raises pydantic's ValidationError for a value that the key cannot have.
     """
-    own = experiment.model_copy(deep=True, update={"search": None})
+    trial = experiment.model_copy(deep=True, update={"search": None})
     for key, value in point.items():
         if key != ALPHA_PER_RANK:
             section, name = key.split(".")
-            setattr(getattr(own, section), name, value)
+            setattr(getattr(trial, section), name, value)
     if ALPHA_PER_RANK in point:
-        assert own.adapter.rank is not None, "a rank in the point, or a resolved experiment"
-        own.adapter.alpha = point[ALPHA_PER_RANK] * own.adapter.rank
-    return own
+        assert trial.adapter.rank is not None, "a rank in the point, or a resolved experiment"
+        trial.adapter.alpha = point[ALPHA_PER_RANK] * trial.adapter.rank
+    return trial
 
 
 def label(value: Any) -> str | int | float | bool | None:

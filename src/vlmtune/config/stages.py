@@ -52,17 +52,17 @@ class Stages(Section):
 
     def experiments(self) -> dict[str, Experiment]:
         """Stage -> the experiment it stands for, in their order. `name` must be set."""
-        found = {}
+        experiments = {}
         if self.align is not None:
-            found["align"] = self._experiment(self._aligning(self.align), self.model, f"{self.name}-align")
+            experiments["align"] = self._experiment(self._aligning(self.align), self.model, f"{self.name}-align")
         if self.instruct is not None:
             model = self.model.model_copy(deep=True)
             if self.align is not None:
                 model.connector = model.connector or ConnectorSection()
                 # Absolute: the run's file is read again from elsewhere.
                 model.connector.start = os.path.join(os.path.abspath(self.output_dir), f"{self.name}-align")  # noqa: PTH100, PTH118
-            found["instruct"] = self._experiment(self._instructing(self.instruct), model, str(self.name))
-        return found
+            experiments["instruct"] = self._experiment(self._instructing(self.instruct), model, str(self.name))
+        return experiments
 
     @staticmethod
     def _aligning(stage: Stage) -> Stage:

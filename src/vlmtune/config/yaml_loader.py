@@ -372,5 +372,5 @@ def _replace(node: MappingNode, key: ScalarNode, value: Node) -> None:
 
 
 def _shorten(text: object, limit: int = 40) -> str:
-    shown = str(text)
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    content = str(text)
+    return content if len(content) <= limit else content[: limit - 1] + "…"

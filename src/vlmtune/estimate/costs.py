@@ -66,8 +66,8 @@ class Costs:
         self._lora: dict[str, int] = {}
         low_rank = {name for name in plan.parameters if name not in plan.full_parameters}
         for tower, prefix in prefixes.items():
-            own = {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
-            base = {name: p.numel() for name, p in own.items() if name not in low_rank}
+            parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
+            base = {name: p.numel() for name, p in parameters.items() if name not in low_rank}
             matrices = {
                 f"{name}.weight": module.weight.numel()
                 for name, module in model.named_modules()
@@ -77,7 +77,7 @@ class Costs:
             self._learning_linear[tower] = sum(
                 count for name, count in matrices.items() if name in plan.full_parameters
             )
-            self._lora[tower] = sum(own[name].numel() for name in low_rank & own.keys())
+            self._lora[tower] = sum(parameters[name].numel() for name in low_rank & parameters.keys())
             learning = self._lora[tower] + sum(base[name] for name in plan.full_parameters.keys() & base.keys())
             self.parts.append(Part(tower, sum(base.values()), learning, self._linear[tower]))
         self._attention_width = {
@@ -116,8 +116,8 @@ class Costs:
 
         rows = self.num_tokens(batch)
         decoder = self._linear_flops("decoder", rows, is_reached=True)
-        own = shape.own + shape.answer - 1
-        seen = shape.prefix**2 / 2 + batch * own * (shape.prefix + own / 2)
+        unshared = shape.own + shape.answer - 1
+        seen = shape.prefix**2 / 2 + batch * unshared * (shape.prefix + unshared / 2)
         decoder += 3 * 4 * self._attention_width["decoder"] * seen
         if self.checkpointed:
             decoder += 2 * self._linear["decoder"] * rows

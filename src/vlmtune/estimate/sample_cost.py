@@ -76,7 +76,7 @@ def estimate_inputs(
         origin += f"; images of {size[0]} × {size[1]} pixels assumed"
     largest = max(images, key=lambda image: image.num_tokens)
     if tokenizer is None:
-        prefix, own, answer = _counted_by_letters(resolved, labels, answers, largest)
+        prefix, unshared, answer = _counted_by_letters(resolved, labels, answers, largest)
     else:
         prompt = PromptBuilder(tokenizer, resolved.task, labels)
         prefix = len(prompt.shared_prefix())
@@ -84,10 +84,10 @@ def estimate_inputs(
             len(prompt.build(question, image.text).ids) - prefix
             for question, image in zip(questions, images, strict=True)
         ]
-        own = round(statistics.mean(rests))
+        unshared = round(statistics.mean(rests))
         lengths = [len(prompt.answer_tokens(text)) for text in answers]
         answer = statistics.mean(lengths) if lengths else _ANSWER_TOKENS
-    shape = SampleShape(prefix, own, answer, tuple(grid for _, grid in largest.tiles), origin)
+    shape = SampleShape(prefix, unshared, answer, tuple(grid for _, grid in largest.tiles), origin)
     return EstimateInputs(resolved, config, shape, count)
 
 
@@ -148,5 +148,5 @@ def _counted_by_letters(
     if task.image_position == "last":
         before, after = before + after, 0
     answer = statistics.mean(map(len, answers)) / _CHARACTERS_PER_TOKEN + 1 if answers else _ANSWER_TOKENS
-    own = image.num_tokens + after / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
-    return math.ceil(before / _CHARACTERS_PER_TOKEN) + _TEMPLATE_TOKENS, math.ceil(own), answer
+    unshared = image.num_tokens + after / _CHARACTERS_PER_TOKEN + _TEMPLATE_TOKENS
+    return math.ceil(before / _CHARACTERS_PER_TOKEN) + _TEMPLATE_TOKENS, math.ceil(unshared), answer

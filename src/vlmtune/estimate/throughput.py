@@ -49,8 +49,8 @@ def measure_throughput(
     # One image of the sample's first tile: enough to include the tower's share.
     grid = shape.tiles[0]
     num_tokens = model.connector.num_tokens(grid)
-    own = [model.image_token_id] * num_tokens + [5] * max(1, shape.own - num_tokens * len(shape.tiles))
-    measured = SampleShape(shape.prefix, len(own), math.ceil(shape.answer), (grid,), "")
+    ids = [model.image_token_id] * num_tokens + [5] * max(1, shape.own - num_tokens * len(shape.tiles))
+    measured = SampleShape(shape.prefix, len(ids), math.ceil(shape.answer), (grid,), "")
     patches = torch.rand(grid[0] * grid[1], _patch_values(sliced))
     image = ProcessedImage([(patches, grid)], "", num_tokens)
 
@@ -58,7 +58,7 @@ def measure_throughput(
         start = time.perf_counter()
         features = model.encode_images([image] * batch)
         answers = [Answer([5] * int(measured.answer))]
-        samples = [Sample(own, image, answers) for image in range(batch)]
+        samples = [Sample(ids, image, answers) for image in range(batch)]
         run(model, plan_step(model, [5] * measured.prefix, samples), features).backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
         if device.type == "cuda":

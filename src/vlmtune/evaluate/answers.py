@@ -249,9 +249,9 @@ class ScoreRuleChoice:
             except UnreadableImageError:
                 continue  # counted and listed as a wrong answer
             images = [
-                Example(f"content-free/{number}/{source.name}", source, (), asked.question, image_id=source.name,
-                        history=asked.history, question_id=asked.question_id)
-                for number, asked in enumerate(distinct.values())
+                Example(f"content-free/{number}/{source.name}", source, (), original.question, image_id=source.name,
+                        history=original.history, question_id=original.question_id)
+                for number, original in enumerate(distinct.values())
                 for source in content_free_images(size)
             ]  # fmt: skip
             scores = self.asker.ask("content-free", images, "content-free images").form_scores

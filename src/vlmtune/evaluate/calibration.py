@@ -43,8 +43,8 @@ def fit_temperature(log_probs: Floats, truth: NDArray[np.int64]) -> float:
         return float(negative_log_likelihoods(scaled, truth).mean())
 
     # Convex in 1/T, hence unimodal in log T: a bounded scalar search is enough.
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-5})
-    return float(np.exp(found.x))
+    solution = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-5})
+    return float(np.exp(solution.x))
 
 
 def apply_temperature(log_probs: Floats, temperature: float) -> Floats:

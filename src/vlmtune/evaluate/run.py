@@ -77,7 +77,7 @@ def evaluate_checkpoint(
     task = experiment.task if checkpoint is None else experiment.task.after_first_epoch()
     if name is None:
         name = "base" if checkpoint is None else "fine-tuned" if checkpoint.name == "best" else checkpoint.name
-    found = splits.description.get("splits", {}).get(section.split, {}).get("found", len(examples))
+    total = splits.description.get("splits", {}).get(section.split, {}).get("found", len(examples))
     facts = {
         "model": str(checkpoint or experiment.model.base),
         "base": experiment.model.base,
@@ -86,7 +86,7 @@ def evaluate_checkpoint(
             "source": experiment.data.source,
             "split": section.split,
             "num_examples": len(examples),
-            "limit": len(examples) if len(examples) < found else None,
+            "limit": len(examples) if len(examples) < total else None,
             "fingerprint": fingerprint(examples),
             "left_out": splits.description.get("left_out"),
         },

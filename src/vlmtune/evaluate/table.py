@@ -332,8 +332,8 @@ def _truth_positions(truth: pa.ChunkedArray, labels: Sequence[str]) -> Ints:
     if positions.null_count:  # annotators' answers may differ from a label in white space
         spaced = pc.utf8_trim_whitespace(pc.replace_substring_regex(answers, r"\s+", " "))
         positions = pc.coalesce(positions, pc.index_in(spaced, value_set=known))
-    found = positions.is_valid().to_numpy()
-    rows, positions = rows[found].astype(np.int64), positions.drop_null().to_numpy()
+    is_label = positions.is_valid().to_numpy()
+    rows, positions = rows[is_label].astype(np.int64), positions.drop_null().to_numpy()
     result = np.full(len(truth), -1, dtype=np.int64)
     pairs, first, counts = np.unique(rows * len(labels) + positions, return_index=True, return_counts=True)
     # Written in this order, the last write wins: the most frequent answer, the first given among ties.

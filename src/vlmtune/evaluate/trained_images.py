@@ -33,18 +33,18 @@ def refuse_trained_images(
         return  # the same splits as in training, which are disjoint
     trained = load_experiment(run, must_exist=False)
     try:
-        own = load_splits(trained.data, trained.task, trained.seed)
+        run_splits = load_splits(trained.data, trained.task, trained.seed)
     except DataError as error:
         say(f"Warning: nothing says whether {run} was trained on some of these images: its data are gone ({error})")
         return
-    num_trained = _num_shared(own.train, examples)
+    num_trained = _num_shared(run_splits.train, examples)
     if num_trained:
         raise UserError(
             f"{run} was trained on {num_trained} of the {len(examples)} images it would be measured on: data.source, "
             f"data.test_fraction or seed differ from its config.yaml. Evaluate it as it was trained (vlmtune evaluate "
             f"{run}), or name images it has not seen."
         )
-    num_validation = _num_shared(own.validation, examples)
+    num_validation = _num_shared(run_splits.validation, examples)
     if num_validation:
         say(
             f"Warning: {num_validation} of the {len(examples)} images chose the best checkpoint of {run} (its "

@@ -160,10 +160,10 @@ def _gate(facts: CardFacts) -> str:
     }
     if verdict.num_unreadable:
         rows["images that could not be opened"] = str(verdict.num_unreadable)
-    shown = verdict.differences[:_NUM_DIFFERENCES]
-    notes = [*verdict.notes, *(f"`{d.id}`: trained `{d.trained}`, exported `{d.exported}`" for d in shown)]
-    if len(verdict.differences) > len(shown):
-        notes.append(f"and {len(verdict.differences) - len(shown)} more, in `vlmtune.json`")
+    differences = verdict.differences[:_NUM_DIFFERENCES]
+    notes = [*verdict.notes, *(f"`{d.id}`: trained `{d.trained}`, exported `{d.exported}`" for d in differences)]
+    if len(verdict.differences) > len(differences):
+        notes.append(f"and {len(verdict.differences) - len(differences)} more, in `vlmtune.json`")
     text = (
         "## Export gate\n\n"
         f"The exported files were opened in {verdict.runtime} and asked about held-out images "
@@ -180,15 +180,15 @@ def _python_usage(facts: CardFacts) -> str:
     if facts.manifest.format == "peft":
         lines.append("from peft import PeftModel")
         lines += ["from vlmtune.models.source import locate"] if is_builtin else []
-        place = f"locate({base!r})" if is_builtin else repr(base)
-        lines += ["", f"base = AutoModelForImageTextToText.from_pretrained({place}{options})"]
+        location = f"locate({base!r})" if is_builtin else repr(base)
+        lines += ["", f"base = AutoModelForImageTextToText.from_pretrained({location}{options})"]
         lines.append(f"model = PeftModel.from_pretrained(base, {PLACE!r})")
     else:
         lines += ["", f"model = AutoModelForImageTextToText.from_pretrained({PLACE!r}{options})"]
     question = " --question '…'" if facts.manifest.task.asks_from_data else ""
-    own = f"```bash\nvlmtune predict {PLACE} image.jpg{question}\nvlmtune serve {PLACE}\n```"
+    ours = f"```bash\nvlmtune predict {PLACE} image.jpg{question}\nvlmtune serve {PLACE}\n```"
     theirs = "```python\n" + "\n".join(lines) + "\n```"
-    parts = [f"With its prompt and labels:\n\n{own}", f"With transformers:\n\n{theirs}"]
+    parts = [f"With its prompt and labels:\n\n{ours}", f"With transformers:\n\n{theirs}"]
     return "\n\n".join([*parts, *_listed(facts.sentences)])
 
 

@@ -116,8 +116,8 @@ def read_gguf(model_file: Path, projector_file: Path, model: Lfm2Vl) -> dict[str
     """
     gguf = import_gguf()
     held = [{tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors} for path in (model_file, projector_file)]
-    found: dict[str, Tensor] = {}
-    for parameter, own in model.named_parameters():
+    tensors: dict[str, Tensor] = {}
+    for parameter, target in model.named_parameters():
         place = gguf_place(parameter)
         path = (model_file, projector_file)[place.is_projector]
         if place.name not in held[place.is_projector]:
@@ -126,11 +126,11 @@ def read_gguf(model_file: Path, projector_file: Path, model: Lfm2Vl) -> dict[str
         array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         values = torch.from_numpy(array.reshape([int(side) for side in reversed(tensor.shape)]))
         if place.stem == PATCH_EMBEDDING and values.dim() > 1:
-            values = values.permute(0, 2, 3, 1).reshape(own.shape)  # [D, 3, p, p] -> [D, p * p * 3]
-        if values.numel() != own.numel():
-            raise UserError(f"{path}: '{place.name}' is {list(values.shape)}, expected {list(own.shape)}.")
-        found[parameter] = values.reshape(own.shape).contiguous()
-    return found
+            values = values.permute(0, 2, 3, 1).reshape(target.shape)  # [D, 3, p, p] -> [D, p * p * 3]
+        if values.numel() != target.numel():
+            raise UserError(f"{path}: '{place.name}' is {list(values.shape)}, expected {list(target.shape)}.")
+        tensors[parameter] = values.reshape(target.shape).contiguous()
+    return tensors
 
 
 def _tensors(model: Lfm2Vl) -> Iterator[tuple[str, Tensor]]:

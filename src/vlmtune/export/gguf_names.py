@@ -85,8 +85,8 @@ def gguf_place(name: str) -> Place:
     pattern = re.sub(rf"\.layers\.{_LAYER}\.", ".layers.{}.", stem)
     for table in (LANGUAGE_MODEL, PROJECTOR):
         if pattern in table:
-            found = table[pattern].format(layer[1] if layer else "")
-            return Place(table is PROJECTOR, f"{found}.{leaf}")
+            theirs = table[pattern].format(layer[1] if layer else "")
+            return Place(table is PROJECTOR, f"{theirs}.{leaf}")
     raise KeyError(name)
 
 
@@ -171,8 +171,8 @@ def _expression(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
     split, level = steps
     if level.get("add_prefix_space") or level.get("use_regex") or split.get("behavior") != "Isolated":
         return None
-    found = split["pattern"].get("Regex")
-    return str(found) if found is not None else None
+    pattern = split["pattern"].get("Regex")
+    return str(pattern) if pattern is not None else None
 
 
 def _named(tokenizer: Tokenizer, key: str) -> int | None:

@@ -125,8 +125,8 @@ class Canvas:
         sized = f' style="font-size:{_n(size)}px"' if size else ""
         anchored = "" if anchor == "start" else f' text-anchor="{anchor}"'
         styled = f' class="{css}"' if css else ""
-        place = f'x="{_n(x)}" y="{_n(y)}"'
-        self.elements.append(f"<text {place}{styled}{anchored}{turned}{sized}>{escape(content)}</text>")
+        position = f'x="{_n(x)}" y="{_n(y)}"'
+        self.elements.append(f"<text {position}{styled}{anchored}{turned}{sized}>{escape(content)}</text>")
 
     def render(self) -> Markup:
         """The finished element, named for screen readers."""

@@ -47,8 +47,8 @@ def section(results: Results) -> Section | None:
     ]
     confusions = _confusions(subject.figures)
     if confusions:
-        shown = _confusion_table(confusions)
-        parts.append(Section("confusions", f"Most frequent confusions ({len(confusions)})", table=shown))
+        confusion_table = _confusion_table(confusions)
+        parts.append(Section("confusions", f"Most frequent confusions ({len(confusions)})", table=confusion_table))
     lead = (
         f"Where {subject.name} is right and what it takes for what. Click a heading to sort, a cell of the map to see "
         "its images."
@@ -73,8 +73,8 @@ def types_section(results: Results) -> Section | None:
     parts = [by_answer]
     questions = subject.figures["by_question_type"]
     if questions:
-        shown = _type_table("question type", questions, subject.limit)
-        parts.append(Section("question-types", "By question type", table=shown))
+        question_table = _type_table("question type", questions, subject.limit)
+        parts.append(Section("question-types", "By question type", table=question_table))
     lead = f"Where {subject.name} answers well and where it does not. Click a heading to sort."
     return Section("types", "By type", [lead], parts=parts)
 

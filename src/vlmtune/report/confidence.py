@@ -187,9 +187,9 @@ def _temperature_table(entries: Sequence[Entry]) -> Table:
 
 
 def _set_sentences(conformal: Figures, num_validation: int, num_examples: int) -> list[str]:
-    wanted = conformal["wanted_coverage"]
-    low, high = expected_coverage(num_validation, num_examples, wanted)
-    sentences = [f"Instead of one label, as many as it takes to hold the true one {percent(wanted, 0)} of the time."]
+    coverage = conformal["wanted_coverage"]
+    low, high = expected_coverage(num_validation, num_examples, coverage)
+    sentences = [f"Instead of one label, as many as it takes to hold the true one {percent(coverage, 0)} of the time."]
     for method, name in (("lac", "the smallest sets (LAC)"), ("aps", "sets that adapt to each image (APS)")):
         figures = conformal[method]
         if figures["threshold"] is None:
@@ -202,7 +202,7 @@ def _set_sentences(conformal: Figures, num_validation: int, num_examples: int) -
             held += f": fewer than chance explains (from {percent(low)} on), so these images differ from validation"
         sentences.append(f"{held}.")
     sentences.append(
-        f"With {w.count(num_validation)} validation images, a promise of {percent(wanted, 0)} means "
+        f"With {w.count(num_validation)} validation images, a promise of {percent(coverage, 0)} means "
         f"{percent(low)} to {percent(high)}; more of them narrow it."
     )
     return sentences
@@ -240,11 +240,11 @@ def _set_table(entries: Sequence[Entry]) -> Table:
 
 
 def _abstention_sentences(name: str, figures: Figures) -> list[str]:
-    wanted = percent(figures["wanted_precision"], 0)
+    precision = percent(figures["wanted_precision"], 0)
     if figures["threshold"] is None:
-        return [f"No threshold on validation makes {wanted} of the answers right."]
+        return [f"No threshold on validation makes {precision} of the answers right."]
     return [
-        f"Answering only when {name} states {percent(figures['threshold'])} or more (fitted for {wanted} right), it "
+        f"Answering only when {name} states {percent(figures['threshold'])} or more (fitted for {precision} right), it "
         f"answers {percent(figures['answered_share'])} of the images and is right on "
         f"{percent(figures['precision'])} of those (95% interval {w.interval(figures['precision_interval'])})."
     ]

@@ -56,14 +56,14 @@ def hints(results: Results) -> list[tuple[str, str]]:
     run, subject = results.run, results.subject
     if run is None or subject is None or results.unit != "image":
         return []
-    found = []
+    suggestions = []
     if not run.baselines:
-        found.append(("Not measured yet: baselines.", f"vlmtune baselines {run.layout.path}"))
+        suggestions.append(("Not measured yet: baselines.", f"vlmtune baselines {run.layout.path}"))
     if not run.checkpoint_curve:
-        found.append(("Not measured yet: every checkpoint.", f"vlmtune checkpoints {run.layout.path}"))
+        suggestions.append(("Not measured yet: every checkpoint.", f"vlmtune checkpoints {run.layout.path}"))
     if not any(entry.evaluation.facts.get("calibration") for entry in results.entries):
-        found.append(("Not calibrated yet.", f"vlmtune evaluate {run.layout.path} --calibrate"))
-    return found
+        suggestions.append(("Not calibrated yet.", f"vlmtune evaluate {run.layout.path} --calibrate"))
+    return suggestions
 
 
 def _measured_facts(subject: Entry, is_alone: bool) -> dict[str, list[str]]:

@@ -121,7 +121,7 @@ def _importance_sentence(search: Figures) -> str:
 
 def trial_table(search: Figures) -> Table:
     """All trials, the best first."""
-    places = {trial["number"]: place for place, trial in enumerate(search["trials"], start=1)}
+    places = {trial["number"]: rank for rank, trial in enumerate(search["trials"], start=1)}
 
     def value_of(key: str) -> Callable[[Figures], str]:
         return lambda trial: str(trial["point"].get(key, "–"))

@@ -131,21 +131,21 @@ def put_connector(opened: OpenedModel, section: ConnectorSection, seed: int = 0)
         ConfigError: layers the tower does not have; a pretrained start where there are no such weights; a folder whose
             connector has another shape, or that has none.
     """
-    own = opened.model.connector
+    base = opened.model.connector
     shape = wanted_shape(section, opened.model)
-    has_weights = shape.trunk == own.shape.trunk and shape.factor == own.shape.factor
+    has_weights = shape.trunk == base.shape.trunk and shape.factor == base.shape.factor
     start = section.start or ("pretrained" if has_weights else "random")
     if start == "pretrained" and not has_weights:
         raise ConfigError(
-            f"model.connector.start: the base has a connector of the kind '{own.shape.trunk}', so there are no "
+            f"model.connector.start: the base has a connector of the kind '{base.shape.trunk}', so there are no "
             f"pretrained weights for '{section.kind}'. Set start: random and align it first (vlmtune pretrain)."
         )
-    if start == "pretrained" and shape == own.shape:
+    if start == "pretrained" and shape == base.shape:
         return
     connector = install_connector(opened.model, shape)
-    follow_connector(opened, own)
+    follow_connector(opened, base)
     if start == "pretrained":
-        start_equal(connector, own)
+        start_equal(connector, base)
     elif start == "random":
         start_random(connector, torch.Generator().manual_seed(seed))
     else:

@@ -46,12 +46,12 @@ def differing_images(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     Args:
         stored, now: `Splits.description` of the run and of today.
     """
-    found = []
+    changes = []
     for role in ("train", "validation"):
         before, after = (facts.get("splits", {}).get(role, {}) for facts in (stored, now))
         if before.get("fingerprint") != after.get("fingerprint"):
-            found.append(f"{role} images: {before.get('used')} in the run, {after.get('used')} now, and not the same")
-    return found
+            changes.append(f"{role} images: {before.get('used')} in the run, {after.get('used')} now, and not the same")
+    return changes
 
 
 def _may_change(key: str) -> bool:

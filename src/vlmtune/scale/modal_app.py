@@ -55,7 +55,7 @@ def build_image() -> modal.Image:
 def volumes_of(section: ModalSection) -> dict[str, modal.Volume]:
     """Mount point -> volume, created if there is none of that name."""
     names = {MODELS: section.models_volume, RUNS: section.runs_volume, DATA: DATA_VOLUME}
-    return {place: modal.Volume.from_name(name, create_if_missing=True) for place, name in names.items()}
+    return {path: modal.Volume.from_name(name, create_if_missing=True) for path, name in names.items()}
 
 
 def options_of(section: ModalSection) -> dict[str, Any]:

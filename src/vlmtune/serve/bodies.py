@@ -32,8 +32,8 @@ def media_type(request: Request) -> str:
 
 async def read_json(request: Request, model: type[Model]) -> Model:
     """A JSON body as ``model``. Raises RefusedError: 415 for another content type, 400 for a body that does not fit."""
-    if (found := media_type(request)) != JSON:
-        raise RefusedError(415, "unsupported_media_type", f"Found '{found[:80]}', expected {JSON}.")
+    if (content_type := media_type(request)) != JSON:
+        raise RefusedError(415, "unsupported_media_type", f"Found '{content_type[:80]}', expected {JSON}.")
     try:
         return model.model_validate_json(await request.body())
     except ValidationError as error:

@@ -66,13 +66,13 @@ class Endpoints:
 
     async def chat(self, request: Request) -> Response:
         """OpenAI's chat format; with `stream: true` server-sent events."""
-        asked = await read_json(request, ChatRequest)
-        self._check_model(asked.model)
-        contents = [[m.content] if isinstance(m.content, str) else m.content for m in asked.messages]
+        body = await read_json(request, ChatRequest)
+        self._check_model(body.model)
+        contents = [[m.content] if isinstance(m.content, str) else m.content for m in body.messages]
         texts = [part if isinstance(part, str) else getattr(part, "text", "") for parts in contents for part in parts]
-        self._check_text(texts + (asked.choices or []), asked.choices)
-        conversation = Chat(self._service, asked)
-        if asked.stream:
+        self._check_text(texts + (body.choices or []), body.choices)
+        conversation = Chat(self._service, body)
+        if body.stream:
             return await _stream(conversation.chunks())
         gone = asyncio.ensure_future(request.receive())
         try:

@@ -84,11 +84,11 @@ def read_data_uri(uri: str, name: str = "image") -> bytes:
     """The bytes of `data:image/png;base64,…`. Raises RefusedError: 400, or 415 for another kind of file."""
     head = _DATA_URI.match(uri[:200])
     if head is None or not head["base64"]:
-        shown = uri[:40] + ("…" if len(uri) > 40 else "")
+        start = uri[:40] + ("…" if len(uri) > 40 else "")
         raise RefusedError(
             400,
             "invalid_image",
-            f"{name}: found {shown!r}, expected a data URI like 'data:image/png;base64,iVBORw0…'.",
+            f"{name}: found {start!r}, expected a data URI like 'data:image/png;base64,iVBORw0…'.",
             param=name,
         )
     check_media_type(head["type"] or "text/plain", name)

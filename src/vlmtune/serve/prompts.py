@@ -103,11 +103,11 @@ class ConversationPrompt(PromptState):
         for message in messages:
             content = message["content"]
             for text in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
-                if found := self._control_token.search(text):
+                if match := self._control_token.search(text):
                     raise RefusedError(
                         400,
                         "special_token",
-                        f"A message holds the special token '{found[0]}'. Write it in another way.",
+                        f"A message holds the special token '{match[0]}'. Write it in another way.",
                         param="messages",
                     )
         rendered = self._tokenizer.render(messages, add_generation_prompt=True)

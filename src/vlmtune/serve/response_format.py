@@ -90,10 +90,10 @@ def _resolved(schema: dict[str, Any], definitions: Any) -> dict[str, Any]:
     if reference is None:
         return schema
     name = str(reference).removeprefix("#/$defs/")
-    found = definitions.get(name) if isinstance(definitions, dict) else None
-    if not isinstance(found, dict) or "$ref" in found:
+    definition = definitions.get(name) if isinstance(definitions, dict) else None
+    if not isinstance(definition, dict) or "$ref" in definition:
         raise _unsupported(f"'{reference}' names nothing in $defs")
-    return found
+    return definition
 
 
 def _unsupported(reason: str) -> RefusedError:

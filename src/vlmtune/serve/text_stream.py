@@ -28,7 +28,7 @@ class TextStream:
         """The text that can be sent after this token."""
         self._ids.append(token)
         text = self._text()
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        places = [index for stop in self._stops if (index := text.find(stop)) >= 0]
         if places:
             self.is_stopped = True
             return self._give(text[: min(places)].rstrip())
@@ -44,8 +44,8 @@ class TextStream:
     def _held_back(self, text: str) -> int:
         """Trailing characters that the next tokens may change: half characters, white space, partial stops."""
         begun = (length for stop in self._stops for length in range(len(stop), 0, -1) if text.endswith(stop[:length]))
-        shown = text[: len(text) - max(begun, default=0)].rstrip(_HALF).rstrip()
-        return len(text) - len(shown)
+        stable = text[: len(text) - max(begun, default=0)].rstrip(_HALF).rstrip()
+        return len(text) - len(stable)
 
     def _give(self, text: str) -> str:
         new = text[self._given :]

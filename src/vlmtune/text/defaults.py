@@ -69,9 +69,9 @@ def fill_labels(prompt: str, labels: Sequence[str] | None) -> str:
                 lines[-1] = " ".join(_SENTENCE_BREAK.split(lines[-1].strip())[:-1])
                 if not lines[-1]:
                     lines.pop()
-            kept = [s for s in _SENTENCE_BREAK.split(line) if LABELS_PLACEHOLDER not in s]
-            if kept:
-                lines.append(" ".join(kept))
+            sentences = [s for s in _SENTENCE_BREAK.split(line) if LABELS_PLACEHOLDER not in s]
+            if sentences:
+                lines.append(" ".join(sentences))
         elif alone:
             lines.extend(alone["bullet"] + label for label in labels)
         else:

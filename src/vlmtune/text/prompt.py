@@ -95,11 +95,11 @@ class PromptBuilder:
         self.asks_question = QUESTION_PLACEHOLDER in self.user
         self._any_control_token = re.compile("|".join(map(re.escape, sorted(tokenizer.control_tokens))))
         for key, text in (("task.system_prompt", system), ("task.user_prompt", user)):
-            if found := self._control_token(text):
-                raise ConfigError(f"{key}: holds the special token '{found}', which the chat template adds by itself.")
+            if token := self._control_token(text):
+                raise ConfigError(f"{key}: holds the special token '{token}', which the chat template adds by itself.")
         for form in (form for forms in labels.shown for form in forms) if labels is not None else ():
-            if found := self._control_token(form):
-                raise ConfigError(f"task.label_names: '{form}' holds the special token '{found}'. Show another name.")
+            if token := self._control_token(form):
+                raise ConfigError(f"task.label_names: '{form}' holds the special token '{token}'. Show another name.")
         self._render = lru_cache(maxsize=4096)(self._render_around_image)
         self._rest = lru_cache(maxsize=4096)(self._after_prefix)
         self._system_content: str | list[dict[str, str]] = self.system
@@ -166,8 +166,8 @@ class PromptBuilder:
         """
         if not answer.strip():
             raise DataError("An answer is empty. Every example needs one, and every label a name.")
-        if found := self._control_token(answer):
-            raise DataError(f"The answer {answer!r} holds the special token '{found}'. Write it in another way.")
+        if token := self._control_token(answer):
+            raise DataError(f"The answer {answer!r} holds the special token '{token}'. Write it in another way.")
         # Special tokens never merge with their neighbors: what stands after the last one is all that matters.
         head = self.tokenizer.encode(self._tail)
         ids = self.tokenizer.encode(self._tail + answer + self.tokenizer.end_token)
@@ -187,15 +187,15 @@ class PromptBuilder:
         question = _PROBES[0] if self.asks_question else None
         prompt = self.text(question, self.tokenizer.image_token)
         expected = prompt + answer + self.tokenizer.end_token
-        found = self.tokenizer.render(
+        rendered = self.tokenizer.render(
             [*self._messages(question), {"role": "assistant", "content": answer}], add_generation_prompt=False
         )
-        if found.startswith(expected):
+        if rendered.startswith(expected):
             return None
         # The tail from where they diverge, with a little shared context.
-        parted = max(0, _common_prefix([found, expected]) - 20)
+        parted = max(0, _common_prefix([rendered, expected]) - 20)
         return (
-            f"The chat template writes a finished turn as …{found[parted:]!r}, but the answer {answer!r} is trained "
+            f"The chat template writes a finished turn as …{rendered[parted:]!r}, but the answer {answer!r} is trained "
             f"and scored as …{expected[parted:]!r}: not quite what the base model has seen."
         )
 
@@ -209,8 +209,8 @@ class PromptBuilder:
                 f"The question {question!r} has no place in the prompt {self.user!r}. Put {QUESTION_PLACEHOLDER} into "
                 "task.user_prompt, or set task.question_from: data."
             )
-        if question is not None and (found := self._control_token(question)):
-            raise DataError(f"The question {question!r} holds the special token '{found}'. Write it in another way.")
+        if question is not None and (token := self._control_token(question)):
+            raise DataError(f"The question {question!r} holds the special token '{token}'. Write it in another way.")
         user = self.user.replace(QUESTION_PLACEHOLDER, question.strip()) if question is not None else self.user
         content = [{"type": "image"}, {"type": "text", "text": user}]
         if self.task.image_position == "last":
@@ -228,10 +228,10 @@ class PromptBuilder:
                 "turns. Set data.turns: first to learn each one's first answer."
             )
         messages = self._messages(history[0][0])
-        later_questions = [*(asked for asked, _ in history[1:]), question]
+        later_questions = [*(earlier for earlier, _ in history[1:]), question]
         for (_, answer), later in zip(history, later_questions, strict=True):
-            if found := self._control_token(answer):
-                raise DataError(f"The answer {answer!r} holds the special token '{found}'. Write it in another way.")
+            if token := self._control_token(answer):
+                raise DataError(f"The answer {answer!r} holds the special token '{token}'. Write it in another way.")
             content = self._messages(later)[-1]["content"]
             text = next(item["text"] for item in content if item["type"] == "text")
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": text}]
@@ -278,8 +278,8 @@ class PromptBuilder:
 
     def _control_token(self, text: str) -> str | None:
         """A special token in user text: it would act in the prompt instead of being read."""
-        found = self._any_control_token.search(text)
-        return found[0] if found else None
+        match = self._any_control_token.search(text)
+        return match[0] if match else None
 
 
 def _common_prefix(sequences: Sequence[Sequence[Any]]) -> int:

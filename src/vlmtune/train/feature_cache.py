@@ -49,9 +49,9 @@ class Refusal:
 def encode(model: VisionLanguageModel, level: Level, images: Sequence[ProcessedImage]) -> list[CachedImage]:
     """What a cache of this level stores of each image, still on the model's device."""
     if level == "connector":
-        return [CachedImage(own, image.text) for own, image in zip(model.encode_images(images), images, strict=True)]
-    found = zip(model.tower_features(images), images, strict=True)
-    return [CachedImage(own.patches, image.text, own.grids) for own, image in found]
+        return [CachedImage(out, image.text) for out, image in zip(model.encode_images(images), images, strict=True)]
+    pairs = zip(model.tower_features(images), images, strict=True)
+    return [CachedImage(out.patches, image.text, out.grids) for out, image in pairs]
 
 
 def connect(model: VisionLanguageModel, level: Level, images: Sequence[CachedImage]) -> list[Tensor]:
@@ -180,17 +180,17 @@ def _measure(
     make()  # the first call allocates
     start = time.perf_counter()
     made = make()
-    for own in made:
-        own.features.cpu()  # waits for an accelerator
+    for cached in made:
+        cached.features.cpu()  # waits for an accelerator
     encoded = time.perf_counter()
-    for (digest, _, _), own in zip(readable, made, strict=True):
-        cache.put(digest, own)
+    for (digest, _, _), cached in zip(readable, made, strict=True):
+        cache.put(digest, cached)
     written = time.perf_counter()
     for _, _, source in readable:
-        found = cache.get(source.digest())
-        if found is not None:
-            found.features.to(opened.model.device)
+        stored = cache.get(source.digest())
+        if stored is not None:
+            stored.features.to(opened.model.device)
     read = time.perf_counter()
     count = len(readable)
-    num_bytes = sum(own.features.numel() * own.features.element_size() for own in made) // count
+    num_bytes = sum(cached.features.numel() * cached.features.element_size() for cached in made) // count
     return (encoded - start) / count, (written - encoded) / count, (read - written) / count, num_bytes

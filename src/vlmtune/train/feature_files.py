@@ -176,13 +176,13 @@ class FeatureCache:
         entries: dict[str, _Entry] = {}
         good_lines = good_bytes = 0
         for line in self._index:
-            found = _from_line(line)
-            if found is None or found[1].offset + found[1].num_bytes > size:
+            record = _from_line(line)
+            if record is None or record[1].offset + record[1].num_bytes > size:
                 self.num_repaired += 1
                 break
-            entries[found[0]] = found[1]
+            entries[record[0]] = record[1]
             good_lines += len(line)
-            good_bytes = max(good_bytes, found[1].offset + found[1].num_bytes)
+            good_bytes = max(good_bytes, record[1].offset + record[1].num_bytes)
         self._index.truncate(good_lines)
         self._features.truncate(good_bytes)
         return entries

@@ -235,5 +235,5 @@ def image_features(
     for index, image in made.items():
         cache.put(first[index].digest, image)
     # In the order of the batch whatever was cached: a learning connector draws its dropout along it.
-    kept = [item.image if isinstance(item.image, CachedImage) else made[index] for index, item in first.items()]
-    return dict(zip(first, connect(model, cache.level, kept), strict=True))
+    cached = [item.image if isinstance(item.image, CachedImage) else made[index] for index, item in first.items()]
+    return dict(zip(first, connect(model, cache.level, cached), strict=True))

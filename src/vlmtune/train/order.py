@@ -29,9 +29,9 @@ def balanced_order(strata: Sequence[str], seed: int, epoch: int) -> list[int]:
     share, more = divmod(len(strata), len(members))
     favored = set(draw.permutation(len(members))[:more].tolist())
     chosen: list[int] = []
-    for number, own in enumerate(members.values()):
-        rounds, rest = divmod(share + (number in favored), len(own))
-        chosen += own * rounds + draw.choice(own, rest, replace=False).tolist()
+    for number, indices in enumerate(members.values()):
+        rounds, rest = divmod(share + (number in favored), len(indices))
+        chosen += indices * rounds + draw.choice(indices, rest, replace=False).tolist()
     order: list[int] = draw.permutation(chosen).tolist()
     return order
 

@@ -116,8 +116,8 @@ class _InBackground:
                 pass
 
     def _lose(self, error: Exception) -> None:
-        told = str(error).strip() or type(error).__name__
-        self._warn(f"Warning: {self._name} is lost ({told}). The run goes on; its folder has everything.")
+        reason = str(error).strip() or type(error).__name__
+        self._warn(f"Warning: {self._name} is lost ({reason}). The run goes on; its folder has everything.")
 
 
 class WandbTracker:
@@ -128,7 +128,7 @@ class WandbTracker:
 
         assert experiment.tracking is not None
         section = experiment.tracking
-        wanted: dict[str, Any] = {
+        options: dict[str, Any] = {
             "project": section.project,
             "entity": section.entity,
             "group": section.group,
@@ -143,11 +143,11 @@ class WandbTracker:
             ),
         }
         try:
-            self._run = wandb.init(mode=section.mode, **wanted)
+            self._run = wandb.init(mode=section.mode, **options)
         except Exception as error:  # not logged in, no network, a service that answers nonsense
             with suppress(Exception):
                 wandb.teardown()  # its service holds the run's id for the attempt, or died in an earlier run
-            self._run = wandb.init(mode="offline", **wanted)
+            self._run = wandb.init(mode="offline", **options)
             if section.mode != "offline":
                 warn(
                     f"Warning: wandb cannot be reached ({_first_line(error)}). It is kept offline; "

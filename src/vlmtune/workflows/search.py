@@ -132,12 +132,12 @@ class _Workers:
 
 def trial_experiment(search: Search, number: int, point: Mapping[str, Any]) -> Experiment:
     """A trial as an experiment of its own, in the search's folder."""
-    own = with_point(search.experiment, point)
-    place = search.folder / trial_name(number)
-    own.name, own.output_dir = place.name, str(place.parent)
-    if own.tracking is not None:
-        own.tracking.group = own.tracking.group or search.folder.name
-    return own
+    trial = with_point(search.experiment, point)
+    folder = search.folder / trial_name(number)
+    trial.name, trial.output_dir = folder.name, str(folder.parent)
+    if trial.tracking is not None:
+        trial.tracking.group = trial.tracking.group or search.folder.name
+    return trial
 
 
 def trial_name(number: int) -> str:
@@ -204,24 +204,24 @@ def _write(search: Search, num_planned: int, num_validation: int, against: dict[
     }
     write_search(search.folder, figures)
     if best:
-        own = trial_experiment(search, best[0].number, best[0].point)
-        own.name, own.output_dir = f"{search.experiment.name}-best", search.experiment.output_dir
+        winner = trial_experiment(search, best[0].number, best[0].point)
+        winner.name, winner.output_dir = f"{search.experiment.name}-best", search.experiment.output_dir
         head = (
             f"# Trial {best[0].number} of {search.folder.name}: {100 * (best[0].accuracy or 0):.1f} % of "
             f"{num_validation} validation images.\n"
         )
-        write_text(search.folder / "best.yaml", head + dump(own))
+        write_text(search.folder / "best.yaml", head + dump(winner))
     return figures
 
 
 def _describe(search: Search, record: TrialRecord) -> dict[str, Any]:
     """A trial as search.json holds it."""
-    shown = {key: label(value) for key, value in record.point.items()}
+    labels = {key: label(value) for key, value in record.point.items()}
     details = {key: record.details.get(key) for key in ("loss", "steps", "seconds", "error", "repeat_of")}
     return {
         "number": record.number,
         "outcome": record.outcome,
-        "point": {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in shown.items()},
+        "point": {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in labels.items()},
         "accuracy": record.accuracy,
         "history": record.history,
         "folder": str(search.folder / trial_name(record.number)),

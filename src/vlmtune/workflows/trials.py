@@ -126,8 +126,8 @@ class Search:
     def _settle(self, resolved: Experiment) -> None:
         """Begin with the experiment as it is; mark trials that died with an earlier session, to be repeated."""
         if not self._study.get_trials(deepcopy=False):
-            own = {key: label(own_value(resolved, key)) for key in self.space}
-            known = {key: value for key, value in own.items() if _holds(self.space[key], value)}
+            point = {key: label(own_value(resolved, key)) for key in self.space}
+            known = {key: value for key, value in point.items() if _holds(self.space[key], value)}
             self._study.enqueue_trial(known)
         for record in self.trials():
             if record.outcome == "running":

@@ -43,8 +43,8 @@ def find_list(prompt: str, names: Sequence[str] | None) -> FoundList | None:
 
     Returns None if there is none.
     """
-    found = _bulleted(prompt, names)
-    return found if found is not None or names is None else _joined(prompt, names)
+    bulleted = _bulleted(prompt, names)
+    return bulleted if bulleted is not None or names is None else _joined(prompt, names)
 
 
 def _bulleted(prompt: str, names: Sequence[str] | None) -> FoundList | None:

@@ -250,8 +250,8 @@ def _task(older: OlderFile, label_key: str, faithful: bool, out: Translated) -> 
     prompts = {"system_prompt": older.system_prompt, "user_prompt": older.user_prompt}
     if any(text is not None for text in prompts.values()):
         prompts = {key: text or "" for key, text in prompts.items()}
-    found = {key: find_list(text, names) for key, text in prompts.items() if text and not faithful}
-    lists = {key: entry for key, entry in found.items() if entry is not None}
+    matches = {key: find_list(text, names) for key, text in prompts.items() if text and not faithful}
+    lists = {key: entry for key, entry in matches.items() if entry is not None}
     if mapping is not None:
         forms = {label: _forms(name, lists) for label, name in mapping.items()}
         out.put("task.labels", list(mapping), "label_mapping")

@@ -94,5 +94,5 @@ def kind_of(keys: set[str], own: type[Section]) -> type[OlderFineTuning] | type[
         OlderFineTuning: {"dataset_name", "model_name", "num_train_epochs", "dataset_label_colum", "use_peft"},
         OlderEvaluation: {"dataset", "n_samples", "structured_generation", "label_column", "base_model"},
     }
-    found = max(marks, key=lambda kind: len(keys & marks[kind]))
-    return found if keys & marks[found] else None
+    best = max(marks, key=lambda kind: len(keys & marks[kind]))
+    return best if keys & marks[best] else None

@@ -121,8 +121,8 @@ class Lfm2VlImageProcessor:
         if unknown := overrides.keys() - known:
             raise TypeError(f"no such image settings: {', '.join(sorted(unknown))}")
         # Lists become tuples, which keeps the settings hashable. transformers' other keys mean nothing here.
-        kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return cls(Lfm2VlImageSettings(**kept))
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(Lfm2VlImageSettings(**settings))
 
     def with_overrides(self, **overrides: Any) -> Lfm2VlImageProcessor:
         """A copy with some settings changed; None leaves a value unchanged."""

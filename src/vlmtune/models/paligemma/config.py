@@ -145,9 +145,9 @@ class PaliGemmaConfig(VlmConfig):
         if "image_token_id" in values:
             values.setdefault("image_token_index", values["image_token_id"])
         for part, known in (("text_config", ("gemma", "gemma2")), ("vision_config", ("siglip_vision_model",))):
-            found = values[part].get("model_type", known[0])
-            if found not in known:
-                raise WeightsError(f"config.json: {part}.model_type is '{found}'; PaliGemma's is {' or '.join(known)}.")
+            kind = values[part].get("model_type", known[0])
+            if kind not in known:
+                raise WeightsError(f"config.json: {part}.model_type is '{kind}'; PaliGemma's is {' or '.join(known)}.")
         config = super().from_dict(values)
         if config.projection_dim != config.text_config.hidden_size:
             raise WeightsError(

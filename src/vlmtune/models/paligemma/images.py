@@ -105,8 +105,8 @@ class PaliGemmaImageProcessor:
         if not isinstance(size, dict) or size.get("height") is None or size["height"] != size.get("width"):
             raise WeightsError(f"{folder}: image size {size!r}; expected equal 'height' and 'width' in pixels.")
         known = {field.name for field in fields(PaliGemmaImageSettings)}
-        kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        processor = cls(PaliGemmaImageSettings(**{**kept, "size": int(size["height"])}))
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        processor = cls(PaliGemmaImageSettings(**{**settings, "size": int(size["height"])}))
         vision = read_json_if_exists(folder / "config.json", WeightsError).get("vision_config", {})
         expected = (vision.get("image_size", 224), vision.get("patch_size", 16))
         if (processor.settings.size, processor.settings.patch_size) != expected:
