@@ -1,12 +1,12 @@
-"""What each part of the recipe adds, one after another, on the CIFAR-10 sample with `builtin:tiny`.
+"""The contribution of each part of the recipe, added one by one, on the CIFAR-10 sample with `builtin:tiny`.
 
     python bench/ablation.py --cifar FOLDER --json bench/results/ablation.json --chart bench/results/ablation.png
 
-From the older repos' recipe (loss on every token, LoRA on q, k and v) to ours, an arm at a time, each on top of the
+From the older repos' recipe (loss on every token, LoRA on q, k and v) to ours, one arm at a time, each on top of the
 one before it: every arm learns the same training images for as many steps, with several seeds, and answers all test
 images by the same label scorer. The last step is measured: nothing is chosen on the test, and no validation is run.
 Learning rates were chosen beforehand, on validation images with another seed (docs/LOG.md). The JSON is written after
-every run; a second start goes on where the first was stopped. `--show` only reads it.
+every run; a second start resumes where the first stopped. `--show` only reads it.
 
 Intervals are over the test images (a bootstrap of each image's mean over seeds); the range over seeds stands beside
 them. The difference to the arm before is paired by image.
@@ -117,7 +117,7 @@ def run(arm: int, seed: int, splits: Splits, options: argparse.Namespace) -> dic
 
 
 def base_accuracy(splits: Splits, options: argparse.Namespace) -> float:
-    """Of the model before any training, with the class list in its prompt."""
+    """Accuracy of the model before any training, with the class list in its prompt."""
     experiment = experiment_of(0, options)
     predictor = Predictor(open_model("builtin:tiny", device=options.device), experiment.task, splits.labels)
     results = predictor.classify((Query(example.image) for example in splits.test), "argmax")
@@ -129,7 +129,7 @@ def base_accuracy(splits: Splits, options: argparse.Namespace) -> float:
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row an arm that has runs: means over its seeds, and intervals over the test images."""
+    """One row per arm that has runs: means over its seeds, and intervals over the test images."""
     summary: list[dict[str, Any]] = []
     before: dict[int, np.ndarray] = {}
     for arm in ARMS:
@@ -207,7 +207,7 @@ def draw(summary: list[dict[str, Any]], base: float | None, path: Path, clock: s
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What must be the same for runs to stand in one table."""
+    """Settings that must be equal for runs to share a table."""
     keys = ("images", "test_images", "epochs", "rate", "older_rate", "clock", "threads")
     return {key: getattr(options, key) for key in keys}
 
@@ -267,7 +267,7 @@ def _run_all(found: dict[str, Any], options: argparse.Namespace, device: torch.d
 
 
 def _keep(path: Path | None, content: dict[str, Any]) -> None:
-    """Write the results whole or not at all: a run that is killed meanwhile costs itself and no other."""
+    """Write the results whole or not at all: a killed run loses only itself."""
     if path is not None:
         temporary = path.with_suffix(".tmp")
         write_json(temporary, content)

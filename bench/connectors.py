@@ -6,8 +6,8 @@ Four connectors on `builtin:tiny`, each with several seeds, through the code of 
 a DCI that starts equal to it (new channels at zero), both with stage 1 (the connector alone, on drawn captions); a
 linear one with a random start, as there are no weights for it, also with stage 1; and a DCI with a random start and no
 stage 1, as VLM-o put it on PaliGemma. Stage 2 is the same for all: connector and LoRA on drawn questions. The best
-checkpoint on validation answers the test questions. The JSON is written after every run; a second start goes on where
-the first was stopped. `--show` only reads it.
+checkpoint on validation answers the test questions. The JSON is written after every run; a second start resumes where
+the first stopped. `--show` only reads it.
 
 Intervals are over test images (a bootstrap of each question's mean over seeds, questions of one image together);
 differences to the base's own connector are paired by question.
@@ -104,14 +104,14 @@ def run(arm: Arm, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             "seconds": Clock.now() - start,
             "loss": _curve([(line["step"], line["loss"]) for line in lines if line["kind"] == "train"], _WINDOW),
             "validation": _curve([(line["step"], line["accuracy"]) for line in lines if line["kind"] == "validation"]),
-            # All ten annotators of a drawn question agree: it is right or wrong.
+            # All ten annotators of a drawn question agree: an answer is right or wrong.
             "right": "".join(str(round(value)) for value in answers["accuracy"].to_pylist()),
             "images": " ".join(answers["image_id"].to_pylist()),
         }
 
 
 def _curve(points: list[tuple[int, float]], window: int = 1) -> dict[str, list[Any]]:
-    """Means over so many points in a row, at the last step of each."""
+    """Means over windows of consecutive points, at the last step of each."""
     steps = [points[last][0] for last in range(window - 1, len(points), window)]
     means = [
         round(float(np.mean([value for _, value in points[i : i + window]])), 4) for i in range(0, len(points), window)
@@ -125,7 +125,7 @@ def rights(run: dict[str, Any]) -> np.ndarray:
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row an arm: its mean over seeds, and the paired difference to the first arm over the seeds both have."""
+    """One row per arm: its mean over seeds, and the paired difference to the first arm over the seeds both have."""
     by_arm = {arm.name: {r["seed"]: r for r in runs if r["arm"] == arm.name} for arm in ARMS}
     first = by_arm[ARMS[0].name]
     summary = []
@@ -174,7 +174,7 @@ def summary_table(summary: list[dict[str, Any]]) -> str:
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Stage 2's loss (means of ten steps) and validation accuracy: a thin line a seed, a thick one their mean."""
+    """Stage 2's loss (means of ten steps) and validation accuracy: a thin line per seed, a thick one their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -199,7 +199,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What must be the same for runs to stand in one table."""
+    """Settings that must be equal for runs to share a table."""
     keys = ("steps", "align_steps", "batch", "rate", "connector_factor", "questions", "captions", "validation", "test")
     return {key: getattr(options, key) for key in (*keys, "clock", "threads")}
 

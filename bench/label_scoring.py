@@ -10,7 +10,7 @@ Contenders, all in bfloat16 on the same weights, each image encoded in the timed
 - generate: transformers' batched greedy generation of at most as many tokens as the longest label has, not constrained
   to the labels; 16 images at once, without `--quick` also 48, and the faster of the two counts.
 - ours: `LabelScorer.best` (exact arg-max) and `.score` (every label's log-probability), prompt cache kept; as many
-  images at once as `Predictor` would take: 48 for the arg-max, whose search runs few rows, 16 for all labels.
+  images at once as `Predictor` would take: 48 for the arg-max, whose search runs few tokens, 16 for all labels.
 
 "Peaked": labels are the model's own likely continuations, images are alike, and the final norm is scaled, so that it
 is as sure as a fine-tuned model (the winner's mean probability is recorded). "Flat": random labels under an untrained
@@ -158,7 +158,7 @@ def generate_contender(peer: Any, batch: Batch, device: torch.device, max_new_to
 
 
 def alike(batch: Batch) -> Batch:
-    """Images that differ a little, so that what the model would say about the first is what it says about all."""
+    """Images that differ a little, so that the model's answer about the first holds for all."""
     (patches, grid), first = batch.images[0].tiles[0], batch.images[0]
     images = [
         ProcessedImage([(patches + 0.02 * own.tiles[0][0], grid)], first.text, first.num_tokens) for own in batch.images
@@ -168,7 +168,7 @@ def alike(batch: Batch) -> Batch:
 
 @torch.inference_mode()
 def likely_labels(model: Lfm2Vl, batch: Batch, count: int) -> list[list[list[int]]]:
-    """Labels of 2 to 4 tokens that the model itself would say about the first image, likeliest first token first."""
+    """Labels of 2 to 4 tokens from the model's own continuations for the first image, likeliest first token first."""
     scorer = LabelScorer(model, batch.shared, LabelTrie.build([[[END_TOKEN]]]))
     question = Request(batch.own[0], model.encode_images(batch.images[:1]))
     embeddings = model.embed(torch.tensor(question.ids, device=model.device), question.features)
@@ -202,7 +202,7 @@ class Ours:
         self.norm = model.model.language_model.embedding_norm.weight
         self.scale = scale
         self.scorer = LabelScorer(model, batch.shared, LabelTrie.build(labels))
-        self.scorer.prefix_cache()  # once an evaluation
+        self.scorer.prefix_cache()  # once per evaluation
         self.num_rows = 0.0
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Side-by-side timing: contenders in turns in one process, memory each in its own, every repetition kept.
 
-The benchmarks hand in functions and get back seconds; ratios are formed within a repetition, so that a machine that
-is busy for a while slows both sides of a ratio.
+The benchmarks hand in functions and get back seconds; ratios are formed within a repetition, so that a busy
+machine slows both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ PACKAGES = ("vlmtune", "torch", "transformers", "peft", "trl", "accelerate", "ou
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that a clock read after it means something."""
+    """Wait for the device, so that a clock read afterwards is meaningful."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Clock:
-    """What a benchmark's seconds are.
+    """The unit of a benchmark's seconds.
 
-    ``kind`` is ``wall``; or ``cpu``, processor seconds of this process: what to use, with one thread, where others
+    ``kind`` is ``wall``; or ``cpu``, processor seconds of this process: for use with one thread where others
     use the same cores, since waiting for a core is not counted.
     """
 
@@ -58,7 +58,7 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options every benchmark has."""
+    """Add the options that every benchmark has."""
     parser.add_argument("--quick", action="store_true", help="under four minutes on two cores")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="write every repetition and the ratios there")
@@ -93,20 +93,20 @@ def interleave(
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """How many times less the second takes than the first: median and range of the ratios of paired repetitions."""
+    """Speedup of the second over the first: median and range of the ratios of paired repetitions."""
     paired = [s / f for s, f in zip(slow, fast, strict=True)]
     return {"value": statistics.median(paired), "low": min(paired), "high": max(paired)}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range of values that are ratios already."""
+    """Median and range of ratios."""
     return {"value": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, rows: int = 2048, seconds: float = 1.0) -> float:
     """FLOP/s of plain matrix products of the decoder's own sizes: [rows, 1024] × [1024, 4608] and back.
 
-    The best of several stretches: what the machine can do, not what it does while others use it.
+    The best of several stretches: the machine's capability, not its rate under other load.
     """
     x = torch.randn(rows, 1024, device=device, dtype=dtype)
     up = torch.randn(4608, 1024, device=device, dtype=dtype)
@@ -155,7 +155,7 @@ def in_own_process(script: str, *arguments: str) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """A description of the machine that was measured."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -182,7 +182,7 @@ def versions() -> dict[str, str]:
 
 
 def record(benchmark: str, device: torch.device, quick: bool, **content: Any) -> dict[str, Any]:
-    """The JSON object of a benchmark: where, when, with what, and what was found."""
+    """The JSON object of a benchmark: machine, time, versions, and results."""
     return {
         "benchmark": benchmark,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -79,7 +79,7 @@ def build_ours(weights: dict[str, Tensor]) -> Lfm2Vl:
 
 
 def random_weights(dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
-    """Weights for `build_ours` where no peer is wanted in the process."""
+    """Weights for `build_ours` where the process has no peer."""
     with torch.device("meta"):
         ours = Lfm2Vl(Lfm2VlConfig.from_dict(config_450m()))
     generator = torch.Generator(device).manual_seed(seed)

@@ -35,7 +35,7 @@ SHAPES = (
 
 
 def best_of(runs: list[Callable[[], Tensor]], seconds: float, clock: Callable[[], float]) -> list[float]:
-    """The shortest time of each by the clock, in seconds, taken in turns for about so long."""
+    """The shortest time of each in seconds, measured in turns for about ``seconds``."""
     shortest = [float("inf")] * len(runs)
     end = clock() + seconds
     while clock() < end:

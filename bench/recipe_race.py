@@ -49,7 +49,7 @@ COLORS = {"ours": "C0", "older": "C1", "older_answers_only": "C2"}
 
 @dataclass
 class Curve:
-    """One run: what it had learned when.
+    """One run: its accuracy over time.
 
     Attributes:
         seconds: of learning, the measuring left out; samples: images seen; accuracy: on the test images.
@@ -74,13 +74,13 @@ class Curve:
         return next((s for s, a in zip(self.seconds, self.accuracy, strict=True) if a >= accuracy), None)
 
     def at(self, samples: int) -> float:
-        """The accuracy at the last measurement after no more than so many images."""
+        """The accuracy at the last measurement within a number of images."""
         place = bisect.bisect_right(self.samples, samples)
         return self.accuracy[place - 1] if place else 0.0
 
 
 class StopWatch:
-    """A clock that can be held."""
+    """A clock that can be paused."""
 
     def __init__(self) -> None:
         self.total, self.started = 0.0, Clock.now()
@@ -237,7 +237,7 @@ def _collator(predictor: Predictor, splits: Splits, answers_only: bool) -> Calla
 
 @torch.no_grad()
 def _copy_merged(peer: Any, opened: OpenedModel) -> None:
-    """What PEFT's model has learned, into ours, for measuring."""
+    """Copy the weights of PEFT's model, merged, into ours for measuring."""
     weights = {}
     for name, tensor in peer.base_model.model.state_dict().items():
         plain = name.replace(".base_layer.", ".")

@@ -75,7 +75,7 @@ def experiment(folder: Path, model: str, **sections: dict[str, Any]) -> Path:
 
 
 def train(tree: Tree, folder: Path, model: str, steps: int, batch: int, number: int) -> Outcome:
-    """Training alone: preflight, validation and the test stand outside."""
+    """Training alone, without preflight, validation and test."""
     config = experiment(
         folder,
         model,
@@ -87,7 +87,7 @@ def train(tree: Tree, folder: Path, model: str, steps: int, batch: int, number: 
 
 
 def score(tree: Tree, folder: Path, model: str, mode: str, images: int, number: int) -> Outcome:
-    """The evaluation's own count of seconds: opening the model stands outside."""
+    """The evaluation's own seconds, without opening the model."""
     names = {str(label): f"label {label} of ten" for label in range(10)}
     config = experiment(folder, model, task={"label_names": names}, evaluate={"mode": mode, "limit": images})
     facts, outcome = run(
@@ -97,7 +97,7 @@ def score(tree: Tree, folder: Path, model: str, mode: str, images: int, number: 
 
 
 def demo(tree: Tree, folder: Path, number: int) -> Outcome:
-    """The whole story, from nothing to the report."""
+    """The whole demo, including the report."""
     return run(tree, "demo", "--output", str(folder / f"demo-{tree.name}-{number}"))[1]
 
 
@@ -123,7 +123,7 @@ def compare(
 
 
 def compare_servers(trees: tuple[Tree, Tree], folder: Path, repetitions: int, seconds: float) -> dict[str, Any]:
-    """Requests a second of two servers that stand side by side, asked in turns."""
+    """Requests per second of two servers side by side, loaded in turns."""
     script = serve.write_request(folder)
     stretches: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:

@@ -1,9 +1,9 @@
-"""Requests a second and latency of `/v1/classify`, batched against unbatched, at 1, 8 and 64 clients.
+"""Requests per second and latency of `/v1/classify`, batched against unbatched, at 1, 8 and 64 clients.
 
 Each server is `vlmtune serve` in a process of its own; `wrk` (Debian: apt-get install wrk) asks one after the other, in
 turns. Both servers are the same but for `--max-batch`: also the unbatched one keeps the prompt's cache and decodes on
 other threads. Besides wall-clock figures, the server's processor time for one request is given,
-which on a machine with other work says more than requests a second.
+which on a busy machine says more than requests per second.
 
     python bench/serve.py --json bench/results/serve.json
     python bench/serve.py --model 450m --labels 100 --seconds 30 --json bench/results/serve_450m.json
@@ -83,7 +83,7 @@ def ask(server: Server, script: Path, clients: int, seconds: float) -> dict[str,
     requests, microseconds, errors, p50, p99, slowest = map(float, line.split()[1:])
     if errors:
         raise SystemExit(f"{server.name}, {clients} clients: {errors:.0f} errors")
-    if requests < clients:  # a machine so busy says nothing in so short a time
+    if requests < clients:  # too busy a machine for so short a time
         return ask(server, script, clients, 2 * seconds)
     return {
         "requests_per_s": requests / microseconds * 1e6,

@@ -78,7 +78,7 @@ def peer_step(model: Any, batch: Batch, device: torch.device, *, answers_only: b
     inputs = batch.peer_inputs(device)
     ids = inputs["input_ids"]
     if answers_only:
-        # Prompts have one length here, so that the last columns hold all answers: the shortest way there is.
+        # Prompts have one length here, so that the last columns hold all answers: the fastest way.
         start = len(batch.shared) + len(batch.own[0])
         num_kept = ids.shape[1] - start + 1
         targets = torch.where(inputs["attention_mask"].bool(), ids, -100)[:, start:]
@@ -157,7 +157,7 @@ class Peer:
 
 
 def contender(name: str, device: torch.device) -> Step:
-    """Build one contender alone, as `name:batch size`, for its own process."""
+    """Build one contender alone, given as `name:batch size`, for its own process."""
     kind, size = name.split(":")
     batch = make_batch(int(size))
     if kind.startswith("ours"):

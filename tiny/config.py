@@ -1,4 +1,4 @@
-"""A file such as `tiny.yaml` as typed values: the sizes of a tiny model, what it sees, and how it learns."""
+"""A file such as `tiny.yaml` as typed values: the sizes of a tiny model, its images, and its training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TowerSize(Section):
 
 
 class DecoderSize(Section):
-    """The language model. `layers` is one letter a layer: c for a short convolution, a for attention."""
+    """The language model. `layers` has one letter per layer: c for a short convolution, a for attention."""
 
     hidden_size: int = Field(default=160, ge=8)
     layers: str = Field(default="cacaca", pattern="^[ca]*a[ca]*$")
@@ -39,7 +39,7 @@ class ModelSize(Section):
 
 
 class Images(Section):
-    """What is drawn. Kinds are those of `tiny.drawn`."""
+    """The images to draw. Kinds are those of `tiny.drawn`."""
 
     num: int = Field(default=120_000, ge=100)
     num_validation: int = Field(default=1_000, ge=10)
@@ -65,7 +65,7 @@ class TowerStage(Section):
 
 
 class WholeStage(Section):
-    """Then the whole model on questions, the naming heads still there with a small weight."""
+    """Then the whole model on questions, with the naming heads kept at a small weight."""
 
     steps: int = Field(default=1_300, ge=1)
     batch_size: int = Field(default=64, ge=1)

@@ -62,12 +62,12 @@ def lessons(facts: Facts, seed: int, num_questions: int) -> list[Lesson]:
 
 
 def texts(facts: Iterable[Facts]) -> Iterable[str]:
-    """What the tokenizer is trained on: the lessons' plain text, special tokens left out."""
+    """Training text of the tokenizer: the lessons' plain text, without special tokens."""
     for i, fact in enumerate(facts):
         for lesson in lessons(fact, i, num_questions=8):
             yield lesson.head.split("system\n")[1].split(END)[0]
             for prompt, answer, _ in lesson.branches:
                 yield prompt.split("<|image_end|>")[1].split(END)[0]
                 yield answer
-                # A label is also met inside a sentence, after a space.
+                # Labels also occur inside a sentence, after a space.
                 yield f"the {answer}, {answer}."

@@ -1,4 +1,4 @@
-"""The tiny model before it has learned anything, the heads that help it, and one batch of lessons as a prefix tree."""
+"""The tiny model before training, its auxiliary heads, and one batch of lessons as a prefix tree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vlmtune.models.lfm2_vl.decoder import DepthwiseConv
 from vlmtune.models.tree import Level
 from vlmtune.text.tokenizer import Tokenizer
 
-_FACTOR = 2  # patches a side that become one image token
+_FACTOR = 2  # patches per side that become one image token
 _MOST_THINGS = 4
 
 
@@ -73,7 +73,7 @@ def _initialize(model: Lfm2Vl, side: int) -> None:
             if "language_model" in name:
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if name.endswith(("out_proj", "w2")):
-                    # What a layer adds starts small against what it adds to.
+                    # A layer's contribution starts small relative to the residual stream.
                     module.weight.data *= 0.4
             else:
                 nn.init.xavier_uniform_(module.weight)
@@ -87,7 +87,7 @@ def _initialize(model: Lfm2Vl, side: int) -> None:
 
 
 def _sine_positions(side: int, width: int) -> Tensor:
-    """2-D sine and cosine positions: float32[side * side, width]. A start that already knows what is near what."""
+    """2-D sine and cosine positions: float32[side * side, width]. An initialization that already encodes proximity."""
     rows, columns = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
     rate = 1.0 / 10_000 ** (torch.arange(width // 4).float() / (width // 4))
     waves = [wave(place.reshape(-1, 1) * rate) for place in (columns, rows) for wave in (torch.sin, torch.cos)]
@@ -103,7 +103,7 @@ def to_patches(pixels: Tensor, patch: int) -> Tensor:
 
 
 class NamingHeads(nn.Module):
-    """What an image shows, its color and how many things, read from all image tokens side by side.
+    """Predict an image's name, color and number of things from all image tokens side by side.
 
     Flattened rather than averaged tokens: the tower learned several times faster so. Dropped after pretraining.
     """
@@ -115,7 +115,7 @@ class NamingHeads(nn.Module):
         self.count = nn.Linear(num_tokens * width, _MOST_THINGS + 1)
 
     def forward(self, tokens: Tensor, facts: Sequence[Facts]) -> Tensor:
-        """float[B, T, D] -> the scalar loss. An image without a name (or color, or things) has no part in it."""
+        """float[B, T, D] -> the scalar loss. Images without a name (or color, or things) do not count."""
         flat = tokens.flatten(1)
         names = [_CLASS_INDEX[f.label] if f.label is not None else -1 for f in facts]
         colors = [_COLOR_INDEX.get(f.color, -1) for f in facts]
@@ -198,7 +198,7 @@ class LessonRunner:
 def export_model(
     folder: Path, config: Lfm2VlConfig, tensors: dict[str, Tensor], tokenizer: Tokenizer, dtype: torch.dtype
 ) -> None:
-    """Write a folder in the hub's layout, which `open_model` and transformers load. An older one is replaced."""
+    """Write a folder in the hub's layout, which `open_model` and transformers load. An existing one is replaced."""
     cast = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in tensors.items()}
     num_tokens = config.vision_config.num_patches // config.downsample_factor**2
     image_settings = {

@@ -118,7 +118,7 @@ class _Run:
             if checkpoint is not None and first < _step_of(checkpoint) <= first + steps:
                 self._load(checkpoint, optimizer)
             elif self.step < first + steps and self.step == first > 0:
-                # A stage begins from the average of the stage before.
+                # A stage starts from the average of the previous stage.
                 self._swap_average()
                 self.average = {name: value.detach().clone() for name, value in self.both.named_parameters()}
             if checkpoint is None or _step_of(checkpoint) < first + steps:
@@ -223,7 +223,7 @@ class _Run:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Share of answers right to the last token, on images never trained on, by image kind and question type."""
+        """Share of answers that match exactly, on held-out images, by image kind and question type."""
         self._swap_average()
         right: dict[str, list[bool]] = defaultdict(list)
         for first in range(0, len(self.validation), 250):
@@ -287,7 +287,7 @@ def _lessons(facts: list[Facts], seeds: list[int], num_questions: int) -> list[t
 
 
 def _answer_type(facts: Facts, lesson: Lesson, branch: int) -> str:
-    """`classify/digit`, `question/thing`…: what a validation accuracy is of."""
+    """`classify/digit`, `question/thing`…: the category of a validation accuracy."""
     task = "classify" if "Choose from" in lesson.head or "Name what" in lesson.head else "question"
     answer = lesson.branches[branch][1]
     if task == "question" and "Describe" in lesson.branches[branch][0]:

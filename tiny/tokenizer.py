@@ -40,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024, max_tile_grid:
         texts: what the model will read and write, as plain text.
         vocab_size: tokens in all: special tokens, 256 bytes, merges. Fewer if the texts have too few words.
         max_tile_grid: `<|img_row_r_col_c|>` tokens for grids up to this many rows and columns. 0 for a model that
-            never cuts an image into tiles, as the built-in one: each would cost an embedding and never be trained.
+            never cuts an image into tiles, like the built-in one: each would cost an embedding and never be trained.
 
     Raises:
         ValueError: if the vocabulary cannot hold the special tokens and the 256 bytes.

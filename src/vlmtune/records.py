@@ -97,13 +97,13 @@ class Example:
     image_id: str | None = None
     """Equal for the questions about one image; None where there are no questions."""
     history: tuple[Turn, ...] = ()
-    """What was asked and answered about the image before, where the question is a later turn of a conversation."""
+    """Earlier questions and answers about the image, where the question is a later turn of a conversation."""
     question_id: str = ""
-    """Which question of the task is asked."""
+    """The task's question that is asked."""
     origin: str = ""
-    """Where a person finds it in the source: "labels.csv, line 12"."""
+    """Its place in the source: "labels.csv, line 12"."""
     has_image: bool = True
-    """False where the source knows that there is no such file: then the example is not learned from."""
+    """False if the source knows that the file is missing: then the example is not trained on."""
 
     @property
     def label(self) -> str:
@@ -194,7 +194,7 @@ class LabelScores:
     form_scores: tuple[float, ...] | None = None
     """The score of each surface form by itself, in the order of `LabelTrie.forms`; full mode only."""
     num_prompt_tokens: int = 0
-    """Of the whole prompt, image tokens and the part that images share included."""
+    """Tokens of the whole prompt, including image tokens and the shared prefix."""
     num_rows: int = 0
     """Token positions the decoder ran for this image alone: its own part of the prompt, and trie nodes."""
 

@@ -1,4 +1,4 @@
-"""Images drawn by the program, with everything that is true of them: what the tiny model is pretrained on.
+"""Images drawn by the program, with all facts about them: the tiny model's pretraining data.
 
 `draw(kind, seed)` gives an image and its `Facts`; `questions` turns facts into questions with answers. No torch.
 """
@@ -29,7 +29,7 @@ def draw(kind: str, seed: int, size: int = 32) -> tuple[Image.Image, Facts]:
         size: its side in pixels.
 
     Returns:
-        An RGB image of `size` by `size` pixels and what is true of it. Raises ConfigError for an unknown kind.
+        An RGB image of `size` by `size` pixels and its facts. Raises ConfigError for an unknown kind.
     """
     rng = Random(f"{kind} {seed}")
     if kind in ("digit", "letter"):

@@ -24,7 +24,7 @@ _CHUNK = 500
 
 @dataclass(frozen=True)
 class Corpus:
-    """``pixels`` uint8[N, side, side, 3], memory-mapped; ``facts[i]`` what is true of image i."""
+    """``pixels`` uint8[N, side, side, 3], memory-mapped; ``facts[i]`` about image i."""
 
     pixels: npt.NDArray[np.uint8]
     facts: list[Facts]
@@ -60,7 +60,7 @@ def draw_corpus(
     Args:
         folder: where `pixels.npy`, `facts.jsonl` and `corpus.json` go.
         mixture: kind -> relative weight.
-        on_progress: told how many images are drawn so far.
+        on_progress: called with the number of images drawn so far.
     """
     identity = {"mixture": mixture, "num": num, "seed": seed, "size": size}
     done_file = folder / "corpus.json"

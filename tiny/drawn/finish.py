@@ -1,4 +1,4 @@
-"""What a camera, a scanner or a thumbnail does to an image: blur, coarse pixels, noise, light."""
+"""The effects of a camera, a scanner or a thumbnail on an image: blur, coarse pixels, noise, light."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UPSCALING = (
 
 
 def coarse_mask(mask: Image.Image, rng: Random, size: int) -> Image.Image:
-    """A character as an 8 by 8 image of 17 gray levels, scaled up again: how many old scanned sets are kept.
+    """A character as an 8 by 8 image of 17 gray levels, scaled up again: as many old scanned data sets are stored.
 
     The ink is cut out, scaled to fill the height (and most of the width) of 32 by 32 black-or-white pixels, and counted
     in 4 by 4 blocks.

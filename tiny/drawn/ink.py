@@ -26,7 +26,7 @@ def place(
 
 
 def noise_field(size: int, cells: int, rng: np.random.Generator) -> Array:
-    """Smooth noise in 0..1 with about `cells` bumps a side: float32[size, size]."""
+    """Smooth noise in 0..1 with about `cells` bumps per side: float32[size, size]."""
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255.0
 

@@ -1,4 +1,4 @@
-"""What one can ask of a drawn image: facts in, questions with their answers out. No torch, no images."""
+"""Questions about a drawn image: facts in, questions with their answers out. No torch, no images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KIND_NAMES = {
 
 
 def questions(facts: Facts, seed: int) -> list[Question]:
-    """Everything worth asking about an image, in a random order that the seed decides (and which yes/no is asked)."""
+    """All questions about an image; the seed decides their order and the claims of yes/no questions."""
     rng = Random(f"questions {seed}")
     makers = {
         "digit": _about_glyph,
@@ -77,7 +77,7 @@ def class_list(facts: Facts, rng: Random, most: int = 12) -> tuple[list[str], st
     if facts.label is None:
         return None
     if facts.kind == "digit" and choice < 0.75:
-        # The whole set in its usual order is what people ask for most.
+        # The whole set in its usual order is the most common request.
         return list(DIGITS), facts.label
     pool = _POOLS[facts.kind]
     if choice > 0.85:
@@ -98,7 +98,7 @@ def _shuffled(labels: list[str], answer: str, rng: Random) -> tuple[list[str], s
 
 
 def _other(pool: tuple[str, ...], word: str, rng: Random) -> str:
-    """The word itself half of the time, else another one: what a yes/no question asks about."""
+    """The claim of a yes/no question: the word itself half of the time, else another one."""
     return word if rng.random() < 0.5 else rng.choice([other for other in pool if other != word])
 
 
@@ -150,7 +150,7 @@ def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
 
 
 def _where(first: Thing, second: Thing) -> list[Question]:
-    """How two things lie to each other, where it is clear."""
+    """The relative position of two things, if it is clear."""
     asked = []
     if abs(first.x - second.x) > 0.2:
         asked.append(yes_no(f"Is the {first.name} left of the {second.name}?", first.x < second.x))

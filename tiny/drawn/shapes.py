@@ -84,6 +84,6 @@ def draw_shapes(rng: Random, size: int) -> tuple[Image.Image, Facts]:
 
 
 def _hue_apart(first: str, second: str) -> bool:
-    """Colors as light as each other but of another hue, such as red on green."""
+    """Colors of equal lightness but different hue, such as red on green."""
     a, b = COLORS[first], COLORS[second]
     return sum(abs(p - q) for p, q in zip(a, b, strict=True)) > 200

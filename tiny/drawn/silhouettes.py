@@ -5,7 +5,7 @@ form `p` polygon, `e` ellipse (two corners), `l` line (first number is its width
 role `a` main color, `b` second color, `d` dark, `w` light, `k` black.
 """
 
-# ruff: noqa: E501 - one drawing a line reads better than drawings cut in two
+# ruff: noqa: E501 - one drawing per line reads better than drawings cut in two
 
 from __future__ import annotations
 

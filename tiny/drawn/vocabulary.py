@@ -15,7 +15,7 @@ SHAPES = (
 TEXTURES = ("stripes", "checks", "dots", "waves", "rings", "bricks", "noise", "clouds", "grid", "gradient")
 PLACES = ("sky", "sea", "road", "grass", "forest", "home", "plain", "sand", "snow", "night")
 DIGITS = tuple("0123456789")
-# Without the letters that nobody can tell from a digit or from their own capital once they fill the image.
+# Without letters that, filling the image, are indistinguishable from a digit or from their capital.
 LETTERS = tuple(letter for letter in VARIANTS if letter.isalpha() and letter not in ("I",))
 
 # Each word stands for one invented look (shape, palette, texture, place): so that many ordinary words are answers.

@@ -30,7 +30,7 @@ from vlmtune.models.registry import ImageProcessor, OpenedModel
 from vlmtune.models.vlm import VisionLanguageModel
 
 CONFIG_KEY = "vlmtune_connector"
-"""Key of adapter_config.json under which a connector's shape stands."""
+"""Key of a connector's shape in adapter_config.json."""
 PEFT_TYPE = "LORA_WITH_VLMTUNE_CONNECTOR"
 """`peft_type` of an adapter with a connector that only vlmtune has: PEFT would load it with a warning, and without the
 connector; this it refuses."""

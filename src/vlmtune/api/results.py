@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NUM_BARS = 5
 """Labels with a bar in a notebook, the most probable ones."""
 NUM_ROWS = 50
-"""Images that a notebook shows of many."""
+"""Maximum number of images that a notebook shows."""
 
 _STYLE = (
     "<style>.vlmtune td{padding:2px 10px;vertical-align:middle;text-align:left}.vlmtune img{max-height:72px;"

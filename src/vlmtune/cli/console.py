@@ -25,7 +25,7 @@ from rich.text import Text
 from vlmtune.workflows.progress import Level
 
 LINE_EVERY_S = 10.0
-"""Seconds between lines of progress where there is no terminal to redraw."""
+"""Seconds between lines of progress if there is no terminal to redraw."""
 
 
 def stderr_console() -> Console:

@@ -63,7 +63,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("push", "vlmtune.cli.push:push", "Upload an exported folder to a hub repository."),
     Command("config", "vlmtune.cli.config:app", "An experiment's file: show, validate, convert an older one."),
 )
-"""In the order of the help. A row whose module does not exist yet is not offered."""
+"""In the order of the help. An entry without its module is not offered."""
 
 
 def available() -> list[Command]:

@@ -32,14 +32,14 @@ CHANGES: Mapping[str, Mapping[str, Setting]] = {
     "randaugment": {"ops": Setting(2, 1, 8), "magnitude": Setting(9, 0, 30)},
     "trivialaugment": {},
 }
-"""Name -> its settings. `anyway` lets a flip through where answers seem to depend on left and right, or on letters."""
+"""Name -> its settings. `anyway` permits a flip even if answers seem to depend on left and right, or on letters."""
 
 CHAINS: Mapping[str, tuple[str, ...]] = {
     "none": (),
     "crop": ("random-crop", "color"),
     "flip-crop": ("flip", "random-crop", "color"),
 }
-"""Names for several changes in a row, which the shorter form of the key has always known."""
+"""Names for sequences of changes, for the short form of the key."""
 
 
 def _spell_out(value: Any) -> Any:

@@ -56,7 +56,7 @@ HAS_EFFECT: dict[str, tuple[Callable[[TaskSection], bool], str]] = {
     "evaluate.wanted_coverage": (_is_closed, _CLOSED),
     "evaluate.wanted_precision": (_is_closed, _CLOSED),
 }
-"""Key -> the tasks in which it does something, as a test and in words. Elsewhere a value of its own is an error."""
+"""Key -> the tasks in which it has an effect, as a test and in words. Setting it elsewhere is an error."""
 
 
 def find_contradictions(experiment: Experiment) -> Iterator[Finding]:

@@ -42,7 +42,7 @@ class Choice:
 ALL_LINEAR = ["attention", "mlp", "conv", "connector"]
 
 LORA_SUFFICES = 1_500
-"""Training images up to which the tiny base learns better by LoRA than as a whole."""
+"""Number of training images up to which the tiny base learns better by LoRA than in full."""
 
 # fmt: off
 WHAT_LEARNS: tuple[Choice, ...] = (

@@ -30,7 +30,7 @@ from vlmtune.errors import ConfigError
 S = TypeVar("S", bound=Section)
 
 CONFIG_FILE = "config.yaml"
-"""The experiment in a run folder, which stands for it on the command line."""
+"""The experiment in a run folder, which may be given in place of a file."""
 _STAGES = ("align", "instruct")
 
 

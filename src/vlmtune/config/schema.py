@@ -45,7 +45,7 @@ class Section(BaseModel):
 
 
 class ConnectorSection(Section):
-    """What stands between vision tower and decoder. A plain string in YAML stands for `kind`."""
+    """The connector between vision tower and decoder. A plain string in YAML stands for `kind`."""
 
     kind: Literal["own", "linear", "mlp", "dense"] = "own"
     """`linear` (PaliGemma's own), `mlp` with pixel-unshuffle (LFM2-VL's own), or `dense`: the base's own, which also
@@ -61,7 +61,7 @@ class ConnectorSection(Section):
 
 
 class ModelSection(Section):
-    """Which model is made an expert. A plain string in YAML stands for `base`."""
+    """The base model. A plain string in YAML stands for `base`."""
 
     base: str = "builtin:tiny"
     """A hub id, a local folder in the hub's layout, or `builtin:tiny`."""
@@ -77,7 +77,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Where the images are. A plain string in YAML stands for `source`."""
+    """The source of the images. A plain string in YAML stands for `source`."""
 
     source: str = "builtin:digits"
     """A folder of class folders, a CSV/JSONL/parquet file, a `datasets` folder, a hub id, or `builtin:digits`.
@@ -92,17 +92,17 @@ class DataSection(Section):
     label_column: str | None = None
     question_column: str | None = None
     answer_column: str | None = None
-    """Of questions: one answer, or a list of the annotators' answers."""
+    """For questions: one answer, or a list of the annotators' answers."""
     conversation_column: str | None = None
-    """Of conversations: a list of turns, LLaVA's or chat messages. A table without questions or conversations is read
+    """For conversations: a list of turns, LLaVA's or chat messages. A table without questions or conversations is read
     as captions."""
     turns: Literal["all", "first"] = "all"
-    """Of a conversation, which answers are learned: each with all turns before it, or the first alone."""
+    """For conversations, the answers to learn: each one with all turns before it, or only the first."""
     caption_column: str | None = None
     caption_question: str = "Describe the picture."
-    """What a caption is the answer to."""
+    """The question that captions answer."""
     image_folder: str | None = None
-    """Where the images of VQA's official JSON files and of tables of questions are. Default: beside the file."""
+    """Folder of the images of VQA's official JSON files and of tables of questions. Default: beside the file."""
     train_split: str | None = None
     """A split's name, a slice of it, or several: `train+validation[:-10240]`; the same for the next two."""
     validation_split: str | None = None
@@ -120,7 +120,7 @@ class DataSection(Section):
 
 
 class TaskSection(Section):
-    """What is asked of an image."""
+    """The question about an image."""
 
     type: TaskType = "choice"
     """The answer space: `choice` among a closed set of labels, `bool` (no or yes), `score` (ordered levels), or `text`
@@ -129,9 +129,9 @@ class TaskSection(Section):
     """`prompt`: every image is asked the same words, those of the prompt. `data`: each example has words of its own (a
     question column, VQA's official files, conversations, captions). Default: data for text, prompt for the others."""
     labels: list[str] | None = None
-    """Of a choice: the stored labels, in the order they are listed. Default: from the data."""
+    """For a choice: the stored labels, in the order they are listed. Default: from the data."""
     levels: list[str] | None = None
-    """Of a score: the stored labels from low to high. Default: as the data declares them, or numbers in their order."""
+    """For a score: the stored labels from low to high. Default: as declared by the data, or numbers in their order."""
     label_names: dict[str, str | list[str]] | None = None
     """Stored label -> the name the model is shown (or several surface forms, the first of which is trained on)."""
     system_prompt: str | None = None
@@ -141,7 +141,7 @@ class TaskSection(Section):
     list_labels: ListLabels | None = None
     image_position: ImagePosition = "first"
     max_answer_tokens: int = Field(default=32, ge=1)
-    """An open answer is cut there."""
+    """Maximum length of an open answer."""
 
     @property
     def is_closed(self) -> bool:
@@ -165,19 +165,19 @@ class TaskSection(Section):
 
     @property
     def fixed_labels(self) -> list[str] | None:
-        """The stored labels where the task itself says them; None where the data does, or answers are open."""
+        """The stored labels if the task sets them; None if the data does, or answers are open."""
         if self.is_bool:
             return list(BOOL_LABELS)
         return self.levels if self.is_ordered else self.labels
 
     def after_first_epoch(self) -> TaskSection:
-        """The task as every epoch but the first, and everything after training, asks it."""
+        """The task in every epoch after the first, and after training."""
         is_dropped = self.list_labels == "drop-after-first-epoch"
         return self.model_copy(update={"list_labels": "never"}) if is_dropped else self
 
 
 class AdapterSection(Section):
-    """What is learned. LoRA on `targets`, and whole `parts` trained fully; either may be empty."""
+    """What is trained. LoRA on `targets`, and whole `parts` trained fully; either may be empty."""
 
     targets: list[str] | None = None
     """Roles (attention, mlp, conv, connector, vision_attention, vision_mlp) or raw layer names (q_proj, w1…)."""
@@ -192,7 +192,7 @@ class AdapterSection(Section):
 
 
 class TrainSection(Section):
-    """How it is learned."""
+    """How it is trained."""
 
     epochs: Positive | None = None
     max_steps: int | None = Field(default=None, ge=1)
@@ -206,19 +206,19 @@ class TrainSection(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: Positive = 1.0
     answer: Literal["sample", "majority"] = "sample"
-    """Of a question's several answers: one drawn without replacement over epochs, or always the most frequent."""
+    """If a question has several answers: one drawn without replacement over epochs, or always the most frequent."""
     loss: Literal["answer", "all"] = "answer"
     """`all` also learns the prompt, as the older repos did; for comparison."""
     eval_every: int | None = Field(default=None, ge=1)
-    """Optimizer steps between validations. Default: ten times a run, at least once an epoch."""
+    """Optimizer steps between validations. Default: ten per run, at least one per epoch."""
     save_every: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     keep_best: int = Field(default=1, ge=1)
-    """So many of the best checkpoints on validation stay, besides the newest `keep_checkpoints`."""
+    """Number of best checkpoints on validation to keep, besides the newest `keep_checkpoints`."""
     average_last: int = Field(default=0, ge=0)
-    """At the end, average the weights of so many of the last checkpoints, and validate the average too. 0 is off."""
+    """At the end, average the weights of this many of the last checkpoints, and validate the average. 0 is off."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after so many validations in a row without a gain. Default: never."""
+    """Stop after this many consecutive validations without a gain. Default: never."""
     min_gain: NonNegative = 0.0
     """Validation accuracy above the best so far that counts as a gain."""
     augment: AugmentSteps | None = None
@@ -228,7 +228,7 @@ class TrainSection(Section):
     cutmix: NonNegative = 0.0
     """α of CutMix's: a rectangle of another image. With both, each image draws one of the two."""
     mix_probability: UnitInterval = 1.0
-    """Of an image to be mixed, where `mixup` or `cutmix` is on."""
+    """Probability that an image is mixed, where `mixup` or `cutmix` is on."""
     label_smoothing: BelowOne = 0.0
     """Share of the target that is spread evenly over all labels."""
     sampling: Literal["natural", "balanced"] = "natural"
@@ -250,7 +250,7 @@ class ScoringSection(Section):
 
 
 class EvaluateSection(Section):
-    """How it is measured."""
+    """How it is evaluated."""
 
     split: Literal["train", "validation", "test"] = "test"
     checkpoint: str | None = None
@@ -270,10 +270,10 @@ class EvaluateSection(Section):
 
 
 class TrackingSection(Section):
-    """Where figures go besides the run folder. A plain text or list in YAML stands for `to`."""
+    """Where metrics go besides the run folder. A plain text or list in YAML stands for `to`."""
 
     to: Annotated[list[Literal["wandb", "tensorboard"]], BeforeValidator(_as_list)] = Field(min_length=1)
-    """`tensorboard` writes RUN/tensorboard. `wandb` is Weights & Biases, for which the keys below are."""
+    """`tensorboard` writes RUN/tensorboard. `wandb` is Weights & Biases, configured by the keys below."""
     project: str = "vlmtune"
     entity: str | None = None
     """Default: the account's own."""
@@ -284,23 +284,23 @@ class TrackingSection(Section):
 
 
 class ModalSection(Section):
-    """Where `modal run -m vlmtune.scale.modal_app::train` rents a GPU, and what it finds there."""
+    """Where `modal run -m vlmtune.scale.modal_app::train` rents a GPU, with which volumes and secrets."""
 
     gpu: str = "L40S"
     """Modal's name of a GPU, as H100 or A100-80GB."""
     timeout_hours: Annotated[float, Field(gt=0, le=24)] = 10
-    """Of one container. A run that is cut off, by this or by pre-emption, is resumed from its last checkpoint."""
+    """Limit of one container. A run that is cut off, by this or by preemption, is resumed from its last checkpoint."""
     retries: int = Field(default=3, ge=0, le=10)
     models_volume: str = "vlmtune-models"
-    """Keeps what the hub sends, so that it is sent once."""
+    """Volume that caches downloads from the hub."""
     runs_volume: str = "vlmtune-runs"
-    """Keeps run folders while they grow."""
+    """Volume of the run folders."""
     secrets: list[str] = Field(default_factory=list)
     """Modal secrets put into the environment: HF_TOKEN for gated models, WANDB_API_KEY for tracking."""
 
 
 class RangeSection(Section):
-    """Numbers from `low` to `high`, both included; whole ones where the key holds a whole number."""
+    """Numbers from `low` to `high`, both included; integers where the key holds an integer."""
 
     low: float
     high: float
@@ -309,10 +309,10 @@ class RangeSection(Section):
 
 
 class SearchSection(Section):
-    """What `vlmtune search` varies, and how."""
+    """The search space of `vlmtune search`, and how it is searched."""
 
     space: dict[str, RangeSection | list[Any] | None] = Field(default_factory=dict)
-    """Key of adapter, train or task -> a list of values, or a range; nothing leaves the key as the experiment has it.
+    """Key of adapter, train or task -> a list of values, or a range; an empty value leaves the key unchanged.
     Laid over the default space (`search_space.default_space`). `adapter.alpha_per_rank` sets alpha by the rank."""
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "hyperband", "none"] = "median"

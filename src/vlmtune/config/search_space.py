@@ -21,7 +21,7 @@ ALPHA_PER_RANK = "adapter.alpha_per_rank"
 _MEASURES_ANOTHER_THING = {
     f"task.{key}" for key in ("type", "question_from", "labels", "levels", "label_names", "max_answer_tokens")
 }
-"""Accuracies of trials that differ in these would not be of the same question."""
+"""Trials that differ in these would have incomparable accuracies."""
 _DECIDES_NOTHING = {
     "train.save_every",
     "train.keep_checkpoints",

@@ -24,7 +24,7 @@ from vlmtune.config.schema import (
 ALIGN_LEARNING_RATE = 1e-3
 """Of the connector alone (LLaVA, arXiv 2304.08485; Dense Connector, arXiv 2405.13800)."""
 INSTRUCT_TARGETS = ("attention", "mlp", "conv")
-"""Every linear layer of the decoder. The connector learns beside them as a whole."""
+"""Every linear layer of the decoder. The connector is trained in full beside them."""
 
 
 class Stage(Section):

@@ -28,7 +28,7 @@ from vlmtune.errors import UnreadableImageError
 from vlmtune.records import Example, ImageSource
 
 MAX_LISTED = 200
-"""Duplicates listed one by one; the counts are always of all."""
+"""Duplicates listed one by one; counts always include all."""
 _EXIF_ORIENTATION = 0x0112
 
 

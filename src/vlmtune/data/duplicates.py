@@ -20,7 +20,7 @@ MAX_DISTANCE = 6
 MAX_DIFFERENCE = 8.0
 """Mean absolute difference of two thumbnails, in levels of 255, up to which images are nearly the same."""
 MAX_CANDIDATES = 20_000_000
-"""Pairs compared by thumbnail before the search gives up (a set of blank images has them by the square)."""
+"""Pairs compared by thumbnail before the search gives up (their number is quadratic in a set of blank images)."""
 
 # Measured on CIFAR photos: 99.7 % of copies saved again as JPEG of quality 70 are pairs, 99 % of copies scaled by 1.5,
 # 95 % of copies 5 % brighter, and 1 false pair among 6,000 photos.

@@ -25,7 +25,7 @@ HUB_SOURCE = "tanganke/stanford_cars"
 MAKES_OF_TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
 """Every other make is one word, hyphens included: Mercedes-Benz, Rolls-Royce."""
 _SPLITS = ("train", "test")
-"""The hub's copy has further splits of spoilt test images (contrast, gaussian_noise, …), which are left alone."""
+"""The hub's copy has further splits of spoilt test images (contrast, gaussian_noise, …), which are not used."""
 _YEAR = re.compile(r"(?:19|20)\d\d")
 
 

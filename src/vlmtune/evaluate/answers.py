@@ -37,7 +37,7 @@ from vlmtune.runs.environment import environment
 from vlmtune.tasks.question import Question
 
 NUM_PRIOR_IMAGES = 256
-"""Training examples that the prior of batch calibration is estimated from."""
+"""Number of training examples used to estimate the prior of batch calibration."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -21,7 +21,7 @@ from vlmtune.files import new_file, write_json
 from vlmtune.records import Example
 
 BLOCK_SIZE = 256
-"""Examples in a block: at most these are done twice after an interruption."""
+"""Examples in a block: at most this many are repeated after an interruption."""
 _KEY_FILE = "key.json"
 
 Work = Callable[[Sequence[Example]], Iterable[Mapping[str, Any]]]
@@ -38,7 +38,7 @@ class Progress(Protocol):
 
 
 Watch = Callable[[str, int], AbstractContextManager[Progress]]
-"""(what is done, number of examples) -> the progress of that part."""
+"""(description, number of examples) -> the progress of that part."""
 
 
 class _Silent:

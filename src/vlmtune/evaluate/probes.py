@@ -22,7 +22,7 @@ INVERSE_PENALTIES = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 """scikit-learn's C, for standardized features."""
 _MAX_ITERATIONS = 500
 LEAST_PROBABILITY = 1e-9
-"""Of a label without a training image: the logarithm of zero is not finite."""
+"""Assigned to labels without a training image, since log 0 is not finite."""
 
 
 @dataclass(frozen=True, slots=True)

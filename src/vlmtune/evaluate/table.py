@@ -42,7 +42,7 @@ COLUMNS = pa.schema(
 """Of predictions.parquet, which depends on model and images alone: equal byte for byte however often it is made.
 
 - ``id``: the example's; ``question_id``: the task's question; ``image``: a path, or null; ``image_id``: equal for all
-  rows about one image; ``question``: its words where each example has its own;
+  rows about one image; ``question``: its text where each example has its own;
 - ``truth``: the accepted answers, empty where they are not known; ``prediction``: null for an unreadable image;
   ``score``: in [0, 1], null where the truth is not known;
 - ``log_probs``: of the question's closed labels in their order, normalized; null for an unreadable image, in arg-max

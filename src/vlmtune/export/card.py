@@ -19,7 +19,7 @@ from vlmtune.runs.manifest import Manifest
 
 CARD_FILE = "README.md"
 PLACE = "path/to/this/folder"
-"""What stands in a card's commands for where it is; `push` puts the repository's name there."""
+"""Placeholder for the folder in a card's commands; `push` replaces it by the repository's name."""
 
 _NUM_DIFFERENCES = 10
 _NUM_LABELS = 50

@@ -121,7 +121,7 @@ class Vocabulary:
     pre: str
     adds_bos: bool
     ids: dict[str, int]
-    """bos, eos, eot, padding -> token number, those that there are."""
+    """bos, eos, eot, padding -> token number, where present."""
 
 
 def read_vocabulary(tokenizer: Tokenizer, size: int) -> Vocabulary:

@@ -162,4 +162,4 @@ LOAD_OPTIONS: Mapping[str, Mapping[str, str]] = {
     # Gemma 2 caps its attention scores, which transformers' fused attention leaves out.
     "paligemma": {"attn_implementation": "eager"},
 }
-"""Family -> what `from_pretrained` needs besides the folder; the card says it too."""
+"""Family -> further arguments of `from_pretrained`, also shown in the card."""

@@ -26,7 +26,7 @@ LayerGroup = tuple[int, int]
 `transformers` counts `hidden_states`)."""
 
 STI_POOL = 8
-"""STI averages so many tokens in a row to one (the authors' `AvgPool1d(8)`)."""
+"""STI averages this many consecutive tokens (the authors' `AvgPool1d(8)`)."""
 
 
 @dataclass(frozen=True)

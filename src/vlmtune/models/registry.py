@@ -118,7 +118,7 @@ FAMILIES: Mapping[str, Family] = {"lfm2_vl": LFM2_VL, "lfm2-vl": LFM2_VL, "palig
 """`model_type` of a config.json -> family; the spelling with a hyphen is that of older checkpoints."""
 
 KNOWN_CONFIGS: Mapping[str, dict[str, Any]] = {**LFM2_VL_PUBLISHED, **PALIGEMMA_PUBLISHED}
-"""Hub id -> its config.json as far as it decides sizes.
+"""Hub id -> the size entries of its config.json.
 
 `estimate` reads them where a checkpoint is not at hand, and the benchmarks and tests build models of real size from
 them. Opening a model never does: its own file decides.

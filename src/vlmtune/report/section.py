@@ -14,7 +14,7 @@ from vlmtune.report import numbers as w
 from vlmtune.report.charts import Chart
 
 Figures = Mapping[str, Any]
-"""Measured numbers by name, as the JSON files of `evaluate` hold them."""
+"""Measured numbers by name, as in the JSON files of `evaluate`."""
 
 
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ MAY_CHANGE = (
     "train.feature_cache",
     "train.checkpoint_activations",
 )
-"""Keys and sections that decide nothing about a step: what is kept, when to stop, where and how to measure."""
+"""Keys and sections that do not affect a step: what is kept, when to stop, where and how to measure."""
 
 
 def differing_keys(stored: Section, wanted: Section) -> list[str]:

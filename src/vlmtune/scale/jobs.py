@@ -22,7 +22,7 @@ from vlmtune.files import write_text
 from vlmtune.runs.layout import RunLayout
 
 USER_ERRORS = (1, 2)
-"""Exit codes of mistakes in what was asked: trying again would not help."""
+"""Exit codes of user errors: retrying would not help."""
 
 
 @dataclass(frozen=True)

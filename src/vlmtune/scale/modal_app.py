@@ -27,7 +27,7 @@ MODELS, RUNS, DATA = "/models", "/runs", "/data"
 """Where the volumes are in the container."""
 DATA_VOLUME = "vlmtune-data"
 _NOT_COPIED = ("optimizer.",)
-"""Beginnings of file names that only resuming needs; they stay in the volume."""
+"""Prefixes of files that only resuming needs; they stay in the volume."""
 
 
 class RunsVolume(Protocol):

@@ -17,7 +17,7 @@ from vlmtune.records import ImageSource
 from vlmtune.serve.errors import RefusedError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-"""What browsers show. Pillow knows forty more (EPS runs a program, TIFF has odd codecs), which stay closed."""
+"""Formats that browsers show. Pillow knows forty more (EPS runs a program, TIFF has odd codecs), which stay closed."""
 
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<parameters>(?:;[\w.+-]+=[^;,]*)*)(?P<base64>;base64)?,")
 # A progressive JPEG of a few megabytes can ask for thousands of passes over all its pixels. Real ones have about ten.

@@ -41,7 +41,7 @@ class ServeSettings:
     request_timeout_s: float = 120.0
     """From a complete request to a complete answer."""
     shutdown_timeout_s: float = 60.0
-    """For what was accepted to be answered after SIGTERM."""
+    """For accepted requests to be answered after SIGTERM."""
     max_connections: int = 1024
     decode_threads: int = 2
     """Images decoded at once: with `max_pixels`, what bounds the memory of decoding."""

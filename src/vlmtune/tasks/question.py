@@ -20,7 +20,7 @@ from vlmtune.records import Example, LabelScores, LabelSet, usable_answers
 from vlmtune.text.vqa_accuracy import vqa_accuracy
 
 NUM_ANNOTATORS = 10
-"""VQA's. Its accuracy is made for ten answers and gives 0 to a single one, so that one counts as ten equal ones."""
+"""VQA's. Its accuracy is designed for ten answers and gives 0 for a single one, which thus counts as ten equal ones."""
 
 
 @dataclass(frozen=True)

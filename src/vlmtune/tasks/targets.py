@@ -24,7 +24,7 @@ AnswerRule = Literal["sample", "majority"]
 EXACT_LABELS = 16
 """Label sets up to this size are smoothed exactly, with every label a branch under each image."""
 NUM_DRAWN = 4
-"""Of larger sets, so many other labels are drawn for each sample."""
+"""For larger sets, this many other labels are drawn for each sample."""
 
 
 class Targets:

@@ -14,7 +14,7 @@ from vlmtune.records import Example
 from vlmtune.tasks.question import Question, Task
 
 MOST_SCORED = 1_024
-"""Labels up to which validation scores all of them, for the loss; of more it proves the best alone, which is faster."""
+"""Largest label set that validation scores in full, for the loss; in larger ones it finds the best, which is faster."""
 
 
 @dataclass(frozen=True)

@@ -74,4 +74,4 @@ PALIGEMMA = PromptFormat(
     # Coordinates and mask codes of `detect` and `segment`; transformers' processor adds them likewise.
     whole_tokens=(*(f"<loc{i:04}>" for i in range(1024)), *(f"<seg{i:03}>" for i in range(128))),
 )
-"""One prompt and one answer, which the image and the prompt see whole (a prefix-LM)."""
+"""One prompt and one answer, with full attention within image and prompt (a prefix-LM)."""

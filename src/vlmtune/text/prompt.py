@@ -72,7 +72,7 @@ class PromptBuilder:
         system = default_system if task.system_prompt is None else task.system_prompt
         user = default_user if task.user_prompt is None else task.user_prompt
         self.lists_labels = LABELS_PLACEHOLDER in system + user and task.list_labels != "never"
-        """Whether the prompt holds the class list by `{labels}`; one written out by hand is not known of."""
+        """Whether the prompt holds the class list by `{labels}`; a handwritten list is not detected."""
         if self.lists_labels and labels is None:
             raise ConfigError(
                 f"The prompt lists the labels ({LABELS_PLACEHOLDER}), but the task has none. Give task.labels, "

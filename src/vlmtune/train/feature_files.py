@@ -20,7 +20,7 @@ from torch import Tensor
 from vlmtune.models.images import Grid
 
 Level = Literal["tower", "connector"]
-"""Whose output is kept: the connector's is smaller and needs no more work, the tower's serves a learning connector."""
+"""The output stored: the connector's is smaller and needs no more work, the tower's serves a learning connector."""
 
 FORMAT = 2
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}

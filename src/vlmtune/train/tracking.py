@@ -24,7 +24,7 @@ from vlmtune.runs.folder import RunFolder
 from vlmtune.runs.layout import RunLayout
 
 ID_FILE = "tracking.json"
-"""In the run's folder: the W&B run that a resumed session goes on with."""
+"""In the run's folder: the W&B run that a resumed session continues."""
 
 _INIT_TIMEOUT_S = 30.0
 _FINISH_TIMEOUT_S = 60.0

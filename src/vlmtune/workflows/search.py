@@ -33,7 +33,7 @@ from vlmtune.workflows.trial import TrialTask, run_trial
 from vlmtune.workflows.trials import Search, TrialRecord, standing
 
 MOST_FAILURES_IN_A_ROW = 3
-"""So many failed trials with none that trained are taken for a fault of the experiment, not of its settings."""
+"""This many failed trials without a successful one are blamed on the experiment, not on the settings."""
 
 
 def run_search(

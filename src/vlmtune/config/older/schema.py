@@ -78,7 +78,7 @@ class OlderEvaluation(Section):
 OlderFile = OlderFineTuning | OlderEvaluation
 
 REQUIRED = ("dataset_name", "dataset", "model")
-"""Keys that nothing can be decided without."""
+"""Keys without a possible default."""
 
 
 def kind_of(keys: set[str], own: type[Section]) -> type[OlderFineTuning] | type[OlderEvaluation] | None:

@@ -135,7 +135,7 @@ TRIVIAL_AUGMENT = _table(shear=0.99, move=32 / 224, turn=135, enhance=0.99, min_
 COLOR_OPERATIONS = frozenset(
     {"brightness", "saturation", "contrast", "posterize", "solarize", "autocontrast", "equalize"}
 )
-"""What changes colors: left out where an answer names one."""
+"""Operations that change colors: omitted where an answer names one."""
 
 
 def rand_augment(

@@ -12,7 +12,7 @@ from random import Random
 from vlmtune.data.drawn.scenes import FOREGROUNDS, LETTERS, MAX_SHAPES, SHAPES, Facts, Thing
 
 _CLEARLY_APART = 0.2
-"""Of the side: things nearer than this are neither left nor right of each other."""
+"""Share of the side: nearer things are neither left nor right of each other."""
 
 
 @dataclass(frozen=True, slots=True)

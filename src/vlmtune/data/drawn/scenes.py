@@ -16,7 +16,7 @@ from vlmtune.data.drawn.ink import COLORS, OUTLINES, blend, outline_mask, pen_ma
 from vlmtune.data.drawn.strokes import LETTER_STROKES, write
 
 SIDE = 64
-"""Pixels a side."""
+"""Pixels per side."""
 BACKGROUNDS = ("white", "black", "gray")
 FOREGROUNDS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = tuple(OUTLINES)

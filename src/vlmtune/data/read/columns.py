@@ -31,7 +31,7 @@ USUAL_NAMES = {
     "question_type": ("question_type",),
     "answer_type": ("answer_type",),
 }  # fmt: skip
-"""What a column holds -> the names it usually has, the most usual first."""
+"""Role -> usual column names, the most usual first."""
 
 
 def find_column(role: str, name: str | None, columns: Sequence[str], where: str, typed: Sequence[str] = ()) -> str:

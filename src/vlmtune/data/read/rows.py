@@ -15,7 +15,7 @@ from vlmtune.data.read.source import LeftOut, Source, refuse_problems, refuse_re
 from vlmtune.records import Example, ImageSource, Turn, clean_label
 
 NUM_ANNOTATORS = 10
-"""VQA's: the official accuracy is made for ten answers, and gives 0 where there is only one."""
+"""VQA's: the official accuracy is designed for ten answers, and gives 0 if there is only one."""
 
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _IMAGE_MARK = re.compile(r"\s*<image>\s*")
@@ -59,7 +59,7 @@ class RowMapping:
     has_questions = True
     """Whether examples have questions of their own, so that several may be about one image."""
     may_lack_image = False
-    """Whether a row without an image is left out and counted, and not refused."""
+    """Whether a row without an image is left out and counted instead of refused."""
 
     def cell(self, row: TableRow, role: str) -> Any:
         """A row's cell; None where the table has no such column."""

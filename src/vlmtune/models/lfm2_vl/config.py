@@ -189,4 +189,4 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
     "LiquidAI/LFM2-VL-1.6B": _lfm2_vl(_LFM2_1_2B, _SIGLIP2_SO400M, 2560),
     "LiquidAI/LFM2-VL-3B": _lfm2_vl(_LFM2_2_6B, _SIGLIP2_SO400M, 2048),
 }
-"""Hub id -> what its config.json says as far as it decides sizes."""
+"""Hub id -> the entries of its config.json that determine sizes."""

@@ -216,4 +216,4 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
     **{f"google/paligemma2-3b-{kind}-{px}": _paligemma(_GEMMA2_2B, px) for kind in ("pt", "mix") for px in (224, 448)},
     "google/paligemma2-3b-pt-896": _paligemma(_GEMMA2_2B, 896),
 }
-"""Hub id -> what its config.json says as far as it decides sizes."""
+"""Hub id -> the entries of its config.json that determine sizes."""

@@ -36,7 +36,7 @@ class PaliGemmaImageSettings:
     """The fields of the checkpoint's preprocessor_config.json that matter, under their own names."""
 
     size: int = 224
-    """Pixels a side; the file holds {"height": …, "width": …}."""
+    """Pixels per side; the file holds {"height": …, "width": …}."""
     image_seq_length: int = 256
     """Image tokens of an image: its patches."""
     resample: int = 3
