@@ -8,7 +8,7 @@ images by the same label scorer. The last step is measured: nothing is chosen on
 Learning rates were chosen beforehand, on validation images with another seed (docs/LOG.md). The JSON is written after
 every run; a second start resumes where the first stopped. `--show` only reads it.
 
-Intervals are over the test images (a bootstrap of each image's mean over seeds); the range over seeds stands beside
+Intervals are over the test images (a bootstrap of each image's mean over seeds); the range over seeds is beside
 them. The difference to the arm before is paired by image.
 """
 

@@ -72,7 +72,7 @@ NAMES = _NAMES.split()
 def train_tokenizer() -> Any:
     """A byte-level BPE tokenizer for the constraint, trained on the standard library's sources.
 
-    Its entries stand at the front of the model's 65,536, the rest of which spell nothing: the mask that Outlines
+    Its entries come first among the model's 65,536, the rest of which spell nothing: the mask that Outlines
     makes and applies at each token has the full width.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -3,7 +3,7 @@
     git worktree add ../before REVISION
     python bench/revisions.py --before ../before --json bench/results/revisions.json
 
-Each measurement is a command of vlmtune in a process of its own, whose sources are the one tree's or the other's; the
+Each measurement is a command of vlmtune in a separate process with the sources of one tree or the other; the
 order alternates. Ratios are before / after of paired repetitions: above 1 the working tree is faster. The 450M has
 LFM2-VL's sizes and random weights; its images are scikit-learn's digits.
 """

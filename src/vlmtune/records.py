@@ -99,7 +99,7 @@ class Example:
     history: tuple[Turn, ...] = ()
     """Earlier questions and answers about the image, where the question is a later turn of a conversation."""
     question_id: str = ""
-    """The task's question that is asked."""
+    """The id of the task's question."""
     origin: str = ""
     """Its place in the source: "labels.csv, line 12"."""
     has_image: bool = True

@@ -104,7 +104,7 @@ class ConnectedProcessor:
 def connector_is_exportable(model: VisionLanguageModel) -> str | None:
     """Why no other program's format can hold this model's connector; None if each can.
 
-    transformers, PEFT and GGUF know a family's own connector only: its weights may have been trained anew, its shape
+    transformers, PEFT and GGUF know only a family's own connector: its weights may be retrained, its shape
     must be the same.
     """
     connector = model.connector

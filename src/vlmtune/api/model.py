@@ -30,7 +30,7 @@ _ACCEPTED = "a path, a PIL image, encoded bytes, a uint8 array of [height, width
 
 
 class Model:
-    """A model with its task, ready to be asked. Made by `load`.
+    """A model with its task, ready to predict. Made by `load`.
 
     Args:
         source: what it was opened from.
@@ -45,7 +45,7 @@ class Model:
 
     @property
     def task(self) -> TaskSection:
-        """What the model is asked: see `task` in an experiment."""
+        """The model's task: see `task` in an experiment."""
         return self._predictor.task
 
     @property

@@ -78,7 +78,7 @@ class Run:
         return self._layout.report
 
     def load(self) -> Model:
-        """The best checkpoint, ready to be asked."""
+        """The best checkpoint, ready to predict."""
         return load(self.path)
 
     def __repr__(self) -> str:

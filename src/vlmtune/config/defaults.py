@@ -74,7 +74,7 @@ TABLE: tuple[Choice, ...] = (
            "no gradients are kept, so more fits than in training"),
 )
 
-# Where no LoRA is left (adapter.parts alone), whole weights move and need smaller steps than LoRA's.
+# Without LoRA (adapter.parts alone), full weights are trained, which need smaller steps than LoRA's.
 WHOLE_PARTS: tuple[Choice, ...] = (
     Choice("train.learning_rate", 1e-3, 2e-5,
            "whole weights at a tenth of LoRA's rate; the tiny base was itself pretrained at 1.5e-3"),

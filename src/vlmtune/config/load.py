@@ -55,7 +55,7 @@ def load_experiment(
     """Read and check one experiment.
 
     Args:
-        path: a YAML file, or a run folder, which stands for its `CONFIG_FILE`. Also a file of the older repos.
+        path: a YAML file, or a run folder for its `CONFIG_FILE`. Also a file of the older repos.
         overrides: `key=value` texts such as `train.learning_rate=1e-3`; the value is YAML. For an older file, its keys
             or ours, which are applied last.
         must_exist: whether a local data source or base model must exist.
@@ -101,7 +101,7 @@ def is_staged(path: Path | str) -> bool:
 
 
 def load_stages(path: Path | str, overrides: Sequence[str] = (), *, must_exist: bool = True) -> dict[str, Experiment]:
-    """Read a two-stage file as the experiments it stands for, by stage.
+    """Read a two-stage file as one experiment per stage.
 
     Arguments as in `load_experiment`. Raises ConfigError, all problems at once; keys are named with their stage.
     """
@@ -154,7 +154,7 @@ def _settle(
     """Report contradictions between keys, and make local paths absolute, in place.
 
     Args:
-        stage: of a two-stage file, in which some sections stand.
+        stage: section of a two-stage file.
     """
 
     def written(path: KeyPath) -> KeyPath:

@@ -47,11 +47,11 @@ class Stages(Section):
     align: Stage | None = None
     """First, by default: the connector alone (`adapter.parts: [connector]`) at 1e-3, without augmentation."""
     instruct: Stage | None = None
-    """Then, by default: LoRA on the decoder, and the first stage's connector whole (`defaults` decides its rate)."""
+    """Then, by default: LoRA on the decoder, and the first stage's connector in full (`defaults` decides its rate)."""
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
 
     def experiments(self) -> dict[str, Experiment]:
-        """Stage -> the experiment it stands for, in their order. `name` must be set."""
+        """Stage -> its experiment, in order. `name` must be set."""
         experiments = {}
         if self.align is not None:
             experiments["align"] = self._experiment(self._aligning(self.align), self.model, f"{self.name}-align")

@@ -80,7 +80,7 @@ def parse_override(text: str, schema: type[Section]) -> tuple[tuple[str, ...], N
     """Split `train.learning_rate=1e-3` into the key's path and the value's node.
 
     Args:
-        text: what stood after `--set`.
+        text: the argument of `--set`.
         schema: of the file. The value of a text key is taken as typed: a prompt may hold `: {labels}`.
 
     Raises ConfigError for a text without a key or `=`, and for a value that is not YAML.
@@ -159,7 +159,7 @@ class Reader:
     schema: type[Section]
     places: dict[KeyPath, str] = field(default_factory=dict)
     written: dict[KeyPath, str] = field(default_factory=dict)
-    """The text of a value as it stands in the file, for messages."""
+    """The text of a value as written in the file, for messages."""
     problems: list[tuple[KeyPath, Problem]] = field(default_factory=list)
 
     def report(self, path: KeyPath, message: str, at: str | None = None) -> None:

@@ -85,7 +85,7 @@ class DuplicateCounts:
 
 @dataclass(slots=True)
 class CheckReport:
-    """What `vlmtune data check` found. Splits are whole: limits of the experiment are listed, not applied."""
+    """What `vlmtune data check` found. Splits are complete: limits of the experiment are listed, not applied."""
 
     source: str
     kind: str

@@ -92,7 +92,7 @@ def stratified_order(
     """Positions in an order of which every prefix is a stratified sample.
 
     Within a stratum the order is by SHA-256 of seed, purpose and id: it does not depend on the order of the input,
-    and adding one image moves others by at most one position. The r-th of n members stands at
+    and adding one image moves others by at most one position. The r-th of n members is at
     (r + 1/2) / n, which is the Webster (Sainte-Laguë) apportionment of a sample of any size.
 
     Args:

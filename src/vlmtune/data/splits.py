@@ -50,7 +50,7 @@ class Splits:
 def load_splits(data: DataSection, task: TaskSection, seed: int) -> Splits:
     """Read the source and give every example its split.
 
-    Splits that the source has are used as they are; a missing validation or test split is held out of the training
+    Splits of the source are used unchanged; a missing validation or test split is held out of the training
     images, stratified by label. The choice depends on ids and seed only, never on the order of a file system, and
     files equal byte for byte are held out together. Images are not opened; a damaged one is detected when read.
 

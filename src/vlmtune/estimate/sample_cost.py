@@ -36,7 +36,7 @@ _ANSWER_TOKENS = 3.0
 
 @dataclass(frozen=True)
 class EstimateInputs:
-    """What `estimate` needs: the resolved experiment, the base's config.json, a sample, and how many there are."""
+    """What `estimate` needs: the resolved experiment, the base's config.json, a sample, and their number."""
 
     experiment: Experiment
     config: dict[str, Any]

@@ -93,7 +93,7 @@ class Baselines:
 
     Args:
         run: the run folder.
-        section: what is asked.
+        section: the task.
         splits: its data.
         examples: the test examples, after any limit.
         data_facts: the entry ``data`` of evaluation.json.

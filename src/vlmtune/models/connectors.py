@@ -41,7 +41,7 @@ class ConnectorShape:
         hidden_size: of `mlp`.
         bias, layer_norm: of `mlp`; a linear trunk has a bias and no norm.
         variant: of a dense connector, else None.
-        groups: the layers that a dense connector reads besides the tower's own output.
+        groups: the layers that a dense connector reads besides the tower's output.
     """
 
     trunk: Trunk
@@ -105,7 +105,7 @@ def side_by_side(output: Tensor, states: Sequence[Tensor], groups: Sequence[Laye
 class Connector(nn.Module):
     """What all trunks share: squares of patches become tokens; dense channels have weights of their own.
 
-    The pretrained weights stay a product of their own, to which that of the new channels is added. So a dense connector
+    The pretrained weights remain a separate product, to which that of the new channels is added. So a dense connector
     whose `dense` weight is zero computes, to the bit, what the trunk alone does: adding zeros changes no number, while
     one wider product might sum in another order. A norm in the trunk sees the tower's output only.
     """

@@ -58,7 +58,7 @@ class Decoder(nn.Module):
     """Embedding, layers, final norm and the head that is tied to the embedding.
 
     Args:
-        embed_tokens: scaled as the decoder wants its inputs.
+        embed_tokens: scales its output as the decoder expects.
         layers: in order; all convolutions have one kernel size.
         norm_name, norm: the final norm, and what the checkpoint calls it.
         logit_softcap: logits stay within ± this.

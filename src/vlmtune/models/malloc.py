@@ -1,6 +1,6 @@
 """Large tensors reuse memory the process already has, instead of asking the kernel for fresh pages at every step.
 
-glibc returns large freed blocks at once and requests them anew, page by page, each page zeroed: at 450M parameters and
+glibc returns large freed blocks at once and requests them again, page by page, each page zeroed: at 450M parameters and
 a micro-batch of 32 that was a million page faults and 30 % of a training step on a virtual machine. The loop and the
 evaluation of whole splits call `keep_freed_memory` once; nothing else depends on it.
 """

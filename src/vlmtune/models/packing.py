@@ -16,7 +16,7 @@ from vlmtune.models.kernels import reduction_dtype
 
 
 def pad(packed: Tensor, slots: Tensor | None, num_slots: int) -> Tensor:
-    """float[R, D] -> float[num_slots, D], zero where no token lies; ``slots`` int64[R] are distinct, None is all."""
+    """float[R, D] -> float[num_slots, D], zero in empty slots; ``slots`` int64[R] are distinct, None is all."""
     return packed if slots is None else _Scatter.apply(packed, slots, num_slots)  # type: ignore[no-untyped-call]
 
 

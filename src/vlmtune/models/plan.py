@@ -47,7 +47,7 @@ class LevelQueries:
     """The queries of one level, as attention needs them.
 
     Attributes:
-        tokens: where the level lies among the tokens of its set.
+        tokens: the level's range among the tokens of its set.
         slots: int64[n], the padded slot (segment * Q + index) of each of them; None where the rectangle is full.
         shape: (G, Q) of the padded rectangle.
         visible: bool[G, Q, A + W], the columns each query attends to; W is the level's width in keys.
@@ -179,7 +179,7 @@ class DecodePlan:
             positions=cache.positions,
             lengths=cache.lengths,
         )
-        # The inputs of one cached segment stand in a row. Its oldest has nothing before it and points to itself: the
+        # The inputs of one cached segment are consecutive. Its oldest has nothing before it and points to itself: the
         # convolution of no token reaches past it.
         previous = torch.arange(self._num_cached) - 1
         if self._num_inputs:
@@ -198,7 +198,7 @@ class DecodePlan:
         """int64[R'], ascending: the tokens that must be computed above the last attention layer."""
         is_needed = torch.cat([torch.zeros(self._num_cached, dtype=torch.bool), is_read])
         if want_cache:
-            # What convolutions above will look back at; where there are none, it keeps the layers from having no token.
+            # Also what convolutions above look back at; without any, this gives the layers at least one token.
             is_needed[self._last_input[self._last_input >= 0]] = True
         for _ in range(num_convs_above * self._num_inputs):
             is_needed[self._previous[is_needed]] = True
@@ -236,7 +236,7 @@ class DecodePlan:
     def _queries(self, level: Level, linked: _LinkedLevel, slots: Tensor, tokens: slice) -> LevelQueries:
         """The queries at some of a level's slots, moved to the left of each segment: the smallest rectangle."""
         shape = (level.num_segments, level.width)
-        sources = torch.arange(level.num_segments * level.width)  # the slot that each slot of the rectangle stands for
+        sources = torch.arange(level.num_segments * level.width)  # the original slot of each slot of the rectangle
         if len(slots) < len(linked.slots):
             segment = slots // level.width
             count = torch.bincount(segment, minlength=level.num_segments)
@@ -283,7 +283,7 @@ class DecodePlan:
             repeat: query heads that share a key head: they are folded into the queries, so that keys and values are
                 never repeated.
             window: how many positions back a sliding-attention layer sees, except inside a bidirectional prompt, which
-                sees itself whole (as in transformers); None sees all.
+                sees all of itself (as in transformers); None sees all.
         """
         key = (level, tokens is self.all, dtype, repeat, window)
         if key not in self._masks:

@@ -65,7 +65,7 @@ class OpenedModel:
 
     Attributes:
         source: the name it was opened by; folder: where its files are.
-        config: `config.json` as it stands in the folder.
+        config: the content of `config.json`.
     """
 
     model: VisionLanguageModel

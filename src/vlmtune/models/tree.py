@@ -6,7 +6,7 @@ level continues the paths of a `Cache`. A token attends to its ancestors and its
 
 Training, label scoring and generation build their trees with `Level.chains` and `Level.tree` and run them through
 `VisionLanguageModel.decode`; nothing else computes hidden states. An example, used in `plan.py` too: below one prompt
-stand two images; about the first the labels "x0 x1" and "x0 x2" are scored, about the second the label "y0 y1".
+are two images; about the first the labels "x0 x1" and "x0 x2" are scored, about the second the label "y0 y1".
 
     level 0           level 1          level 2
     p0 ── p1 ── p2 ─┬─ a0 ── a1 ────── x0 ─┬─ x1
@@ -60,7 +60,7 @@ class Level:
     Attributes:
         parent: int64[G], the segment of the level above (of the cache, for the first level) that each continues.
         lengths: int64[G], tokens in each segment. A segment may be empty: it then ends where its parent ends.
-        read: bool[G, Q], tokens whose hidden states the caller wants.
+        read: bool[G, Q], tokens whose hidden states are returned.
         previous: int64[G, Q], the token before each token, counted within its segment; -1 for the parent's last.
             Always smaller than the token's own index.
         is_chain: whether no segment branches.

@@ -97,7 +97,7 @@ class VisionLanguageModel(nn.Module):
         return self.connect(self.tower_features(images))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """int64[R] -> float[R, D], scaled as the decoder wants its inputs."""
+        """int64[R] -> float[R, D], scaled as the decoder expects."""
         embedded: Tensor = self.model.language_model.embed_tokens(ids)
         return embedded
 
@@ -106,7 +106,7 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             ids: int64[R], holding `image_token_id` wherever a token is an image's.
-            image_features: float[T, D] each; together as many as there are placeholders.
+            image_features: float[T, D] each; in total one per placeholder.
 
         Returns:
             float[R, D].

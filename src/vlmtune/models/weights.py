@@ -25,7 +25,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
 
-# What a checkpoint holds besides configuration, weights and tokenizer; copied as it is when a model is saved.
+# Other files of a checkpoint besides configuration, weights and tokenizer; copied unchanged when a model is saved.
 _COPIED_FILES = ("generation_config.json", "LICENSE")
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -68,7 +68,7 @@ def _lead(results: Results, chance: float | None) -> list[str]:
 
 
 def chance_of(entry: Entry) -> float | None:
-    """The accuracy of guessing; None for open answers and where there are several questions about an image."""
+    """The accuracy of guessing; None for open answers and several questions per image."""
     labels = entry.evaluation.labels
     return 1 / len(labels) if labels and unit_of(entry.row) == "image" else None
 

@@ -140,7 +140,7 @@ def _confusion_table(confusions: Sequence[Figures]) -> Table:
 
 
 def heatmap_classes(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which classes a heat map shows: all of them, or the most confused where there are too many to read."""
+    """Which classes a heat map shows: all of them, or the most confused ones if there are too many."""
     if len(confusion) <= MOST_CLASSES:
         return np.arange(len(confusion))
     wrong = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * np.diag(confusion)

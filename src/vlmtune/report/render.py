@@ -48,7 +48,7 @@ def render(run_folder: Path | str, baseline: Path | str | None = None) -> Path:
     """Write the report of one run into its folder; reads nothing else.
 
     Args:
-        run_folder: what `vlmtune train` wrote. Evaluations of the same images as the newest stand side by side.
+        run_folder: what `vlmtune train` wrote. Evaluations of the same images as the newest are compared.
         baseline: an evaluation folder elsewhere to compare with, shown first.
 
     Returns:

@@ -24,7 +24,7 @@ class Manifest:
 
     Attributes:
         format: peft, merged or gguf.
-        task: as every epoch but the first asked it.
+        task: as in every epoch after the first.
         labels: the stored labels in order; None for open answers.
         image: settings of the image processor that the experiment changed. An adapter's folder holds no processor;
             the other formats have them in their own files.

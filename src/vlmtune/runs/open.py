@@ -124,7 +124,7 @@ def put_connector(opened: OpenedModel, section: ConnectorSection, seed: int = 0)
         opened: a plain model, without an adapter.
         section: `start` says what it begins with. By default a trunk that the base has keeps its weights and new
             channels are zero: the model then computes, to the bit, what it did. The exception is STI, which adds
-            tokens: they go through the pretrained trunk, but the decoder has never seen so many.
+            tokens: they go through the pretrained trunk, but the decoder was not trained with as many.
         seed: of a random start.
 
     Raises:
@@ -160,7 +160,7 @@ def find_run(folder: Path) -> Path | None:
 
 
 def find_checkpoint(run: Path) -> Path:
-    """The checkpoint a run folder stands for: `best`, or the newest. Raises RunFolderError if there is none."""
+    """The checkpoint of a run folder: `best`, or the newest. Raises RunFolderError if there is none."""
     layout = RunLayout(run)
     if layout.best.is_dir():
         return layout.best.resolve()

@@ -16,7 +16,7 @@ from vlmtune.runs.layout import RunLayout
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """A run's progress.
 
     Attributes:
         step: optimizer steps taken.

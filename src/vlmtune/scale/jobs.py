@@ -81,7 +81,7 @@ def make_job(
 
 
 def run_job(job: Job, runs: Path) -> Outcome:
-    """Run a job's command in a process of its own; progress goes to this one's stderr.
+    """Run a job's command in a separate process; progress goes to this one's stderr.
 
     A run that was cut off is resumed from its last checkpoint; one cut off before its first starts over.
 

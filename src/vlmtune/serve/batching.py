@@ -50,7 +50,7 @@ class Job(Generic[Result]):
     Attributes:
         prompt: the part shared with other jobs.
         ids: its own part of the prompt, image placeholders included.
-        images: as many as there are placeholders for.
+        images: those of its placeholders.
         deliver, fail: receive the result, or the error. The model's thread calls them; they must not block or raise.
         canceled: set when the client is gone.
     """

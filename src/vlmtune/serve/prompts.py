@@ -128,7 +128,7 @@ class PromptCache:
 
     Args:
         opened: the model.
-        section, labels: what the model was trained to be asked; labels None if it has none.
+        section, labels: the model's trained task; labels None if it has none.
         base: the model under an adapter, which decides defaults.
         size: number of prompts kept.
     """

@@ -26,7 +26,7 @@ class PromptFormat:
         is_image_first: whether the image can only come first (`task.image_position: last` is refused).
         has_turns: whether a conversation may continue after an answer.
         is_answer_apart: whether the answer is tokenized independently of the prompt.
-        whole_tokens: texts that are one token each wherever they stand, if the vocabulary has them.
+        whole_tokens: texts that are always one token, if the vocabulary has them.
     """
 
     classify: tuple[str, str]

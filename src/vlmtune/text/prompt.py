@@ -31,11 +31,11 @@ _TILE_NAME = re.compile(r"<\|img_[^|]*\|>")
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """A whole prompt up to where the answer begins.
+    """A whole prompt up to the answer.
 
     Attributes:
         ids: the tokens.
-        image_token_id: the token that stands for one image feature.
+        image_token_id: the placeholder token of one image feature.
     """
 
     ids: list[int]
@@ -52,7 +52,7 @@ class PromptBuilder:
 
     Args:
         tokenizer: the checkpoint's.
-        task: prompts, how labels are listed, and where the image stands. The list is left out only if
+        task: prompts, how labels are listed, and the image's position. The list is left out only if
             ``list_labels`` is "never".
         labels: the closed set, for `{labels}`; None for open answers.
 
@@ -168,7 +168,7 @@ class PromptBuilder:
             raise DataError("An answer is empty. Every example needs one, and every label a name.")
         if token := self._control_token(answer):
             raise DataError(f"The answer {answer!r} holds the special token '{token}'. Write it in another way.")
-        # Special tokens never merge with their neighbors: what stands after the last one is all that matters.
+        # Special tokens never merge with their neighbors: only the text after the last one matters.
         head = self.tokenizer.encode(self._tail)
         ids = self.tokenizer.encode(self._tail + answer + self.tokenizer.end_token)
         if ids[: len(head)] != head:

@@ -65,8 +65,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], marks: Sequence[Hashab
         prediction: the model's answer as it was decoded.
         answers: one per annotator.
         marks: what distinguishes annotators' records besides their words (`answer_id` and `answer_confidence`).
-            The evaluator leaves out all records that equal the one at hand, so equal marks and words go together.
-            Default: every answer is a record of its own, which official files guarantee.
+            The evaluator leaves out all records that equal the current one, so equal marks and words go together.
+            Default: every answer is a separate record, which official files guarantee.
 
     Raises:
         ValueError: without answers.

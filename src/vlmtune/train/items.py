@@ -39,7 +39,7 @@ class TrainItem:
     """An example as a micro-batch presents it.
 
     Attributes:
-        slot: where in the run it stands.
+        slot: its position in the run.
         image: prepared, or with its features from the cache.
         image_index: its number among the micro-batch's images; several questions may be about one.
         answers: what it teaches, answer text -> weight of its loss.

@@ -178,7 +178,7 @@ def _tokens(trainer: Trainer) -> list[Finding]:
     assert batch_size is not None
     per_example = num_prefix / batch_size + mean_rest
     options = [({"list_labels": "never"}, "task.list_labels: never", "the model then no longer reads the class list")]
-    # A prefix-LM's prompts share nothing, wherever the image stands.
+    # A prefix-LM's prompts share nothing, wherever the image is.
     if task.image_position == "first" and not trainer.model.bidirectional_prompt:
         caution = "compare the accuracy: the base may expect the image first"
         options.append(({"image_position": "last"}, "task.image_position: last", caution))

@@ -86,7 +86,7 @@ class _Segment:
     """A chain of tokens that continues segment ``parent`` of the level above.
 
     Attributes:
-        weights: of each token's loss; 0 where it is not learned. The learned ones stand at the end.
+        weights: of each token's loss; 0 where it is not learned. The learned ones are at the end.
         num_bidirectional: leading tokens that all see each other.
     """
 
@@ -135,7 +135,7 @@ def plan_step(
         for ids, parent in zip(prompts.rests, prompts.parent, strict=True)
     ]
     if all(len(sample.answers) == 1 for sample in samples):
-        # A single answer continues its prompt's segment; several are segments of a level of their own.
+        # A single answer continues its prompt's segment; several are segments of another level.
         levels.append([rest.followed_by(sample.answers[0]) for rest, sample in zip(rests, samples, strict=True)])
     else:
         levels.append(rests)

@@ -1,6 +1,6 @@
 """Sends what a run writes to metrics.jsonl to Weights & Biases and TensorBoard as well. Called by `vlmtune train`.
 
-Trackers watch the run's folder; the training loop knows nothing of them. Each works in a thread of its own behind a
+Trackers watch the run's folder; the training loop does not know them. Each works in its own thread behind a
 queue, so that a service that is slow, gone or broken neither stops nor changes a run: it costs one warning.
 """
 

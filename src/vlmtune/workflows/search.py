@@ -131,7 +131,7 @@ class _Workers:
 
 
 def trial_experiment(search: Search, number: int, point: Mapping[str, Any]) -> Experiment:
-    """A trial as an experiment of its own, in the search's folder."""
+    """The experiment of one trial, in the search's folder."""
     trial = with_point(search.experiment, point)
     folder = search.folder / trial_name(number)
     trial.name, trial.output_dir = folder.name, str(folder.parent)

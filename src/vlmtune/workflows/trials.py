@@ -33,7 +33,7 @@ Outcome = Literal["finished", "pruned", "failed", "killed", "running", "waiting"
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as it stands.
+    """The state of one trial.
 
     Attributes:
         outcome: `killed` is repeated as another trial; `failed` (a loss that is not finite) is not.
@@ -57,7 +57,7 @@ class TrialRecord:
 
     @property
     def is_done(self) -> bool:
-        """Whether it counts among the trials that were asked for."""
+        """Whether it counts toward the requested trials."""
         return self.outcome in ("finished", "pruned", "failed")
 
 
@@ -305,7 +305,7 @@ def _holds(choices: Choices, value: Any) -> bool:
 
 
 def _value(choices: Choices, stored: Any) -> Any:
-    """The value that a label stands for."""
+    """The value of a label."""
     if isinstance(choices, RangeSection):
         return stored
     return next(choice for choice in choices if label(choice) == stored)

@@ -107,5 +107,5 @@ def _compared(prompt: str, items: list[str], names: Sequence[str] | None) -> Fou
 
 
 def _plain(name: str) -> str:
-    """A name without what spellings differ in: case, and what stands between words."""
+    """A name without what spellings differ in: case and word separators."""
     return re.sub(r"[\s_-]+", " ", name).strip(" .,;\"'`").casefold()

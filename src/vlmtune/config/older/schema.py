@@ -84,7 +84,7 @@ REQUIRED = ("dataset_name", "dataset", "model")
 def kind_of(keys: set[str], own: type[Section]) -> type[OlderFineTuning] | type[OlderEvaluation] | None:
     """The older kind of file that has these top-level keys; None for a file of ours.
 
-    A key that is nested here and stood at the top there (`batch_size`) does not make a file an older one: it may
+    A key that is nested here and was at the top there (`batch_size`) does not make a file an older one: it may
     also be one of ours without its section, which is an error.
     """
     ours = set(own.model_fields)

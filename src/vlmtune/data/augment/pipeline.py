@@ -103,7 +103,7 @@ def random_color(image: Image.Image, draw: Draw, strength: float = 0.3) -> Image
 def random_affine(
     image: Image.Image, draw: Draw, degrees: float = 12, shift: float = 0.08, scale: float = 0.1
 ) -> Image.Image:
-    """Turned by up to so many degrees, moved by up to a share of its sides, scaled by up to a share of its size."""
+    """Rotated by up to ``degrees``, moved by up to a share of its sides, scaled by up to a share of its size."""
     angle, factor = draw.uniform(-degrees, degrees), draw.uniform(1 - scale, 1 + scale)
     right, down = draw.uniform(-shift, shift, size=2) * image.size
     return affine(image, degrees=angle, scale=factor, shift=(right, down))

@@ -1,9 +1,9 @@
 """The built-in sets: scikit-learn's handwritten digits, and drawn scenes with questions or captions.
 
-The splits of the scenes are drawn from seeds of their own, so they are the same on every machine and share no image.
+The splits of the scenes are drawn from separate seeds, so they are the same on every machine and share no image.
 Nothing is read from disk or network; an image is drawn when it is opened. The one true answer is repeated for all ten
 annotators, so the official accuracy is an exact match. The captions are for the first stage of
-`vlmtune pretrain`, which teaches a connector before anything is asked.
+`vlmtune pretrain`, which trains a connector before any question.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class RowMapping:
         return row.cells.get(self.columns[role]) if role in self.columns else None
 
     def examples(self, row: TableRow, image: ImageSource) -> list[Example]:
-        """The row's examples; an empty id stands for the row's. Raises ValueError saying what is wrong with it."""
+        """The row's examples; an empty id means the row's. Raises ValueError for an invalid row."""
         raise NotImplementedError
 
     def check(self, examples: Sequence[Example], source: Source, where: str) -> None:

@@ -42,7 +42,7 @@ class Source:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list for a message, and how many more there are."""
+    """The first names of a list for a message, and the number of others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

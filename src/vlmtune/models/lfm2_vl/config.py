@@ -13,7 +13,7 @@ from vlmtune.models.connectors import ConnectorShape
 
 @dataclass(frozen=True)
 class Siglip2Config(ModelConfig):
-    """The tower's. Field names are the checkpoint's."""
+    """The tower's configuration. Field names are the checkpoint's."""
 
     model_type: str = "siglip2_vision_model"
     hidden_size: int = 768
@@ -31,7 +31,7 @@ class Siglip2Config(ModelConfig):
 
 @dataclass(frozen=True)
 class Lfm2Config(ModelConfig):
-    """The decoder's. Field names are the checkpoint's."""
+    """The decoder's configuration. Field names are the checkpoint's."""
 
     model_type: str = "lfm2"
     vocab_size: int = 65536
@@ -98,7 +98,7 @@ class Lfm2Config(ModelConfig):
 
 @dataclass(frozen=True)
 class Lfm2VlConfig(VlmConfig):
-    """The whole model's. Field names are the checkpoint's."""
+    """The whole model's configuration. Field names are the checkpoint's."""
 
     vision_config: Siglip2Config
     text_config: Lfm2Config

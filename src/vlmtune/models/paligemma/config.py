@@ -14,7 +14,7 @@ from vlmtune.models.connectors import ConnectorShape
 
 @dataclass(frozen=True)
 class SiglipConfig(ModelConfig):
-    """The tower's. Field names and defaults are the checkpoint's."""
+    """The tower's configuration. Field names and defaults are the checkpoint's."""
 
     model_type: str = "siglip_vision_model"
     hidden_size: int = 768
@@ -31,7 +31,7 @@ class SiglipConfig(ModelConfig):
 
     @property
     def side(self) -> int:
-        """Patches per side; pixels that fill no whole patch are left out, as by a strided convolution."""
+        """Patches per side; pixels that do not fill a patch are dropped, as by a strided convolution."""
         return self.image_size // self.patch_size
 
 
@@ -51,7 +51,7 @@ _GEMMA2: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class GemmaConfig(ModelConfig):
-    """The decoder's. Field names are the checkpoint's; fields that are None exist in Gemma 2 only."""
+    """The decoder's configuration. Field names are the checkpoint's; fields that are None exist in Gemma 2 only."""
 
     model_type: str = "gemma"  # or "gemma2"
     vocab_size: int = 256_000
@@ -127,7 +127,7 @@ def _unsupported(values: dict[str, Any], num_layers: int, rope_type: str) -> Ite
 
 @dataclass(frozen=True)
 class PaliGemmaConfig(VlmConfig):
-    """The whole model's. Field names are the checkpoint's."""
+    """The whole model's configuration. Field names are the checkpoint's."""
 
     vision_config: SiglipConfig
     text_config: GemmaConfig

@@ -4,7 +4,7 @@ Sources: Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118); parameter names a
 `GemmaModel` and `Gemma2Model`. Read bottom-up: embedding, attention, layer, decoder.
 
 Gemma 2 is Gemma with five changes: scores and logits are capped by a tanh, every other layer sees a sliding window,
-what a layer adds is normalized too, queries are scaled by a number of their own, and keys have more heads.
+what a layer adds is normalized too, queries are scaled by a separate constant, and keys have more heads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlmtune.models.plan import DecodePlan, TokenSet
 
 
 class GemmaEmbedding(nn.Embedding):
-    """Token embeddings times √D: the table is also the head's, which wants it smaller than the residual stream."""
+    """Token embeddings times √D: the table is also the head's, which needs it smaller than the residual stream."""
 
     def forward(self, ids: Tensor) -> Tensor:
         # Rounded to the table's type first, as in training: √3072 = 55.43 is 55.5 in bfloat16.
@@ -59,9 +59,9 @@ class GemmaAttention(nn.Module):
 
 
 class GemmaLayer(DecoderLayer):
-    """Pre-norm block; in Gemma 2 with norms behind attention and MLP as well.
+    """Pre-norm block; in Gemma 2 with norms after attention and MLP as well.
 
-    `post_attention_layernorm` is what it says in Gemma 2 only: in Gemma 1 it stands before the MLP.
+    `post_attention_layernorm` is what it says in Gemma 2 only: in Gemma 1 it precedes the MLP.
     """
 
     def __init__(self, config: GemmaConfig, kind: str, first_position: int) -> None:
