@@ -97,8 +97,8 @@ class TransformersRuntime:
     def close(self) -> None:
         pass
 
-    def _inputs(self, item: GateItem, num_rows: int, width: int) -> dict[str, Any]:
-        inputs = self._pixels(item.processed, num_rows, width, len(item.ids))
+    def _inputs(self, item: GateItem, num_sequences: int, width: int) -> dict[str, Any]:
+        inputs = self._pixels(item.processed, num_sequences, width, len(item.ids))
         dtype = self.model.dtype
         return {
             name: value.to(self.model.device, dtype if value.is_floating_point() else None)
@@ -125,8 +125,8 @@ def is_installed(with_peft: bool) -> bool:
     return find_spec("transformers") is not None and (not with_peft or find_spec("peft") is not None)
 
 
-def _lfm2_vl_pixels(processed: ProcessedImage, num_rows: int, width: int, prompt: int) -> dict[str, Tensor]:
-    """Tiles padded to the longest, once for each row."""
+def _lfm2_vl_pixels(processed: ProcessedImage, num_sequences: int, width: int, prompt: int) -> dict[str, Tensor]:
+    """Tiles padded to the longest, once for each sequence."""
     tiles = processed.tiles
     longest = max(len(patches) for patches, _ in tiles)
     pixels = torch.zeros(len(tiles), longest, tiles[0][0].shape[1])
@@ -136,27 +136,27 @@ def _lfm2_vl_pixels(processed: ProcessedImage, num_rows: int, width: int, prompt
         mask[index, : len(patches)] = 1
     shapes = torch.tensor([grid for _, grid in tiles])
     return {
-        "pixel_values": pixels.repeat(num_rows, 1, 1),
-        "pixel_attention_mask": mask.repeat(num_rows, 1),
-        "spatial_shapes": shapes.repeat(num_rows, 1),
+        "pixel_values": pixels.repeat(num_sequences, 1, 1),
+        "pixel_attention_mask": mask.repeat(num_sequences, 1),
+        "spatial_shapes": shapes.repeat(num_sequences, 1),
     }
 
 
-def _paligemma_pixels(processed: ProcessedImage, num_rows: int, width: int, prompt: int) -> dict[str, Tensor]:
-    """The one square image, once for each row; and which tokens see each other in both directions: the prompt's."""
+def _paligemma_pixels(processed: ProcessedImage, num_sequences: int, width: int, prompt: int) -> dict[str, Tensor]:
+    """The one square image, once for each sequence; and which tokens see each other in both directions: the prompt's."""
     ((patches, (rows, columns)),) = processed.tiles
     side = isqrt(patches.shape[1] // 3)
     squares = patches.view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4)
     pixels = squares.reshape(1, 3, rows * side, columns * side)
     types = (torch.arange(width) >= prompt).to(torch.int64)
-    return {"pixel_values": pixels.repeat(num_rows, 1, 1, 1), "token_type_ids": types.repeat(num_rows, 1)}
+    return {"pixel_values": pixels.repeat(num_sequences, 1, 1, 1), "token_type_ids": types.repeat(num_sequences, 1)}
 
 
 PIXELS: Mapping[str, Callable[[ProcessedImage, int, int, int], dict[str, Tensor]]] = {
     "lfm2_vl": _lfm2_vl_pixels,
     "paligemma": _paligemma_pixels,
 }
-"""Family -> (image, rows, width of a row, length of the prompt) to the model's keyword arguments."""
+"""Family -> (image, number of sequences, their length, length of the prompt) to the model's keyword arguments."""
 
 LOAD_OPTIONS: Mapping[str, Mapping[str, str]] = {
     # Gemma 2 caps its attention scores, which transformers' fused attention leaves out.

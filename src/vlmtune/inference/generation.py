@@ -112,8 +112,8 @@ class Generation:
     def _continue(self, cache: Cache) -> Decoded:
         slots = [self._in_cache.index(request) for request in self.running]
         tokens = torch.tensor([self._tokens[slot] for slot in slots], device=self.model.device)
-        rows = Level.chains([1] * len(slots), parent=range(len(slots)))
-        return self.model.decode(self.model.embed(tokens, []), [rows], cache.select(slots), want_cache=True)
+        level = Level.chains([1] * len(slots), parent=range(len(slots)))
+        return self.model.decode(self.model.embed(tokens, []), [level], cache.select(slots), want_cache=True)
 
 
 def generate(

@@ -126,8 +126,8 @@ class LabelScorer:
 
         # Packed order: the last prompt token of every image, then the inner nodes of every image.
         image, parents = torch.arange(B)[:, None], self._parents[None, :]
-        rows = torch.where(parents < 0, image, B + image * len(self._inner) + parents)
-        by_node = self._log_probs(hidden, rows.flatten(), torch.tensor(trie.token).repeat(B)).view(B, -1)
+        indices = torch.where(parents < 0, image, B + image * len(self._inner) + parents)
+        by_node = self._log_probs(hidden, indices.flatten(), torch.tensor(trie.token).repeat(B)).view(B, -1)
         padded = torch.cat([by_node.double(), torch.zeros(B, 1, dtype=torch.float64)], dim=1)
         return padded[:, self._form_path].sum(-1)  # the padding -1 picks the zero
 
@@ -177,14 +177,14 @@ class LabelScorer:
     def _children(self, hidden: Tensor, nodes: Sequence[int]) -> list[np.ndarray]:
         """For hidden state i, after trie node ``nodes[i]``: the float32 log-probabilities of the node's children."""
         children = [self.trie.children[node] for node in nodes]
-        rows = torch.tensor([i for i, siblings in enumerate(children) for _ in siblings])
+        indices = torch.tensor([i for i, siblings in enumerate(children) for _ in siblings])
         tokens = torch.tensor([self.trie.token[node] for siblings in children for node in siblings])
-        log_probs = self._log_probs(hidden, rows, tokens)
+        log_probs = self._log_probs(hidden, indices, tokens)
         return np.split(log_probs.numpy(), np.cumsum([len(siblings) for siblings in children])[:-1])
 
-    def _log_probs(self, hidden: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    def _log_probs(self, hidden: Tensor, indices: Tensor, tokens: Tensor) -> Tensor:
         """`token_log_probs`, on the CPU. Raises WeightsError where they are not numbers."""
-        log_probs = token_log_probs(self.model, hidden, rows.to(hidden.device), tokens.to(hidden.device)).cpu()
+        log_probs = token_log_probs(self.model, hidden, indices.to(hidden.device), tokens.to(hidden.device)).cpu()
         refuse_nan(log_probs)
         return log_probs
 

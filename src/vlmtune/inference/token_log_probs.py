@@ -1,4 +1,4 @@
-"""From hidden states to log-probabilities of chosen tokens, a bounded number of vocabulary rows at a time.
+"""From hidden states to log-probabilities of chosen tokens, a bounded number of states at a time.
 
 Training's loss, the label scorer and nothing else read logits through here.
 """
@@ -16,27 +16,27 @@ from vlmtune.models.vlm import VisionLanguageModel
 _MAX_LOGITS = 2**24
 
 
-def token_log_probs(model: VisionLanguageModel, hidden: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+def token_log_probs(model: VisionLanguageModel, hidden: Tensor, indices: Tensor, tokens: Tensor) -> Tensor:
     """Log-probability of given tokens after given hidden states.
 
     Args:
         hidden: float[N, D], final hidden states.
-        rows: int64[M], the hidden state that each token follows; a row may be followed by several tokens.
+        indices: int64[M], the hidden state that each token follows; several tokens may follow one.
         tokens: int64[M].
 
     Returns:
-        float32[M]. The softmax runs over the whole vocabulary. Where the logits of all rows would not fit the budget
+        float32[M]. The softmax runs over the whole vocabulary. Where the logits of all states would not fit the budget
         (a loss on whole prompts) they are computed in blocks, and recomputed in the backward pass instead of kept.
     """
     block = max(1, _MAX_LOGITS // model.vocab_size)
     if len(hidden) <= block:
-        return _block_log_probs(model, hidden, rows, tokens)
+        return _block_log_probs(model, hidden, indices, tokens)
     out = hidden.new_zeros(len(tokens), dtype=torch.float32)
     for first in range(0, len(hidden), block):
-        inside = ((rows >= first) & (rows < first + block)).nonzero().squeeze(1)
+        inside = ((indices >= first) & (indices < first + block)).nonzero().squeeze(1)
         if not len(inside):
             continue
-        arguments = (model, hidden[first : first + block], rows[inside] - first, tokens[inside])
+        arguments = (model, hidden[first : first + block], indices[inside] - first, tokens[inside])
         if torch.is_grad_enabled() and hidden.requires_grad:
             part: Tensor = checkpoint(_block_log_probs, *arguments, use_reentrant=False)
         else:
@@ -45,9 +45,9 @@ def token_log_probs(model: VisionLanguageModel, hidden: Tensor, rows: Tensor, to
     return out
 
 
-def _block_log_probs(model: VisionLanguageModel, hidden: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+def _block_log_probs(model: VisionLanguageModel, hidden: Tensor, indices: Tensor, tokens: Tensor) -> Tensor:
     # One kernel that is as fast where most of the vocabulary underflows; `logsumexp` then takes eight times as long.
-    return model.logits(hidden).log_softmax(-1)[rows, tokens]
+    return model.logits(hidden).log_softmax(-1)[indices, tokens]
 
 
 def refuse_nan(values: Tensor) -> None:

@@ -140,7 +140,7 @@ def run_table(curve: Figures) -> Table:
 
 
 def draw_learning_curve(figures: Figures) -> Canvas:
-    """Test accuracy against the number of training images (logarithmic), a dot per seed, bars for the combined interval."""
+    """Test accuracy against the number of training images (logarithmic), a dot per seed, bars for the interval."""
     points = figures["points"]
     nums = [math.log10(p["num_train"]) for p in points]
     margin = 0.08 * (max(nums) - min(nums)) or 0.5

@@ -45,6 +45,6 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def needs_checkpointing(model: VisionLanguageModel, num_rows: int) -> bool:
-    """Whether the backward pass of a tree with ``num_rows`` tokens would need more memory than is free."""
-    return num_rows * model.activation_bytes_per_token() > _SHARE * free_bytes(model.device)
+def needs_checkpointing(model: VisionLanguageModel, num_tokens: int) -> bool:
+    """Whether the backward pass of a tree with ``num_tokens`` tokens would need more memory than is free."""
+    return num_tokens * model.activation_bytes_per_token() > _SHARE * free_bytes(model.device)
