@@ -133,28 +133,28 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     summary: list[dict[str, Any]] = []
     before: dict[int, np.ndarray] = {}
     for arm in ARMS:
-        own = {r["seed"]: np.array([c == "1" for c in r["right"]], dtype=float) for r in runs if r["arm"] == arm.name}
-        if not own:
+        right = {r["seed"]: np.array([c == "1" for c in r["right"]], dtype=float) for r in runs if r["arm"] == arm.name}
+        if not right:
             continue
-        rights = np.stack(list(own.values()), axis=1)
+        rights = np.stack(list(right.values()), axis=1)
         means = bootstrap_means(rights.mean(1, keepdims=True), num_resamples=4000)
         row: dict[str, Any] = {
             "arm": arm.name,
-            "seeds": sorted(own),
+            "seeds": sorted(right),
             "accuracy": float(rights.mean()),
             "interval": percentile_interval(means[:, 0]),
             "by_seed": [float(column.mean()) for column in rights.T],
             "train_s": float(np.mean([r["train_s"] for r in runs if r["arm"] == arm.name])),
             "parameters": next(r["parameters"] for r in runs if r["arm"] == arm.name),
         }
-        common = sorted(own.keys() & before.keys())
+        common = sorted(right.keys() & before.keys())
         if common:
-            gained = np.mean([own[seed] - before[seed] for seed in common], axis=0)
+            gained = np.mean([right[seed] - before[seed] for seed in common], axis=0)
             resampled = bootstrap_means(gained[:, None], num_resamples=4000)
             row |= {"gain": float(gained.mean()), "gain_interval": percentile_interval(resampled[:, 0])}
-            row["gain_by_seed"] = [float((own[seed] - before[seed]).mean()) for seed in common]
+            row["gain_by_seed"] = [float((right[seed] - before[seed]).mean()) for seed in common]
         summary.append(row)
-        before = own
+        before = right
     return summary
 
 
@@ -186,12 +186,12 @@ def draw(summary: list[dict[str, Any]], base: float | None, path: Path, clock: s
 
     figure = Figure(figsize=(8, 0.5 * len(summary) + 1.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    for place, row in enumerate(summary):
+    for y, row in enumerate(summary):
         low, high = row["interval"]
-        left.plot([100 * low, 100 * high], [place, place], color="C0", linewidth=2)
-        left.plot(100 * row["accuracy"], place, "|", color="C0", markersize=14, markeredgewidth=2)
-        left.plot([100 * value for value in row["by_seed"]], [place] * len(row["by_seed"]), "o", color="C0", alpha=0.4)
-        right.barh(place, row["train_s"], color="C7", height=0.5)
+        left.plot([100 * low, 100 * high], [y, y], color="C0", linewidth=2)
+        left.plot(100 * row["accuracy"], y, "|", color="C0", markersize=14, markeredgewidth=2)
+        left.plot([100 * value for value in row["by_seed"]], [y] * len(row["by_seed"]), "o", color="C0", alpha=0.4)
+        right.barh(y, row["train_s"], color="C7", height=0.5)
     if base is not None:
         left.axvline(100 * base, color="C7", linestyle=":", linewidth=1)
         left.text(100 * base, -0.55, " untrained", color="C7", fontsize=8, va="bottom")
@@ -228,21 +228,21 @@ def main() -> None:
     if options.quick:
         options.images, options.test_images, options.epochs, options.seeds = 200, 200, 2.0, 1
     device = apply_options(options)
-    found: dict[str, Any] = {"runs": [], "base": None, "settings": settings_of(options)}
+    state: dict[str, Any] = {"runs": [], "base": None, "settings": settings_of(options)}
     if options.json and options.json.exists():
-        found = json.loads(options.json.read_text(encoding="utf-8"))
+        state = json.loads(options.json.read_text(encoding="utf-8"))
     if not options.show:
         if options.cifar is None:
             parser.error("--cifar is needed to run anything")
-        if found["settings"] != settings_of(options):
-            parser.error(f"{options.json} holds runs with other settings ({found['settings']}). Choose another --json.")
-        _run_all(found, options, device)
-    summary = summarize(found["runs"])
+        if state["settings"] != settings_of(options):
+            parser.error(f"{options.json} holds runs with other settings ({state['settings']}). Choose another --json.")
+        _run_all(state, options, device)
+    summary = summarize(state["runs"])
     print(summary_table(summary))
-    if found["base"] is not None:
-        print(f"\nuntrained: {100 * found['base']:.1f} %")
+    if state["base"] is not None:
+        print(f"\nuntrained: {100 * state['base']:.1f} %")
     if options.chart:
-        draw(summary, found["base"], options.chart, "processor" if found["settings"]["clock"] == "cpu" else "wall")
+        draw(summary, state["base"], options.chart, "processor" if state["settings"]["clock"] == "cpu" else "wall")
 
 
 def _run_all(found: dict[str, Any], options: argparse.Namespace, device: torch.device) -> None:

@@ -129,23 +129,23 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     by_arm = {arm.name: {r["seed"]: r for r in runs if r["arm"] == arm.name} for arm in ARMS}
     first = by_arm[ARMS[0].name]
     summary = []
-    for name, own in by_arm.items():
-        if not own:
+    for name, by_seed in by_arm.items():
+        if not by_seed:
             continue
-        _, clusters = np.unique(next(iter(own.values()))["images"].split(), return_inverse=True)
-        accuracy = np.array([rights(r) for r in own.values()])
+        _, clusters = np.unique(next(iter(by_seed.values()))["images"].split(), return_inverse=True)
+        accuracy = np.array([rights(r) for r in by_seed.values()])
         columns = [accuracy.mean(0)]
-        common = sorted(own.keys() & first.keys())
+        common = sorted(by_seed.keys() & first.keys())
         if common and name != ARMS[0].name:
-            columns.append(np.mean([rights(own[s]) - rights(first[s]) for s in common], axis=0))
+            columns.append(np.mean([rights(by_seed[s]) - rights(first[s]) for s in common], axis=0))
         samples = bootstrap_means(np.column_stack(columns), clusters, NUM_RESAMPLES)
         row = {
             "arm": name,
-            "seeds": sorted(own),
+            "seeds": sorted(by_seed),
             "accuracy": float(columns[0].mean()),
             "interval": percentile_interval(samples[:, 0]),
             "by_seed": [float(values.mean()) for values in accuracy],
-            "seconds": float(np.mean([r["seconds"] for r in own.values()])),
+            "seconds": float(np.mean([r["seconds"] for r in by_seed.values()])),
         }
         if len(columns) > 1:
             row |= {"difference": float(columns[1].mean()), "difference_interval": percentile_interval(samples[:, 1])}
@@ -180,11 +180,11 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, arm in enumerate(ARMS):
-        own = [r for r in runs if r["arm"] == arm.name]
-        if not own:
+        arm_runs = [r for r in runs if r["arm"] == arm.name]
+        if not arm_runs:
             continue
         for axis, key in ((left, "loss"), (right, "validation")):
-            steps, values = own[0][key]["steps"], np.array([r[key]["values"] for r in own])
+            steps, values = arm_runs[0][key]["steps"], np.array([r[key]["values"] for r in arm_runs])
             axis.plot(steps, values.T, color=f"C{number}", alpha=0.25, linewidth=0.8)
             axis.plot(steps, values.mean(0), color=f"C{number}", linewidth=2, label=arm.name)
     left.set_ylabel("loss a token")
@@ -226,28 +226,28 @@ def main() -> None:
     if options.quick:
         options.steps, options.align_steps, options.seeds, options.test = 20, 8, 1, 100
     device = apply_options(options)
-    found: dict[str, Any] = {"runs": [], "settings": settings_of(options)}
+    state: dict[str, Any] = {"runs": [], "settings": settings_of(options)}
     if options.json and options.json.exists():
-        found = json.loads(options.json.read_text(encoding="utf-8"))
+        state = json.loads(options.json.read_text(encoding="utf-8"))
     if not options.show:
-        if found["settings"] != settings_of(options):
-            parser.error(f"{options.json} holds runs with other settings ({found['settings']}). Choose another --json.")
-        done = {(r["arm"], r["seed"]) for r in found["runs"]}
+        if state["settings"] != settings_of(options):
+            parser.error(f"{options.json} holds runs with other settings ({state['settings']}). Choose another --json.")
+        done = {(r["arm"], r["seed"]) for r in state["runs"]}
         # Seed by seed, so that an early end leaves whole comparisons; the linear one, a side question, at the end.
         *arms, last_arm = ARMS
         seeds = range(options.seeds)
         for arm, seed in [*((arm, seed) for seed in seeds for arm in arms), *((last_arm, seed) for seed in seeds)]:
             if (arm.name, seed) in done or (options.only and arm.name not in options.only):
                 continue
-            found["runs"].append(run(arm, seed, options))
-            last = found["runs"][-1]
+            state["runs"].append(run(arm, seed, options))
+            last = state["runs"][-1]
             progress(f"{arm.name}, seed {seed}: {rights(last).mean():.3f} in {last['seconds']:.0f} s")
-            content = {key: found[key] for key in ("settings", "runs")}
-            summary = summarize(found["runs"])
+            content = {key: state[key] for key in ("settings", "runs")}
+            summary = summarize(state["runs"])
             write_json(options.json, record("connectors", device, options.quick, **content, summary=summary))
-    print(summary_table(summarize(found["runs"])))
+    print(summary_table(summarize(state["runs"])))
     if options.chart:
-        draw(found["runs"], options.chart)
+        draw(state["runs"], options.chart)
 
 
 if __name__ == "__main__":

@@ -105,9 +105,9 @@ class Prefers:
         self.tokens, self.step = tokens, 0
 
     def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
-        wanted = self.tokens[min(self.step, len(self.tokens) - 1)]
-        assert logits[:, wanted].isfinite().all(), "the constraint forbids the canonical answer"
-        logits[:, wanted] += 1e4
+        token = self.tokens[min(self.step, len(self.tokens) - 1)]
+        assert logits[:, token].isfinite().all(), "the constraint forbids the canonical answer"
+        logits[:, token] += 1e4
         self.step += 1
         return logits
 
@@ -161,7 +161,7 @@ def alike(batch: Batch) -> Batch:
     """Images that differ a little, so that the model's answer about the first holds for all."""
     (patches, grid), first = batch.images[0].tiles[0], batch.images[0]
     images = [
-        ProcessedImage([(patches + 0.02 * own.tiles[0][0], grid)], first.text, first.num_tokens) for own in batch.images
+        ProcessedImage([(patches + 0.02 * one.tiles[0][0], grid)], first.text, first.num_tokens) for one in batch.images
     ]
     return Batch(batch.shared, [batch.own[0]] * len(batch), batch.answers, images)
 
@@ -208,7 +208,7 @@ class Ours:
     @torch.inference_mode()
     def _questions(self) -> list[Request]:
         features = self.model.encode_images(self.batch.images)
-        return [Request(own, [f]) for own, f in zip(self.batch.own, features, strict=True)]
+        return [Request(ids, [f]) for ids, f in zip(self.batch.own, features, strict=True)]
 
     def _scaled(self, work: Callable[[], Any]) -> Any:
         with torch.inference_mode(False), torch.no_grad():
@@ -220,9 +220,9 @@ class Ours:
                 self.norm.div_(self.scale)
 
     def argmax(self) -> list[int]:
-        found = self._scaled(lambda: self.scorer.best(self._questions()))
-        self.num_rows = statistics.mean(best.num_rows for best in found)
-        return [best.label for best in found]
+        winners = self._scaled(lambda: self.scorer.best(self._questions()))
+        self.num_rows = statistics.mean(best.num_rows for best in winners)
+        return [best.label for best in winners]
 
     def full(self) -> Tensor:
         return self._scaled(lambda: self.scorer.score(self._questions()))
@@ -259,9 +259,9 @@ def main() -> None:
         contenders[f"outlines:{count}"] = constrained[count]
         images[f"outlines:{count}"] = 1
     longest = max(len(forms[0]) for forms in labels["peaked"])
-    for own in (batch,) if options.quick else (batch, many):
-        contenders[f"generate, {len(own)} at once"] = generate_contender(peer, own, device, longest)
-        images[f"generate, {len(own)} at once"] = len(own)
+    for part in (batch,) if options.quick else (batch, many):
+        contenders[f"generate, {len(part)} at once"] = generate_contender(peer, part, device, longest)
+        images[f"generate, {len(part)} at once"] = len(part)
     for name, scorer in scorers.items():
         kind, count = name.split(":")
         is_peaked = kind == "peaked"

@@ -121,7 +121,7 @@ class Batch:
     def peer_inputs(self, device: torch.device, *, with_answers: bool = True) -> dict[str, Tensor]:
         """As a collator makes them: padded on the right; images not padded, since they have one size."""
         answers = self.answers if with_answers else [[] for _ in self.answers]
-        rows = [self.shared + own + answer for own, answer in zip(self.own, answers, strict=True)]
+        rows = [self.shared + prompt + answer for prompt, answer in zip(self.own, answers, strict=True)]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)

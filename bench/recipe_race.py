@@ -75,8 +75,8 @@ class Curve:
 
     def at(self, samples: int) -> float:
         """The accuracy at the last measurement within a number of images."""
-        place = bisect.bisect_right(self.samples, samples)
-        return self.accuracy[place - 1] if place else 0.0
+        index = bisect.bisect_right(self.samples, samples)
+        return self.accuracy[index - 1] if index else 0.0
 
 
 class StopWatch:
@@ -119,15 +119,15 @@ def run_ours(experiment: Experiment, splits: Splits, rate: float, epochs: float)
     silent = Splits(splits.train, [], splits.test, splits.labels, splits.description)
     batch = experiment.train.batch_size
     assert batch is not None
-    wanted = milestones(round(len(splits.train) * epochs))
+    due = milestones(round(len(splits.train) * epochs))
     watch = StopWatch()
 
     def measure(event: StepEvent) -> None:
-        seen = min(event.step * batch, wanted[-1])
-        if (wanted and seen >= wanted[0]) or event.step == event.num_steps:
+        seen = min(event.step * batch, due[-1])
+        if (due and seen >= due[0]) or event.step == event.num_steps:
             seconds = watch.hold()
-            while len(wanted) > 1 and seen >= wanted[0]:
-                wanted.pop(0)
+            while len(due) > 1 and seen >= due[0]:
+                due.pop(0)
             curve.add(seconds, seen, accuracy_of(opened, experiment, splits, splits.test))
             watch.go_on()
 
@@ -296,14 +296,14 @@ def draw(races: list[dict[str, Any]], path: Path, clock: str) -> None:
 
     figure = Figure(figsize=(10, 4 * len(races)), layout="constrained")
     axes = figure.subplots(len(races), 2, squeeze=False, sharey="row")
-    for row, found in zip(axes, races, strict=True):
-        for curve in found["curves"]:
-            is_chosen = found["chosen"][curve["name"]] == curve["learning_rate"]
+    for row, facts in zip(axes, races, strict=True):
+        for curve in facts["curves"]:
+            is_chosen = facts["chosen"][curve["name"]] == curve["learning_rate"]
             style = {"color": COLORS[curve["name"]], "alpha": 1.0 if is_chosen else 0.3}
             label = f"{NAMES[curve['name']]}, lr {curve['learning_rate']:g}"
             row[0].plot(curve["seconds"], curve["accuracy"], "o-", ms=3, label=label, **style)
             row[1].plot(curve["samples"], curve["accuracy"], "o-", ms=3, **style)
-        row[0].set(xscale="log", xlabel=f"seconds of training ({clock})", ylabel="test accuracy", title=found["source"])
+        row[0].set(xscale="log", xlabel=f"seconds of training ({clock})", ylabel="test accuracy", title=facts["source"])
         row[1].set(xlabel="images seen")
         row[0].legend(fontsize=7)
         for axis in row:

@@ -64,8 +64,8 @@ def serving(name: str, model: str, labels: str, threads: int, *options: str) -> 
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if found := re.search(r"served at (http://\S+)", line):
-                yield Server(name, found[1], process)
+            if match := re.search(r"served at (http://\S+)", line):
+                yield Server(name, match[1], process)
                 return
         raise SystemExit(f"{' '.join(command)} did not start")
     finally:
@@ -148,12 +148,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for repetition in range(options.repetitions):
             for clients in options.clients:
                 for server in servers:
-                    found = ask(server, script, clients, options.seconds)
-                    stretches.setdefault(f"{server.name}:{clients}", []).append(found)
+                    stretch = ask(server, script, clients, options.seconds)
+                    stretches.setdefault(f"{server.name}:{clients}", []).append(stretch)
                     measure.progress(
                         f"  {repetition + 1}/{options.repetitions} {server.name}, {clients} clients: "
-                        f"{found['requests_per_s']:.1f}/s, p99 {found['p99_ms']:.0f} ms, "
-                        f"{found['cpu_ms_per_request']:.2f} ms of processor"
+                        f"{stretch['requests_per_s']:.1f}/s, p99 {stretch['p99_ms']:.0f} ms, "
+                        f"{stretch['cpu_ms_per_request']:.2f} ms of processor"
                     )
             servers.reverse()
     return {"stretches": stretches, "ratios": ratios(stretches, options)}
@@ -161,18 +161,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def ratios(stretches: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Batched against unbatched, formed within a repetition."""
-    found = {}
+    results = {}
     for dtype in options.dtype:
         for clients in options.clients:
             batched, unbatched = (stretches[f"{dtype}_{kind}:{clients}"] for kind in ("batched", "unbatched"))
             pairs = list(zip(batched, unbatched, strict=True))
-            found[f"{dtype}_requests_per_s:{clients}"] = measure.spread(
+            results[f"{dtype}_requests_per_s:{clients}"] = measure.spread(
                 [b["requests_per_s"] / u["requests_per_s"] for b, u in pairs]
             )
-            found[f"{dtype}_cpu:{clients}"] = measure.spread(
+            results[f"{dtype}_cpu:{clients}"] = measure.spread(
                 [u["cpu_ms_per_request"] / b["cpu_ms_per_request"] for b, u in pairs]
             )
-    return found
+    return results
 
 
 def main() -> None:
@@ -189,8 +189,8 @@ def main() -> None:
     if shutil.which("wrk") is None:
         raise SystemExit("bench/serve.py needs wrk (Debian: apt-get install wrk)")
     started, load = time.time(), os.getloadavg()
-    found = run(options)
-    for name, value in found["ratios"].items():
+    results = run(options)
+    for name, value in results["ratios"].items():
         print(f"{name:36s} {value['value']:.2f}  ({value['low']:.2f} to {value['high']:.2f})")
     facts = {
         "model": options.model,
@@ -200,7 +200,7 @@ def main() -> None:
         "load": {"before": load, "after": os.getloadavg()},
         "taken_s": round(time.time() - started),
     }
-    measure.write_json(options.json, measure.record("serve", torch.device("cpu"), False, **facts, **found))
+    measure.write_json(options.json, measure.record("serve", torch.device("cpu"), False, **facts, **results))
 
 
 if __name__ == "__main__":

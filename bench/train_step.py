@@ -115,8 +115,8 @@ def our_step(model: Lfm2Vl, batch: Batch, *, cached: bool) -> Step:
         with autocast(model.device, "bfloat16"):
             encoded = model.encode_images(batch.images) if features is None else features
             samples = [
-                Sample(own, image, [Answer(answer)])
-                for image, (own, answer) in enumerate(zip(batch.own, batch.answers, strict=True))
+                Sample(ids, image, [Answer(answer)])
+                for image, (ids, answer) in enumerate(zip(batch.own, batch.answers, strict=True))
             ]
             plan = plan_step(model, batch.shared, samples)
             loss = run(model, plan, encoded)

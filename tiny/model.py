@@ -90,7 +90,7 @@ def _sine_positions(side: int, width: int) -> Tensor:
     """2-D sine and cosine positions: float32[side * side, width]. An initialization that already encodes proximity."""
     rows, columns = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
     rate = 1.0 / 10_000 ** (torch.arange(width // 4).float() / (width // 4))
-    waves = [wave(place.reshape(-1, 1) * rate) for place in (columns, rows) for wave in (torch.sin, torch.cos)]
+    waves = [wave(axis.reshape(-1, 1) * rate) for axis in (columns, rows) for wave in (torch.sin, torch.cos)]
     return torch.cat(waves, dim=1)
 
 

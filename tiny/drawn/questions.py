@@ -41,10 +41,10 @@ def questions(facts: Facts, seed: int) -> list[Question]:
         "texture": _about_texture,
         "invented": _about_invented,
     }
-    asked = makers[facts.kind](facts, rng)
-    asked.append(Question("Describe the picture.", caption(facts), "caption"))
-    rng.shuffle(asked)
-    return asked
+    items = makers[facts.kind](facts, rng)
+    items.append(Question("Describe the picture.", caption(facts), "caption"))
+    rng.shuffle(items)
+    return items
 
 
 def caption(facts: Facts) -> str:
@@ -119,20 +119,20 @@ def _about_glyph(facts: Facts, rng: Random) -> list[Question]:
 def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
     things = facts.things
     count = str(len(things))
-    asked = [
+    items = [
         Question("How many shapes are there?", count, "count"),
         Question("What color is the background?", facts.background, "color"),
     ]
     guess = _other(_NUMBERS[1:], count, rng)
-    asked.append(yes_no(f"Are there {guess} shapes?" if guess != "1" else "Is there one shape?", guess == count))
+    items.append(yes_no(f"Are there {guess} shapes?" if guess != "1" else "Is there one shape?", guess == count))
     names = [thing.name for thing in things]
     one = rng.choice(things)
     guess = _other(SHAPES, one.name, rng)
-    asked.append(yes_no(f"Is there {with_article(guess)}?", guess in names))
+    items.append(yes_no(f"Is there {with_article(guess)}?", guess in names))
     if len(set(names)) == 1:
         plural = "s are" if len(names) > 1 else " is"
-        asked.append(Question("What shape is this?" if len(names) == 1 else "What shapes are these?", names[0], "name"))
-        asked.append(
+        items.append(Question("What shape is this?" if len(names) == 1 else "What shapes are these?", names[0], "name"))
+        items.append(
             Question(
                 f"What color {plural.strip() if len(names) == 1 else 'are'} the shape{'s' if len(names) > 1 else ''}?",
                 one.color,
@@ -140,27 +140,27 @@ def _about_shapes(facts: Facts, rng: Random) -> list[Question]:
             )
         )
         if len(names) > 1:
-            asked.append(Question(f"How many {one.name}s are there?", count, "count"))
-        return asked
-    asked.append(Question(f"What color is the {one.name}?", one.color, "color"))
-    asked.append(Question(f"Which shape is {one.color}?", one.name, "name"))
+            items.append(Question(f"How many {one.name}s are there?", count, "count"))
+        return items
+    items.append(Question(f"What color is the {one.name}?", one.color, "color"))
+    items.append(Question(f"Which shape is {one.color}?", one.name, "name"))
     first, second = rng.sample(things, 2)
-    asked.extend(_where(first, second))
-    return asked
+    items.extend(_where(first, second))
+    return items
 
 
 def _where(first: Thing, second: Thing) -> list[Question]:
     """The relative position of two things, if it is clear."""
-    asked = []
+    items = []
     if abs(first.x - second.x) > 0.2:
-        asked.append(yes_no(f"Is the {first.name} left of the {second.name}?", first.x < second.x))
+        items.append(yes_no(f"Is the {first.name} left of the {second.name}?", first.x < second.x))
         side = "left" if first.x < second.x else "right"
-        asked.append(Question(f"Is the {first.name} left or right of the {second.name}?", side, "position"))
+        items.append(Question(f"Is the {first.name} left or right of the {second.name}?", side, "position"))
     if abs(first.y - second.y) > 0.2:
-        asked.append(yes_no(f"Is the {first.name} above the {second.name}?", first.y < second.y))
+        items.append(yes_no(f"Is the {first.name} above the {second.name}?", first.y < second.y))
         side = "above" if first.y < second.y else "below"
-        asked.append(Question(f"Is the {first.name} above or below the {second.name}?", side, "position"))
-    return asked
+        items.append(Question(f"Is the {first.name} above or below the {second.name}?", side, "position"))
+    return items
 
 
 def _about_thing(facts: Facts, rng: Random) -> list[Question]:

@@ -59,7 +59,7 @@ class Verdict:
     Attributes:
         runtime: what ran the exported artifact.
         judged: "labels" or "answers".
-        num_images: compared. num_unreadable: held-out images that could not be opened, which count for neither.
+        num_images: compared. num_unreadable: held-out images that could not be opened, which neither scored.
         num_agree: images on which both name the same label, or give the same answer.
         max_probability_difference: the largest difference in probability, over all images and labels; for open
             answers in the probability of the trained model's whole answer.

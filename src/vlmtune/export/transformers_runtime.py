@@ -143,7 +143,7 @@ def _lfm2_vl_pixels(processed: ProcessedImage, num_sequences: int, width: int, p
 
 
 def _paligemma_pixels(processed: ProcessedImage, num_sequences: int, width: int, prompt: int) -> dict[str, Tensor]:
-    """The one square image, once for each sequence; and which tokens see each other in both directions: the prompt's."""
+    """The one square image, once for each sequence; and which tokens see each other: the prompt's."""
     ((patches, (rows, columns)),) = processed.tiles
     side = isqrt(patches.shape[1] // 3)
     squares = patches.view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4)

@@ -50,7 +50,7 @@ class DecoderLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, plan: DecodePlan, tokens: TokenSet, cache: LayerCache) -> tuple[Tensor, LayerCache]:
-        """float[R, D] -> float[R', D] of ``tokens``: all of them, or the needed ones above the last attention."""
+        """float[R, D] -> float[R', D] of ``tokens``: all, or from the last attention layer on the needed ones."""
         raise NotImplementedError
 
 

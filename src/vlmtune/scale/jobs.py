@@ -88,7 +88,7 @@ def run_job(job: Job, runs: Path) -> Outcome:
     Args:
         runs: the folder of run folders, which outlasts the machine.
 
-    Raises RuntimeError, to be retried, if the process was killed or failed for an unrelated reason.
+    Raises RuntimeError, to be retried, if the process was killed or failed other than by a user error.
     """
     config = runs / ".configs" / f"{job.name}.yaml"
     write_text(config, job.config)
