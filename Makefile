@@ -14,6 +14,8 @@ STAMP := $(VENV)/.installed
 VLMTUNE := $(VENV)/bin/vlmtune
 # The first Python of 3.11 or newer that can make an environment. Name another with `make demo PYTHON=/path/to/python`.
 PYTHON ?=
+# Test processes: one a core, each with one thread of torch's. `make test WORKERS=0` runs everything in one process.
+WORKERS ?= auto
 # Further arguments: `make test PYTEST_ARGS='-k labels -x'`, `make fine-tune CONFIG_FILE=… ARGS='--set seed=1'`.
 PYTEST_ARGS ?=
 ARGS ?=
@@ -77,7 +79,8 @@ evaluate: $(STAMP) ## Evaluate: make evaluate CONFIG_FILE=configs/NAME.yaml
 
 .PHONY: test
 test: $(STAMP) ## Every test tier: unit, cli, parity, e2e
-	$(VENV)/bin/python -m pytest -m "not gpu and not gguf" --durations=10 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python -m pytest -m "not gpu and not gguf" \
+	  --numprocesses $(WORKERS) --dist loadfile --durations=10 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Style and types
