@@ -221,7 +221,7 @@ class Ours:
 
     def argmax(self) -> list[int]:
         winners = self._scaled(lambda: self.scorer.best(self._questions()))
-        self.num_rows = statistics.mean(best.num_rows for best in winners)
+        self.num_rows = statistics.mean(best.num_tokens for best in winners)
         return [best.label for best in winners]
 
     def full(self) -> Tensor:

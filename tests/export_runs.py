@@ -65,7 +65,7 @@ def write_evaluation_facts(run: Path, accuracy: float) -> None:
     folder.mkdir(parents=True)
     facts = {
         "name": "fine-tuned",
-        "task": "classify",
+        "task": {"type": "choice", "question_from": "prompt"},
         "labels": ["0"],
         "checkpoint": "step-000001",
         "created": "2026-11-21T00:00:00+00:00",

@@ -25,8 +25,7 @@ _NUM_DIFFERENCES = 10
 _NUM_LABELS = 50
 _LIBRARIES = {"peft": "peft", "merged": "transformers", "gguf": "llama.cpp"}
 _RELATIONS = {"peft": "adapter", "merged": "finetune", "gguf": "quantized"}
-_HUB_TASKS = {"classify": "image-classification", "vqa": "visual-question-answering"}
-_METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1", "vqa_accuracy": "VQA accuracy"}
+_METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro F1"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _metadata(facts: CardFacts, has_license: bool) -> ModelCardData:
         pipeline_tag="image-text-to-text",
         base_model=base if is_hub_id else None,
         base_model_relation=_RELATIONS[manifest.format] if is_hub_id else None,
-        tags=["vlmtune", "lora", _HUB_TASKS["classify" if task.is_closed and not task.asks_from_data else "vqa"]],
+        tags=["vlmtune", "lora", _hub_task(is_classification=task.is_closed and not task.asks_from_data)],
         model_name=str(manifest.origin["run"]),
         eval_results=_results(facts) or None,
         license="other" if has_license else None,
@@ -81,12 +80,13 @@ def _results(facts: CardFacts) -> list[EvalResult]:
     for evaluation in facts.evaluations:
         if evaluation.get("checkpoint") is None:
             continue
-        data = evaluation["data"]
+        data, task = evaluation["data"], evaluation["task"]
+        hub_task = _hub_task(is_classification=task["type"] != "text" and task.get("question_from") != "data")
         source = Path(str(data.get("source"))).name  # a local folder's path is private
         for key, figure in _figures(evaluation).items():
             results.append(
                 EvalResult(
-                    task_type=_HUB_TASKS[evaluation["task"]],
+                    task_type=hub_task,
                     dataset_type=source,
                     dataset_name=source,
                     dataset_split=data.get("split"),
@@ -96,6 +96,11 @@ def _results(facts: CardFacts) -> list[EvalResult]:
                 )
             )
     return results
+
+
+def _hub_task(*, is_classification: bool) -> str:
+    """The hub's name of a task."""
+    return "image-classification" if is_classification else "visual-question-answering"
 
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
