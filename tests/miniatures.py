@@ -200,18 +200,6 @@ MINIATURES = {
     "images": Miniature("train", cats_vs_dogs),
     "stanford_cars": Miniature("train", prepared_cars),
     "stanford_cars_full": Miniature("train", prepared_cars),
-    "tiny": Miniature(
-        "pretrain",
-        None,
-        (
-            "images.num=100",
-            "images.num_validation=10",
-            "tower.steps=2",
-            "tower.batch_size=8",
-            "whole.steps=2",
-            "whole.batch_size=4",
-        ),
-    ),
     "vqa_demo": Miniature("train", None, (*_FEW, "train.batch_size=4")),
     "vqav2": Miniature(
         "train",

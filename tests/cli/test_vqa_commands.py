@@ -58,7 +58,11 @@ def test_unknown_answers_give_a_file_for_the_server(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [[], ["task.type=choice", "task.question_from=data", "task.labels=['yes', 'no', '2']"]]
+    "keys",
+    [
+        [],
+        ["task.type=choice", "task.question_from=data", "task.labels=['yes', 'no', '2']", "task.max_answer_tokens=32"],
+    ],
 )
 def test_baselines_of_questions_are_measured_and_the_rest_named(workplace: Path, keys: list[str]) -> None:
     changes = [part for key in keys for part in ("--set", key)]
@@ -76,6 +80,7 @@ def test_one_image_one_question(workplace: Path) -> None:
 def test_a_closed_list_limits_what_is_answered(workplace: Path) -> None:
     done = run(workplace, "train", "mini.yaml", "--set", "name=closed", "--set", "task.labels=['yes', 'no', '2']",
                "--set", "task.type=choice", "--set", "task.question_from=data",
+               "--set", "task.max_answer_tokens=32",
                "--set", "train.max_steps=1", "--set", "adapter.targets=[q_proj]")  # fmt: skip
     assert done.returncode == 0, done.stderr
     image = str(next((workplace / "vqa" / "val2014").iterdir()))

@@ -38,8 +38,8 @@ def test_a_folder_is_trained_evaluated_and_asked(
     )
     checks = json.loads(run(capsys, "preflight", "x.yaml", "--json"))
     told = "\n".join(finding["message"] for finding in checks["findings"])
-    assert "role 'conv': layers none" in told
-    assert "<eos>' (" in told and "16 to 16 an image" in told
+    assert "adapter.targets 'conv' trains nothing, since this family has no such layers" in told
+    assert "<eos>" in told and "16 tokens per image" in told
 
     result = json.loads(run(capsys, "train", "x.yaml", "--json"))
     assert result["test_accuracy"] >= 0.9 > 0.7 > result["base_accuracy"]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.images import write_class_folders
 from tests.tiny_model import write_tiny_folder
 from tests.wandb_files import items, read_records
+from vlmtune.cli.console import ConsoleObserver
 from vlmtune.config.schema import Experiment
 from vlmtune.train import tracking
 from vlmtune.workflows.train import train
@@ -122,7 +123,7 @@ def test_a_service_that_dies_mid_run_changes_nothing(
             for process in children("wandb-core"):
                 os.kill(process, signal.SIGKILL)
 
-    run = Path(train(wanted, with_base=False, on_step=kill).run)
+    run = Path(train(wanted, with_base=False, on_step=kill, observer=ConsoleObserver()).run)
     assert_equal_runs(plain, run)
     assert capsys.readouterr().err.count("Warning: wandb is lost") == 1
     assert (run / "report.html").exists()
@@ -134,7 +135,7 @@ def test_an_address_where_nobody_answers_leaves_an_offline_run(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(tracking, "_INIT_TIMEOUT_S", 3.0)
-    run = Path(train(experiment(root, "alone", to="wandb"), with_base=False).run)
+    run = Path(train(experiment(root, "alone", to="wandb"), with_base=False, observer=ConsoleObserver()).run)
     assert_equal_runs(plain, run)
     told = capsys.readouterr().err
     assert told.count("Warning: wandb cannot be reached") == 1 and "wandb sync" in told
