@@ -26,8 +26,6 @@ from typing import Any
 import measure
 import serve
 
-LABELS = ",".join(f"label {number}" for number in range(100))
-
 
 @dataclass(frozen=True)
 class Tree:
@@ -74,7 +72,7 @@ def experiment(folder: Path, model: str, **sections: dict[str, Any]) -> Path:
     return path
 
 
-def train(tree: Tree, folder: Path, model: str, steps: int, batch: int, number: int) -> Outcome:
+def train(tree: Tree, folder: Path, model: str, steps: int, batch: int) -> Outcome:
     """Training alone, without preflight, validation and test."""
     config = experiment(
         folder,
@@ -82,17 +80,15 @@ def train(tree: Tree, folder: Path, model: str, steps: int, batch: int, number: 
         data={"source": "builtin:digits", "limit": 200, "limit_validation": 4, "limit_test": 4},
         train={"max_steps": steps, "batch_size": batch, "eval_every": steps, "feature_cache": "off"},
     )
-    result, outcome = run(tree, "train", str(config), "--set", f"name={tree.name}-{number}", "--json")
+    result, outcome = run(tree, "train", str(config), "--json")
     return Outcome(result["seconds"], outcome.memory_mib)
 
 
-def score(tree: Tree, folder: Path, model: str, mode: str, images: int, number: int) -> Outcome:
+def score(tree: Tree, folder: Path, model: str, mode: str, images: int) -> Outcome:
     """The evaluation's own seconds, without opening the model."""
     names = {str(label): f"label {label} of ten" for label in range(10)}
     config = experiment(folder, model, task={"label_names": names}, evaluate={"mode": mode, "limit": images})
-    facts, outcome = run(
-        tree, "evaluate", str(config), "--checkpoint", "base", "--set", f"name={tree.name}-{mode}-{number}", "--json"
-    )
+    facts, outcome = run(tree, "evaluate", str(config), "--checkpoint", "base", "--json")
     return Outcome(facts["seconds"], outcome.memory_mib)
 
 
@@ -168,7 +164,7 @@ def main() -> None:
                     trees,
                     f"train {name}",
                     repetitions,
-                    lambda t, n, m=model, s=steps, b=batch: train(t, folder, m, s, b, n),
+                    lambda t, n, m=model, s=steps, b=batch: train(t, folder, m, s, b),
                 )
         if "score" in parts:
             for name, model, images in (("tiny", "builtin:tiny", 360), ("450m", large, 16)):
@@ -177,7 +173,7 @@ def main() -> None:
                         trees,
                         f"score {name} {mode}",
                         repetitions,
-                        lambda t, n, m=model, i=images, k=mode: score(t, folder, m, k, i, n),
+                        lambda t, n, m=model, i=images, k=mode: score(t, folder, m, k, i),
                     )
         if "serve" in parts:
             results |= {
