@@ -197,20 +197,3 @@ class LabelScores:
     """Tokens of the whole prompt, including image tokens and the shared prefix."""
     num_rows: int = 0
     """Token positions the decoder ran for this image alone: its own part of the prompt, and trie nodes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One evaluated example. ``error`` is set, and ``prediction`` None, when its image could not be read."""
-
-    id: str
-    truth: tuple[str, ...]
-    prediction: str | None
-    log_probs: tuple[float, ...] | None = None
-    seconds: float = 0.0
-    num_tokens: int = 0
-    error: str | None = None
-    image: str | None = None
-    question: str | None = None
-    question_type: str | None = None
-    answer_type: str | None = None
